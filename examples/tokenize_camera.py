@@ -1,0 +1,51 @@
+"""Tokenizes camera frames one by one and shows how few tokens each one takes.
+
+python examples/tokenize_camera.py                   # the rendered camera clip, no camera needed
+python examples/tokenize_camera.py 0                 # the first camera
+python examples/tokenize_camera.py rtsp://HOST/PATH  # a network camera
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from tatok_edge.sources import open_source
+from tatok_edge.tokenizer import Tokenizer
+from tatok_edge.tokens import TokenBudget
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", default="synthetic:frames=30,width=320,height=240")
+    parser.add_argument("--tau", type=float, default=0.75, help="share of the information to keep (default: 0.75)")
+    parser.add_argument("--frames", type=int, default=30, help="stop after so many frames (default: 30)")
+    args = parser.parse_args()
+
+    budget = TokenBudget(tau=args.tau)
+    with Tokenizer.load() as tokenizer, open_source(args.source) as source:
+        print(f"{source.name}, {source.width}x{source.height}; {tokenizer.name} on {tokenizer.backend}")
+        for frame in source:
+            tokens = tokenizer.encode(frame.image, budget=budget, index=frame.index, timestamp_us=frame.timestamp_us)
+
+            # One int per token for a sequence model, and where each belongs in the picture.
+            ids, positions = tokens.ids, tokens.positions
+            # One packet for a socket, a message queue or a file; unpack() gives the same frame back.
+            packet = tokenizer.pack(tokens)
+            assert tokenizer.unpack(packet) == tokens
+            # The picture again, from the tokens alone.
+            error = tokenizer.decode(tokens).astype(np.float32) - frame.image
+            psnr = 10 * np.log10(255**2 / np.mean(error**2))
+
+            first = ", ".join(f"{i} at {p}" for i, p in zip(ids[:3], positions[:3], strict=True))
+            print(
+                f"frame {frame.index:4d}: {len(ids)} of {tokens.n_patches} tokens ({first}, ...), "
+                f"{len(packet)} bytes, {psnr:.1f} dB"
+            )
+            if frame.index + 1 >= args.frames:
+                break
+
+
+if __name__ == "__main__":
+    main()

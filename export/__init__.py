@@ -1,0 +1,1 @@
+"""Export of trained models: checkpoint to ONNX bundle. Needs the ``export`` extra."""

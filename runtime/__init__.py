@@ -1,0 +1,1 @@
+"""Native kernels, sessions of the networks and the numpy specification of the kernels."""

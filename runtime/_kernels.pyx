@@ -1,0 +1,466 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: freethreading_compatible=True, autotestdict=False
+"""Kernels on the CPU around the networks: token filtering, pixels in and out, codes and ids.
+
+Every function checks dtype, shape and layout of its arguments, then works without the GIL and, where ``out`` is given,
+without allocating. ``reference.py`` beside this file says in numpy what each one computes, bit for bit.
+
+Errors are ``TypeError`` (not an array, wrong dtype) and ``ValueError`` (wrong shape, layout or values); each names the
+argument, what came and what is allowed.
+"""
+
+import numpy as np
+
+from libc.math cimport isfinite, rint
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
+
+
+cdef extern from "common.hpp" namespace "tatok" nogil:
+    ctypedef int64_t index_t
+    const index_t kOk
+
+    cdef cppclass ImageView:
+        @staticmethod
+        ImageView make(const uint8_t* data, Py_ssize_t row, Py_ssize_t pixel, Py_ssize_t channel,
+                       index_t height, index_t width, cbool bgr)
+
+
+cdef extern from "dtf.hpp" namespace "tatok" nogil:
+    struct DtfLimits:
+        int64_t share
+        index_t min_tokens
+        index_t max_tokens
+        int32_t floor_score
+
+    struct DtfSelection:
+        index_t count
+
+    index_t dtf_select(const float* scores, index_t n, const DtfLimits& limits, DtfSelection* selection)
+    void dtf_write(const float* scores, const DtfSelection& selection, int32_t base, int32_t* indices)
+
+
+cdef extern from "pixels.hpp" namespace "tatok" nogil:
+    void c_image_to_cells "tatok::image_to_cells"(
+        ImageView image, index_t cell_rows, index_t cell_columns, float* out)
+    void c_gather_features "tatok::gather_features"(
+        ImageView image, const float* context, index_t context_channels, const float* mean, index_t patches,
+        index_t grid_width, const int32_t* positions, index_t count, float* out)
+    void c_assemble "tatok::assemble"(
+        const float* pixels, index_t patches, index_t grid_width, index_t height, index_t width, cbool bgr,
+        uint8_t* out)
+
+
+cdef extern from "codes.hpp" namespace "tatok" nogil:
+    const int kMaxDims
+
+    struct Levels:
+        int dims
+        int32_t level[16]
+
+    index_t check_positions(const int32_t* positions, index_t count, index_t patches)
+    index_t check_codes(const int32_t* codes, index_t count, const Levels& levels)
+    index_t check_ids(const int32_t* ids, index_t count, const Levels& levels)
+    int32_t id_from_code(const int32_t* code, const Levels& levels)
+    void code_from_id(int32_t id, const Levels& levels, int32_t* code)
+    float code_information(const float* log2_probs, index_t patches, const int32_t* code, int32_t position,
+                           const Levels& levels)
+    void c_decoder_state "tatok::decoder_state"(
+        const int32_t* codes, const int32_t* positions, index_t count, const float* expected, const float* entropy,
+        index_t patches, const Levels& levels, float* out)
+
+
+cdef int64_t MAX_PATCHES = 1 << 24
+cdef int64_t MAX_LEVEL = 65535
+cdef int64_t INT_MAX = 2147483647
+
+cdef object _ndarray = np.ndarray
+cdef object _float32 = np.dtype(np.float32)
+cdef object _int32 = np.dtype(np.int32)
+cdef object _uint8 = np.dtype(np.uint8)
+
+
+# --- checks of arguments ------------------------------------------------------------------------
+
+
+cdef str _shape_text(tuple shape):
+    """``("B", 3)`` as "(B, 3)"."""
+    return f"({', '.join([str(s) for s in shape])}{',' if len(shape) == 1 else ''})"
+
+
+cdef object _check(object value, str name, object dtype, tuple shape, bint contiguous=True, bint writable=False):
+    """Raises unless ``value`` is an array of this dtype and shape; strings in ``shape`` stand for any size."""
+    cdef Py_ssize_t i
+    cdef bint fits
+    if not isinstance(value, _ndarray):
+        raise TypeError(f"{name} must be a numpy array, {dtype} {_shape_text(shape)}, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
+    cdef tuple found = value.shape
+    fits = len(found) == len(shape)
+    if fits:
+        for i in range(len(shape)):
+            if not isinstance(shape[i], str) and found[i] != shape[i]:
+                fits = False
+    if not fits:
+        raise ValueError(f"{name} must have shape {_shape_text(shape)}, got {_shape_text(found)}")
+    flags = value.flags
+    if contiguous and not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name} must be C-contiguous; pass numpy.ascontiguousarray({name})")
+    if writable and not flags.writeable:
+        raise ValueError(f"{name} is read-only; pass an array that can be written")
+    return value
+
+
+cdef object _output(object out, str name, object dtype, tuple shape):
+    """A new array, or ``out`` once it has been checked."""
+    if out is None:
+        return np.empty(shape, dtype)
+    return _check(out, name, dtype, shape, True, True)
+
+
+cdef Levels _levels(object levels) except *:
+    cdef Levels result
+    cdef int64_t product = 1, level
+    cdef tuple values = tuple(levels)
+    if not 1 <= len(values) <= kMaxDims:
+        raise ValueError(f"levels must hold 1 to {kMaxDims} numbers, got {len(values)}")
+    result.dims = <int>len(values)
+    for d in range(len(values)):
+        level = values[d]
+        if not 2 <= level <= MAX_LEVEL or product * level > INT_MAX:
+            raise ValueError(f"levels must be 2 to {MAX_LEVEL} each and multiply to at most {INT_MAX}, got {values}")
+        product *= level
+        result.level[d] = <int32_t>level
+    return result
+
+
+cdef Py_ssize_t _level_sum(const Levels& levels) noexcept:
+    cdef Py_ssize_t total = 0
+    for d in range(levels.dims):
+        total += levels.level[d]
+    return total
+
+
+cdef int _raise_position(const int32_t[::1] positions, index_t bad, Py_ssize_t patches) except -1:
+    raise ValueError(f"positions[{bad}] is {positions[bad]}; allowed are 0 to {patches - 1} (patches of the grid)")
+
+
+cdef int _raise_code(const int32_t[:, ::1] codes, index_t bad, const Levels& levels) except -1:
+    cdef Py_ssize_t t = bad // levels.dims, d = bad % levels.dims
+    raise ValueError(f"codes[{t}, {d}] is {codes[t, d]}; allowed are 0 to {levels.level[d] - 1}")
+
+
+# --- dynamic token filtering --------------------------------------------------------------------
+
+
+def dtf(scores, *, double tau=1.0, min_tokens=0, max_tokens=None, double floor_bits=0.0):
+    """Keeps, per image, the smallest set of tokens that holds a share ``tau`` of the total score.
+
+    Scores become integers (16 fractional bits, ties to even, saturating), so every backend keeps the same tokens. The
+    order is by score descending, then position ascending; the count that reaches ``tau`` is clamped to
+    ``[min_tokens, max_tokens]``, then tokens under ``floor_bits`` are cut, never below ``min_tokens``.
+
+    Args:
+        scores: float32 (B, N) bits, C-contiguous, finite and not negative; N at most 2^24, B * N below 2^31.
+        tau: share of the total to keep, above 0 and at most 1.
+        min_tokens: tokens kept at least (as far as there are so many).
+        max_tokens: tokens kept at most; None for no limit.
+        floor_bits: tokens with a lower score are cut.
+
+    Returns:
+        ``indices`` int32 (T,), flat over the batch (``b * N + i``), ascending; ``cu_seqlens`` int32 (B + 1,), where
+        image ``b`` has ``indices[cu_seqlens[b]:cu_seqlens[b + 1]]``.
+    """
+    _check(scores, "scores", _float32, ("B", "N"))
+    cdef const float[:, ::1] values = scores
+    cdef Py_ssize_t images = values.shape[0], patches = values.shape[1], b
+    cdef int64_t least = min_tokens, most = INT_MAX if max_tokens is None else max_tokens
+    if patches > MAX_PATCHES or images * patches > INT_MAX:
+        raise ValueError(f"scores must have at most {MAX_PATCHES} patches and {INT_MAX} values, got {scores.shape}")
+    if not 0.0 < tau <= 1.0:
+        raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
+    if not 0 <= least <= most:
+        raise ValueError(f"min_tokens must be between 0 and max_tokens, got min_tokens={min_tokens}, "
+                         f"max_tokens={max_tokens}")
+    if not (isfinite(floor_bits) and floor_bits >= 0.0):
+        raise ValueError(f"floor_bits must be finite and at least 0, got {floor_bits}")
+
+    cdef DtfLimits limits
+    limits.share = max(<int64_t>rint(tau * 1073741824.0), 1)
+    limits.min_tokens = least
+    limits.max_tokens = most
+    limits.floor_score = <int32_t>rint(min(floor_bits * 65536.0, 2147483647.0))
+
+    cu_seqlens = np.empty(images + 1, np.int32)
+    cdef int32_t[::1] offsets = cu_seqlens
+    cdef vector[DtfSelection] selections
+    selections.resize(images)
+    cdef const float* data = &values[0, 0]
+    cdef index_t bad = kOk, total = 0
+    with nogil:
+        offsets[0] = 0
+        for b in range(images):
+            bad = dtf_select(data + b * patches, patches, limits, &selections[b])
+            if bad != kOk:
+                break
+            total += selections[b].count
+            offsets[b + 1] = <int32_t>total
+    if bad != kOk:
+        raise ValueError(f"scores[{b}, {bad}] is {scores[b, bad]}; scores must be finite and at least 0")
+
+    indices = np.empty(total, np.int32)
+    cdef int32_t[::1] kept = indices
+    cdef int32_t* target = &kept[0]
+    with nogil:
+        for b in range(images):
+            dtf_write(data + b * patches, selections[b], <int32_t>(b * patches), target + offsets[b])
+    return indices, cu_seqlens
+
+
+# --- pixels to the networks and back ------------------------------------------------------------
+
+
+def image_to_cells(image, bint bgr=False, out=None):
+    """The image at a quarter of its size, cut into cells, as the global encoder takes it.
+
+    The image is padded on the right and at the bottom to multiples of 32 by repeating its edge; each thumbnail pixel is
+    the mean of 4x4 pixels, ``float32(sum) * float32(1 / 2040) - 1``.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels are in blue, green, red order.
+        out: float32 (192, ceil(H / 32), ceil(W / 32)) to write into.
+
+    Returns:
+        float32 (192, hc, wc), channels in (y, x, rgb) order.
+    """
+    _check(image, "image", _uint8, ("H", "W", 3), False)
+    cdef const uint8_t[:, :, :] pixels = image
+    cdef Py_ssize_t height = pixels.shape[0], width = pixels.shape[1]
+    if height == 0 or width == 0:
+        raise ValueError(f"image is empty: shape {image.shape}")
+    cdef Py_ssize_t rows = (height + 31) // 32, columns = (width + 31) // 32
+    result = _output(out, "out", _float32, (192, rows, columns))
+    cdef float[:, :, ::1] target = result
+    cdef ImageView view = ImageView.make(
+        &pixels[0, 0, 0], pixels.strides[0], pixels.strides[1], pixels.strides[2], height, width, bgr)
+    with nogil:
+        c_image_to_cells(view, rows, columns, &target[0, 0, 0])
+    return result
+
+
+def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_width, out=None):
+    """What the patch encoder takes, one row per position: ``[window 768 | context Dc | mean 192]``.
+
+    The window are the 16x16 pixels around the patch in (y, x, rgb) order, with the edge of the image repeated outside,
+    as ``float32(v) / float32(127.5) - 1``.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels are in blue, green, red order.
+        context: float32 (Dc, N), C-contiguous.
+        mean: float32 (192, N), C-contiguous.
+        positions: int32 (T,) raster indices in the patch grid of the padded image, each in [0, N).
+        grid_width: patches per row of the grid.
+        out: float32 (T, 960 + Dc) to write into.
+
+    Returns:
+        float32 (T, 960 + Dc).
+    """
+    _check(image, "image", _uint8, ("H", "W", 3), False)
+    cdef const uint8_t[:, :, :] pixels = image
+    cdef Py_ssize_t height = pixels.shape[0], width = pixels.shape[1]
+    if height == 0 or width == 0:
+        raise ValueError(f"image is empty: shape {image.shape}")
+    cdef Py_ssize_t patches = (height + 31) // 32 * 4 * ((width + 31) // 32 * 4)
+    if grid_width != (width + 31) // 32 * 4:
+        raise ValueError(f"grid_width must be {(width + 31) // 32 * 4} for an image {width} pixels wide, "
+                         f"got {grid_width}")
+    _check(context, "context", _float32, ("Dc", patches))
+    _check(mean, "mean", _float32, (192, patches))
+    _check(positions, "positions", _int32, ("T",))
+    cdef const float[:, ::1] context_view = context
+    cdef const float[:, ::1] mean_view = mean
+    cdef const int32_t[::1] position_view = positions
+    cdef Py_ssize_t count = position_view.shape[0], channels = context_view.shape[0]
+    result = _output(out, "out", _float32, (count, 960 + channels))
+    cdef float[:, ::1] target = result
+    cdef ImageView view = ImageView.make(
+        &pixels[0, 0, 0], pixels.strides[0], pixels.strides[1], pixels.strides[2], height, width, bgr)
+    cdef index_t bad
+    with nogil:
+        bad = check_positions(&position_view[0], count, patches)
+        if bad == kOk:
+            c_gather_features(view, &context_view[0, 0], channels, &mean_view[0, 0], patches, grid_width,
+                              &position_view[0], count, &target[0, 0])
+    if bad != kOk:
+        _raise_position(position_view, bad, patches)
+    return result
+
+
+def assemble(pixels, Py_ssize_t grid_width, Py_ssize_t height, Py_ssize_t width, bint bgr=False, out=None):
+    """The decoder's pixels as an image, cropped to its size.
+
+    Args:
+        pixels: float32 (192, N) in [-1, 1], C-contiguous, channels in (y, x, rgb) order. Values become
+            ``clip(rint(p * 127.5 + 127.5), 0, 255)`` in float32; NaN becomes 0.
+        grid_width: patches per row of the grid.
+        height: rows of the image, at most 8 per row of the grid.
+        width: pixels per row, at most 8 per column of the grid.
+        bgr: whether to write the channels in blue, green, red order.
+        out: uint8 (height, width, 3) to write into, C-contiguous.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    _check(pixels, "pixels", _float32, (192, "N"))
+    cdef const float[:, ::1] planes = pixels
+    cdef Py_ssize_t patches = planes.shape[1]
+    if grid_width <= 0 or patches == 0 or patches % grid_width:
+        raise ValueError(f"grid_width must divide the {patches} patches of pixels, got {grid_width}")
+    if not 1 <= height <= patches // grid_width * 8:
+        raise ValueError(f"height must be 1 to {patches // grid_width * 8} (8 per row of the grid), got {height}")
+    if not 1 <= width <= grid_width * 8:
+        raise ValueError(f"width must be 1 to {grid_width * 8} (8 per column of the grid), got {width}")
+    result = _output(out, "out", _uint8, (height, width, 3))
+    cdef uint8_t[:, :, ::1] target = result
+    with nogil:
+        c_assemble(&planes[0, 0], patches, grid_width, height, width, bgr, &target[0, 0, 0])
+    return result
+
+
+# --- codes --------------------------------------------------------------------------------------
+
+
+def information(log2_probs, codes, positions, levels):
+    """Bits that the codes bring, given what the prior expected: ``-sum_d log2 q_d(code_d)``, at least 0.
+
+    Args:
+        log2_probs: float32 (sum(levels), N), C-contiguous; the rows of dimension d follow those of dimension d - 1.
+        codes: int32 (T, D), code d in [0, levels[d]).
+        positions: int32 (T,), each in [0, N).
+        levels: D level counts.
+
+    Returns:
+        float32 (T,), summed in float32 from dimension 0 on.
+    """
+    cdef Levels level = _levels(levels)
+    _check(log2_probs, "log2_probs", _float32, (_level_sum(level), "N"))
+    _check(codes, "codes", _int32, ("T", level.dims))
+    cdef const float[:, ::1] probs = log2_probs
+    cdef const int32_t[:, ::1] code_view = codes
+    cdef Py_ssize_t count = code_view.shape[0], patches = probs.shape[1], t
+    _check(positions, "positions", _int32, (count,))
+    cdef const int32_t[::1] position_view = positions
+    result = np.empty(count, np.float32)
+    cdef float[::1] target = result
+    cdef index_t bad_code, bad_position
+    with nogil:
+        bad_code = check_codes(&code_view[0, 0], count, level)
+        bad_position = check_positions(&position_view[0], count, patches)
+        if bad_code == kOk and bad_position == kOk:
+            for t in range(count):
+                target[t] = code_information(&probs[0, 0], patches, &code_view[t, 0], position_view[t], level)
+    if bad_code != kOk:
+        _raise_code(code_view, bad_code, level)
+    if bad_position != kOk:
+        _raise_position(position_view, bad_position, patches)
+    return result
+
+
+def decoder_state(codes, positions, expected, entropy, levels, out=None):
+    """What the decoder takes beside the context: code values, keep bit and entropy, on the patch grid.
+
+    Args:
+        codes: int32 (T, D), code d in [0, levels[d]).
+        positions: int32 (T,), each in [0, N); where one comes twice, the later code stays.
+        expected: float32 (D, N), C-contiguous: what stands for a code that is not kept.
+        entropy: float32 (N,), bits per patch.
+        levels: D level counts.
+        out: float32 (D + 2, N) to write into.
+
+    Returns:
+        float32 (D + 2, N): rows 0 to D - 1 the expected values, at kept positions ``(2 * code + 1) / level - 1``; row D
+        is 1 where a token is kept, else 0; row D + 1 is the entropy over 16.
+    """
+    cdef Levels level = _levels(levels)
+    _check(codes, "codes", _int32, ("T", level.dims))
+    _check(expected, "expected", _float32, (level.dims, "N"))
+    cdef const int32_t[:, ::1] code_view = codes
+    cdef const float[:, ::1] expected_view = expected
+    cdef Py_ssize_t count = code_view.shape[0], patches = expected_view.shape[1]
+    _check(positions, "positions", _int32, (count,))
+    _check(entropy, "entropy", _float32, (patches,))
+    cdef const int32_t[::1] position_view = positions
+    cdef const float[::1] entropy_view = entropy
+    result = _output(out, "out", _float32, (level.dims + 2, patches))
+    cdef float[:, ::1] target = result
+    cdef index_t bad_code, bad_position
+    with nogil:
+        bad_code = check_codes(&code_view[0, 0], count, level)
+        bad_position = check_positions(&position_view[0], count, patches)
+        if bad_code == kOk and bad_position == kOk:
+            c_decoder_state(&code_view[0, 0], &position_view[0], count, &expected_view[0, 0], &entropy_view[0],
+                            patches, level, &target[0, 0])
+    if bad_code != kOk:
+        _raise_code(code_view, bad_code, level)
+    if bad_position != kOk:
+        _raise_position(position_view, bad_position, patches)
+    return result
+
+
+def ids_from_codes(codes, levels):
+    """Token ids of codes: ``id = sum_d code_d * prod(levels[:d])``.
+
+    Args:
+        codes: int32 (T, D), code d in [0, levels[d]).
+        levels: D level counts, their product at most 2^31 - 1.
+
+    Returns:
+        int32 (T,).
+    """
+    cdef Levels level = _levels(levels)
+    _check(codes, "codes", _int32, ("T", level.dims))
+    cdef const int32_t[:, ::1] code_view = codes
+    cdef Py_ssize_t count = code_view.shape[0], t
+    result = np.empty(count, np.int32)
+    cdef int32_t[::1] target = result
+    cdef index_t bad
+    with nogil:
+        bad = check_codes(&code_view[0, 0], count, level)
+        if bad == kOk:
+            for t in range(count):
+                target[t] = id_from_code(&code_view[t, 0], level)
+    if bad != kOk:
+        _raise_code(code_view, bad, level)
+    return result
+
+
+def codes_from_ids(ids, levels):
+    """Codes of token ids, the inverse of :func:`ids_from_codes`.
+
+    Args:
+        ids: int32 (T,), each in [0, prod(levels)).
+        levels: D level counts, their product at most 2^31 - 1.
+
+    Returns:
+        int32 (T, D).
+    """
+    cdef Levels level = _levels(levels)
+    _check(ids, "ids", _int32, ("T",))
+    cdef const int32_t[::1] id_view = ids
+    cdef Py_ssize_t count = id_view.shape[0], t
+    result = np.empty((count, level.dims), np.int32)
+    cdef int32_t[:, ::1] target = result
+    cdef index_t bad
+    with nogil:
+        bad = check_ids(&id_view[0], count, level)
+        if bad == kOk:
+            for t in range(count):
+                code_from_id(id_view[t], level, &target[t, 0])
+    if bad != kOk:
+        raise ValueError(f"ids[{bad}] is {ids[bad]}; allowed are 0 to {np.prod(levels) - 1} (vocabulary of {levels})")
+    return result

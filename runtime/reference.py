@@ -1,0 +1,160 @@
+"""The specification of the kernels, in numpy: what every backend must compute, bit for bit.
+
+The functions have the signatures of :mod:`tatok_edge.runtime._kernels`, without ``out`` and without its checks of
+arguments. They are written to be read, not to be fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PATCH, WINDOW, CELL, THUMBNAIL = 8, 16, 32, 4
+SCORE_ONE = 1 << 16
+"""Fixed-point value of one bit of score."""
+SCORE_MAX = (1 << 31) - 1
+TAU_ONE = 1 << 30
+"""Fixed-point value of ``tau = 1``."""
+
+
+# --- dynamic token filtering --------------------------------------------------------------------
+
+
+def quantize_scores(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Bits to fixed point: ``round(score * 2^16)``, ties to even, saturating at 2^31 - 1."""
+    scaled = np.rint(scores.astype(np.float64) * SCORE_ONE)
+    return np.minimum(scaled, SCORE_MAX).astype(np.int64)
+
+
+def dtf(
+    scores: NDArray[np.float32],
+    *,
+    tau: float = 1.0,
+    min_tokens: int = 0,
+    max_tokens: int | None = None,
+    floor_bits: float = 0.0,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Kept positions, flat over the batch of scores (B, N), and their offsets per image (B + 1,)."""
+    if not np.all(np.isfinite(scores) & (scores >= 0)):
+        raise ValueError("scores must be finite and at least 0")
+    patches = scores.shape[1]
+    share = max(1, round(tau * TAU_ONE))  # however small tau is, something that has information is kept
+    floor = min(SCORE_MAX, round(floor_bits * SCORE_ONE))
+    lower = min(min_tokens, patches)
+    upper = patches if max_tokens is None else min(max_tokens, patches)
+
+    kept = []
+    for b, row in enumerate(quantize_scores(scores)):
+        order = np.argsort(-row, kind="stable")  # by score descending, ties by position ascending
+        cumulative = np.concatenate([[0], np.cumsum(row[order])])
+        target = -(-share * int(cumulative[-1]) // TAU_ONE)  # ceil(tau * total) in Python's unbounded integers
+        count = int(np.searchsorted(cumulative, target))  # the smallest with cumulative[count] >= target
+        count = max(lower, min(count, upper))
+        count = max(lower, min(count, int(np.sum(row >= floor))))
+        kept.append(b * patches + np.sort(order[:count]))
+    cu_seqlens = np.cumsum([0] + [len(k) for k in kept]).astype(np.int32)
+    indices = np.concatenate(kept) if kept else np.empty(0)
+    return indices.astype(np.int32), cu_seqlens
+
+
+# --- pixels to the networks and back ------------------------------------------------------------
+
+
+def _pad(image: NDArray[np.uint8], bgr: bool) -> NDArray[np.uint8]:
+    """The image in RGB, padded to whole cells by repeating its right and bottom edge."""
+    if bgr:
+        image = image[:, :, ::-1]
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % CELL), (0, -width % CELL), (0, 0)), mode="edge")
+
+
+def image_to_cells(image: NDArray[np.uint8], bgr: bool = False) -> NDArray[np.float32]:
+    """The image (H, W, 3) at a quarter of its size, cut into cells: (192, hc, wc), channels in (y, x, rgb) order."""
+    padded = _pad(image, bgr)
+    hc, wc, side = padded.shape[0] // CELL, padded.shape[1] // CELL, CELL // THUMBNAIL
+    squares = padded.reshape(hc * side, THUMBNAIL, wc * side, THUMBNAIL, 3)
+    sums = squares.sum(axis=(1, 3), dtype=np.int32)
+    thumbnail = sums.astype(np.float32) * np.float32(1 / (THUMBNAIL * THUMBNAIL * 127.5)) - np.float32(1)
+    cells = thumbnail.reshape(hc, side, wc, side, 3).transpose(1, 3, 4, 0, 2)
+    return np.ascontiguousarray(cells.reshape(side * side * 3, hc, wc))
+
+
+def gather_features(
+    image: NDArray[np.uint8],
+    bgr: bool,
+    context: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    positions: NDArray[np.int32],
+    grid_width: int,
+) -> NDArray[np.float32]:
+    """Rows ``[window 768 | context column | mean column]`` per position: (T, 960 + Dc)."""
+    margin = (WINDOW - PATCH) // 2
+    padded = np.pad(_pad(image, bgr), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    rows = np.empty((len(positions), WINDOW * WINDOW * 3 + len(context) + len(mean)), np.float32)
+    for row, position in zip(rows, positions, strict=True):
+        y, x = divmod(int(position), grid_width)
+        window = padded[y * PATCH : y * PATCH + WINDOW, x * PATCH : x * PATCH + WINDOW]
+        values = window.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        row[:] = np.concatenate([values.ravel(), context[:, position], mean[:, position]])
+    return rows
+
+
+def assemble(
+    pixels: NDArray[np.float32], grid_width: int, height: int, width: int, bgr: bool = False
+) -> NDArray[np.uint8]:
+    """Network pixels (192, N), channels in (y, x, rgb) order, as the image (height, width, 3). NaN becomes 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.clip(np.rint(pixels * np.float32(127.5) + np.float32(127.5)), 0, 255)
+    values = np.where(np.isnan(values), 0, values).astype(np.uint8)
+    squares = values.reshape(PATCH, PATCH, 3, -1, grid_width).transpose(3, 0, 4, 1, 2)
+    image = squares.reshape(-1, grid_width * PATCH, 3)[:height, :width]
+    return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+# --- codes --------------------------------------------------------------------------------------
+
+
+def information(
+    log2_probs: NDArray[np.float32],
+    codes: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    levels: Sequence[int],
+) -> NDArray[np.float32]:
+    """Bits (T,) of codes (T, D) under log2 probabilities (sum(levels), N), summed in float32 from dimension 0 on."""
+    offsets = np.cumsum([0, *levels[:-1]])
+    bits = np.zeros(len(codes), np.float32)
+    for d, offset in enumerate(offsets):
+        bits = bits - log2_probs[offset + codes[:, d], positions]
+    return np.where(bits < 0, np.float32(0), bits)
+
+
+def decoder_state(
+    codes: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    expected: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    levels: Sequence[int],
+) -> NDArray[np.float32]:
+    """Code values (expected ones where nothing is kept), keep bit, entropy / 16: (D + 2, N)."""
+    keep = np.zeros_like(entropy)
+    keep[positions] = 1
+    state = np.concatenate([expected, keep[None], entropy[None] / np.float32(16)])
+    values = (2 * codes + 1).astype(np.float32) / np.array(levels, np.float32) - np.float32(1)
+    state[: len(levels), positions] = values.T
+    return state
+
+
+def ids_from_codes(codes: NDArray[np.int32], levels: Sequence[int]) -> NDArray[np.int32]:
+    """Ids (T,) of codes (T, D): mixed radix, dimension 0 the least significant."""
+    place = np.cumprod([1, *levels[:-1]], dtype=np.int32)
+    ids: NDArray[np.int32] = np.sum(codes * place, axis=1, dtype=np.int32)
+    return ids
+
+
+def codes_from_ids(ids: NDArray[np.int32], levels: Sequence[int]) -> NDArray[np.int32]:
+    """Inverse of :func:`ids_from_codes`."""
+    place = np.cumprod([1, *levels[:-1]], dtype=np.int32)
+    codes: NDArray[np.int32] = ids[:, None] // place % np.array(levels, np.int32)
+    return codes

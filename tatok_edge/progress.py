@@ -1,0 +1,50 @@
+"""A progress bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+WIDTH = 28
+"""Characters of the bar."""
+INTERVAL = 0.1
+"""Shortest time between two updates in seconds."""
+
+
+class Progress:
+    """Counts frames on standard error while its ``with`` block runs.
+
+    Args:
+        label: What is going on.
+        total: Number of frames to come; None where it is not known.
+    """
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label = label
+        self._total = total
+        self._shown = sys.stderr.isatty()
+        self._start = self._last = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that ``done`` frames are done."""
+        now = time.monotonic()
+        if not self._shown or (now - self._last < INTERVAL and done != self._total):
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-6)
+        text = f"{done} frames"
+        if self._total:
+            filled = min(WIDTH * done // self._total, WIDTH)
+            left = max(self._total - done, 0) / max(rate, 1e-6)
+            text = f"[{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{self._total}, {left:.0f} s left"
+        print(f"\r{self._label} {text}, {rate:.1f} frames/s {note}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,432 @@
+"""The tokenizer: images to token frames and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
+from .errors import InputError
+from .entropy import IntegerEntropyModel
+from .packet import pack, unpack
+from .runtime import _kernels
+from .runtime.session import Backend, Session, open_session
+from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeResult:
+    """Tokens of one image and how they came about."""
+
+    frame: TokenFrame
+    scores: NDArray[np.float32]
+    """Bits by which the patches were ranked, ``(h, w)``."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time per stage."""
+
+
+@dataclass(slots=True)
+class _Prior:
+    """Outputs of the context graph for one image, flat over the patch grid."""
+
+    context: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    log2_probs: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    expected: NDArray[np.float32]
+
+
+class _Clock:
+    """Adds up wall time per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Tokenizer:
+    """Turns images into tokens and back; safe to call from several threads.
+
+    Make one with :meth:`load`; it is a context manager, and :meth:`close` frees the networks.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, backend: Backend) -> None:
+        self.bundle = bundle
+        """The model bundle."""
+        self.backend = backend
+        """What runs the networks, and why."""
+        self.entropy_model: IntegerEntropyModel = bundle.entropy_model()
+        """Integer frequencies for packets."""
+        self._session = session
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path = DEFAULT_MODEL, *, backend: str = "auto", threads: int | None = None
+    ) -> Tokenizer:
+        """Load a model.
+
+        Args:
+            name_or_path: A shipped model's name, or the path of a bundle folder or zip.
+            backend: ``"auto"`` or a backend's name; :attr:`backend` says what runs and why.
+            threads: CPU threads of the networks; by default the cores of this process, at most 8.
+
+        Raises:
+            BundleError: unknown model, damaged bundle, newer format.
+            BackendError: the backend cannot run here.
+        """
+        bundle = open_bundle(name_or_path)
+        graphs = {name: bundle.read(name) for name in GRAPHS}
+        precision = str(bundle.manifest.get("precision", "fp32"))
+        session, chosen = open_session(graphs, backend=backend, threads=threads, precision=precision)
+        return cls(bundle, session, chosen)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.bundle.name
+
+    @property
+    def tag(self) -> bytes:
+        """Eight bytes that name the model's content; token frames carry them."""
+        return self.bundle.tag
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """FSQ levels per code dimension."""
+        return self.bundle.levels
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different token ids."""
+        return int(np.prod(self.levels))
+
+    # --- encode ----------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        image: Image,
+        *,
+        budget: TokenBudget = TokenBudget(),
+        bgr: bool = False,
+        index: int = 0,
+        timestamp_us: int = 0,
+    ) -> TokenFrame:
+        """Encode one image.
+
+        Args:
+            image: uint8 ``(H, W, 3)``, RGB, at least 32x32 pixels, any strides.
+            budget: How many patch tokens to keep; all of them by default.
+            bgr: The channels are in BGR order, as OpenCV delivers them.
+            index: Frame number that the result carries.
+            timestamp_us: Time in microseconds that the result carries.
+
+        Raises:
+            InputError: an image or budget that cannot be taken.
+        """
+        return self.encode_detailed(image, budget=budget, bgr=bgr, index=index, timestamp_us=timestamp_us).frame
+
+    def encode_detailed(
+        self,
+        image: Image,
+        *,
+        budget: TokenBudget = TokenBudget(),
+        bgr: bool = False,
+        index: int = 0,
+        timestamp_us: int = 0,
+    ) -> EncodeResult:
+        """As :meth:`encode`, with the scores and the time of each stage."""
+        clock = _Clock()
+        results = self._encode([image], [index], [timestamp_us], budget, bgr, clock)
+        frame, scores = results[0]
+        return EncodeResult(frame, scores, clock.seconds)
+
+    def encode_batch(
+        self,
+        images: Sequence[Image],
+        *,
+        budget: TokenBudget = TokenBudget(),
+        bgr: bool = False,
+        indices: Sequence[int] | None = None,
+        timestamps_us: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Encode several images, of any sizes, into one ragged batch; the patches of all go through one call.
+
+        The budget holds for each image. Every image gets the tokens that :meth:`encode` gives it.
+
+        Raises:
+            InputError: no image, or one that cannot be taken; the message says which.
+        """
+        if len(images) == 0:
+            raise InputError("encode_batch takes at least one image, got none")
+        numbers = list(indices) if indices is not None else list(range(len(images)))
+        times = list(timestamps_us) if timestamps_us is not None else [0] * len(images)
+        if len(numbers) != len(images) or len(times) != len(images):
+            raise InputError(f"indices and timestamps_us must be as many as the {len(images)} images")
+        results = self._encode(images, numbers, times, budget, bgr, _Clock())
+        return TokenBatch.from_frames([frame for frame, _ in results])
+
+    def _encode(
+        self,
+        images: Sequence[Image],
+        indices: Sequence[int],
+        timestamps_us: Sequence[int],
+        budget: TokenBudget,
+        bgr: bool,
+        clock: _Clock,
+    ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
+        for number, image in enumerate(images):
+            check_image(image, "image" if len(images) == 1 else f"images[{number}]")
+        globals_, priors = [], []
+        for image in images:
+            with clock.stage("cells"):
+                cells = _kernels.image_to_cells(image, bgr)
+            with clock.stage("global_encoder"):
+                codes = self._run("global_encoder", {"cells": cells[None]})["codes"]
+            with clock.stage("context"):
+                priors.append(self._prior(cast("NDArray[np.int32]", codes)))
+            globals_.append(np.ascontiguousarray(codes[0].reshape(len(self.levels), -1).T))
+        by_entropy = budget.score == "entropy"
+        if by_entropy:
+            with clock.stage("dtf"):
+                kept = [_filter(prior.entropy, budget) for prior in priors]
+        else:
+            kept = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
+        codes_of = self._patch_codes(images, bgr, priors, kept, clock)
+        results = []
+        for number, image in enumerate(images):
+            height, width = image.shape[:2]
+            prior, positions, codes = priors[number], kept[number], codes_of[number]
+            scores = prior.entropy
+            if not by_entropy:
+                with clock.stage("information"):
+                    scores = _kernels.information(prior.log2_probs, codes, positions, self.levels)
+                with clock.stage("dtf"):
+                    positions = _filter(scores, budget)
+                with clock.stage("ids"):
+                    codes = codes[positions]
+            with clock.stage("ids"):
+                frame = TokenFrame(
+                    ids=_kernels.ids_from_codes(codes, self.levels),
+                    positions=positions,
+                    global_ids=_kernels.ids_from_codes(globals_[number], self.levels),
+                    width=width,
+                    height=height,
+                    model=self.tag,
+                    index=indices[number],
+                    timestamp_us=timestamps_us[number],
+                )
+            if budget.max_bits is not None:
+                with clock.stage("max_bits"):
+                    frame = self._fit_bits(frame, scores, budget.max_bits)
+            results.append((frame, scores.reshape(patch_grid(width, height))))
+        return results
+
+    def _patch_codes(
+        self,
+        images: Sequence[Image],
+        bgr: bool,
+        priors: Sequence[_Prior],
+        kept: Sequence[NDArray[np.int32]],
+        clock: _Clock,
+    ) -> list[NDArray[np.int32]]:
+        """Codes ``(T, D)`` of the patches ``kept`` of each image, all through one flat batch."""
+        counts = [len(positions) for positions in kept]
+        if sum(counts) == 0:
+            return [np.zeros((0, len(self.levels)), np.int32) for _ in images]
+        with clock.stage("gather"):
+            width = _WINDOW_VALUES + self.bundle.context_width + _PATCH_VALUES
+            features = np.empty((sum(counts), width), np.float32)
+            start = 0
+            for image, prior, positions in zip(images, priors, kept, strict=True):
+                columns = patch_grid(image.shape[1], image.shape[0])[1]
+                rows = features[start : start + len(positions)]
+                _kernels.gather_features(image, bgr, prior.context, prior.mean, positions, columns, out=rows)
+                start += len(positions)
+        with clock.stage("patch_encoder"):
+            codes = cast("NDArray[np.int32]", self._run("patch_encoder", {"features": features})["codes"])
+        return list(np.split(codes, np.cumsum(counts)[:-1]))
+
+    def _prior(self, global_codes: NDArray[np.int32]) -> _Prior:
+        """Context of one image from its global codes ``(1, D, hc, wc)``."""
+        outputs = self._run("context", {"codes": global_codes})
+        flat = {
+            name: cast("NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1))
+            for name, value in outputs.items()
+        }
+        return _Prior(**flat)
+
+    def reduce(self, result: EncodeResult, budget: TokenBudget) -> TokenFrame:
+        """Filter an encoded image again: the tokens that :meth:`encode` would keep with ``budget``.
+
+        Args:
+            result: An image encoded with the same ``score``, and with all patches kept.
+            budget: The new budget.
+
+        Raises:
+            InputError: ``result`` does not hold all patches, or even no token at all is above ``max_bits``.
+        """
+        frame = result.frame
+        if frame.n_tokens != frame.n_patches:
+            raise InputError(
+                f"result holds {frame.n_tokens} of {frame.n_patches} patches; encode with all of them before reducing"
+            )
+        scores = result.scores.reshape(-1)
+        reduced = _subset(frame, _filter(scores, budget))
+        return reduced if budget.max_bits is None else self._fit_bits(reduced, scores, budget.max_bits)
+
+    def _fit_bits(self, frame: TokenFrame, scores: NDArray[np.float32], max_bits: int) -> TokenFrame:
+        """The largest number of best tokens whose packet has at most ``max_bits``."""
+        kept = np.ascontiguousarray(scores[frame.positions])
+
+        def best(count: int) -> TokenFrame:
+            return frame if count >= frame.n_tokens else _subset(frame, _filter(kept, TokenBudget(max_tokens=count)))
+
+        def bits(candidate: TokenFrame) -> int:
+            return 8 * len(self.pack(candidate))
+
+        if bits(frame) <= max_bits:
+            return frame
+        low, high, smallest = 0, frame.n_tokens, bits(best(0))
+        if smallest > max_bits:
+            raise InputError(
+                f"max_bits = {max_bits} is less than the {smallest} bits that a {frame.width}x{frame.height} image "
+                "needs for its global tokens alone; allow more bits or make the image smaller"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            if bits(best(middle)) <= max_bits:
+                low = middle
+            else:
+                high = middle
+        return best(low)
+
+    # --- decode -----------------------------------------------------------------------------------
+
+    def decode(self, frame: TokenFrame, *, bgr: bool = False) -> Image:
+        """Decode one frame to an image, uint8 ``(H, W, 3)``, RGB (or BGR).
+
+        Raises:
+            InputError: the frame belongs to another model, or has ids outside the vocabulary.
+        """
+        return self._decode(frame, bgr, _Clock())
+
+    def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
+        """As :meth:`decode`, with the wall time of each stage."""
+        clock = _Clock()
+        return self._decode(frame, bgr, clock), clock.seconds
+
+    def decode_batch(self, batch: TokenBatch, *, bgr: bool = False) -> list[Image]:
+        """Decode every frame of a ragged batch."""
+        return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
+
+    def _decode(self, frame: TokenFrame, bgr: bool, clock: _Clock) -> Image:
+        if frame.model != self.tag:
+            raise InputError(
+                f"the frame was made by model {frame.model.hex()}, this is {self.name} {self.tag.hex()}: "
+                "decode it with the model that encoded it"
+            )
+        rows, columns = patch_grid(frame.width, frame.height)
+        hc, wc = cell_grid(frame.width, frame.height)
+        with clock.stage("ids"):
+            global_codes = _kernels.codes_from_ids(frame.global_ids, self.levels)
+            codes = _kernels.codes_from_ids(frame.ids, self.levels)
+            grid = np.ascontiguousarray(global_codes.T).reshape(1, len(self.levels), hc, wc)
+        with clock.stage("context"):
+            prior = self._prior(grid)
+        with clock.stage("scatter"):
+            state = _kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, self.levels)
+        with clock.stage("decoder"):
+            inputs = {"state": state, "context": prior.context, "mean": prior.mean}
+            shaped = {name: value.reshape(1, -1, rows, columns) for name, value in inputs.items()}
+            pixels = cast("NDArray[np.float32]", self._run("decoder", shaped)["pixels"])
+        with clock.stage("assemble"):
+            return _kernels.assemble(pixels.reshape(pixels.shape[1], -1), columns, frame.height, frame.width, bgr)
+
+    # --- packets ----------------------------------------------------------------------------------
+
+    def pack(self, frame: TokenFrame) -> bytes:
+        """The frame as one self-delimiting, CRC-checked packet (``docs/format.md``)."""
+        return pack(frame, self.entropy_model)
+
+    def unpack(self, data: bytes | bytearray | memoryview) -> TokenFrame:
+        """The frame of a packet.
+
+        Raises:
+            FormatError: damaged, truncated or foreign data.
+        """
+        return unpack(data, self.entropy_model)
+
+    # --- the rest ---------------------------------------------------------------------------------
+
+    def _run(self, graph: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._session.run(graph, inputs))
+
+    def close(self) -> None:
+        """Free the networks."""
+        self._session.close()
+
+    def __enter__(self) -> Tokenizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, tag={self.tag.hex()}, backend={self.backend})"
+
+
+_WINDOW_VALUES = 16 * 16 * 3
+_PATCH_VALUES = 8 * 8 * 3
+
+
+def check_image(image: object, name: str = "image") -> None:
+    """Check that ``image`` is uint8 ``(H, W, 3)`` of 32 to 16384 pixels a side.
+
+    Raises:
+        InputError: names what came and what is allowed.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{name} must be a numpy array uint8 (H, W, 3), got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise InputError(f"{name} must be uint8 with values 0 to 255, got {image.dtype}; convert it first")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{name} must have shape (H, W, 3), got {image.shape}")
+    height, width = image.shape[:2]
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise InputError(
+            f"{name} is {width}x{height} pixels; width and height must be between {MIN_SIDE} and {MAX_SIDE}"
+        )
+
+
+def _subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
+    """The tokens ``chosen`` (indices into the frame's tokens, rising) of a frame."""
+    return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
+
+
+def _filter(scores: NDArray[np.float32], budget: TokenBudget) -> NDArray[np.int32]:
+    """Dynamic Token Filtering of one image: kept positions in raster order."""
+    smallest, largest = budget.limits(scores.size)
+    indices, _ = _kernels.dtf(
+        scores[None], tau=budget.tau, min_tokens=smallest, max_tokens=largest, floor_bits=budget.floor_bits
+    )
+    return indices

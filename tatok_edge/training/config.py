@@ -1,0 +1,129 @@
+"""Sizes of the model, in one place.
+
+Every module of :mod:`tatok_edge.training.model` reads its widths from a
+:class:`ModelConfig`; the config travels in the checkpoint and in the bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+PATCH = 8
+"""Side of a patch in pixels: one patch token each."""
+WINDOW = 16
+"""Side of the window around a patch that the patch encoder sees, in pixels."""
+CELL = 32
+"""Side of the image area that one global token describes, in pixels."""
+THUMBNAIL = 4
+"""The global encoder sees the image averaged over squares of this many pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Widths and depths of one TaTok model."""
+
+    name: str
+    """Name of the model, as ``Tokenizer.load`` takes it."""
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    """FSQ levels per code dimension, for patch and global codes alike."""
+    global_width: int = 128
+    """Channels of the blocks on the cell grid (global encoder and context)."""
+    global_blocks: int = 2
+    """Blocks of the global encoder."""
+    cell_blocks: int = 2
+    """Blocks of the context on the cell grid."""
+    context_width: int = 96
+    """Channels of the context map on the patch grid."""
+    context_blocks: int = 3
+    """Blocks of the context on the patch grid."""
+    encoder_width: int = 192
+    """Channels of the patch encoder's MLP."""
+    encoder_blocks: int = 2
+    """Residual blocks of the patch encoder's MLP."""
+    decoder_width: int = 128
+    """Channels of the decoder's blocks."""
+    decoder_blocks: int = 5
+    """Blocks of the decoder."""
+    head_width: int = 64
+    """Channels ahead of the decoder's overlapping output convolution."""
+    expansion: int = 4
+    """Channel expansion inside a convolutional block."""
+    mlp_expansion: int = 3
+    """Channel expansion inside a block of the patch encoder."""
+    kernel: int = 5
+    """Side of the depthwise kernels."""
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(not 2 <= level <= 64 for level in self.levels):
+            raise ValueError(f"levels must be between 2 and 64 each, got {self.levels}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+
+    @property
+    def dims(self) -> int:
+        """Code dimensions per token."""
+        return len(self.levels)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different token ids."""
+        size = 1
+        for level in self.levels:
+            size *= level
+        return size
+
+    def to_dict(self) -> dict[str, object]:
+        """The config as JSON-compatible values."""
+        values = dataclasses.asdict(self)
+        values["levels"] = list(self.levels)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> ModelConfig:
+        """Inverse of :meth:`to_dict`; unknown keys are an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model config keys {unknown}; known are {sorted(known)}")
+        levels = values.get("levels", ())
+        if not isinstance(levels, (list, tuple)):
+            raise ValueError(f"levels must be a list of integers, got {levels!r}")
+        return cls(**{**values, "levels": tuple(int(v) for v in levels)})  # type: ignore[arg-type]
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig(name="tatok-s8"),
+        ModelConfig(
+            name="tatok-b8",
+            global_width=256,
+            global_blocks=3,
+            cell_blocks=3,
+            context_width=192,
+            context_blocks=4,
+            encoder_width=384,
+            encoder_blocks=3,
+            decoder_width=320,
+            decoder_blocks=8,
+            head_width=160,
+        ),
+        ModelConfig(
+            name="tatok-tiny",
+            global_width=16,
+            global_blocks=1,
+            cell_blocks=1,
+            context_width=16,
+            context_blocks=1,
+            encoder_width=32,
+            encoder_blocks=1,
+            decoder_width=32,
+            decoder_blocks=1,
+            head_width=16,
+            expansion=2,
+            mlp_expansion=2,
+        ),
+    )
+}
+"""The named sizes: ``tatok-s8`` runs in real time on a CPU, ``tatok-b8`` is for GPUs, ``tatok-tiny`` for tests."""

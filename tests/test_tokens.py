@@ -1,0 +1,232 @@
+"""Frames, batches and budgets: what they hold, and what they do not take."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from format_helpers import TAG, int32, make_frame
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tatok_edge.errors import InputError, TaTokError
+from tatok_edge.tokens import TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
+
+# --- frames -------------------------------------------------------------------------------------
+
+
+def test_a_frame_says_what_it_is() -> None:
+    frame = make_frame(100, 70, 30, index=4, timestamp_us=-5)
+    assert frame.cells == (3, 4)
+    assert frame.grid == (12, 16)
+    assert (frame.n_patches, frame.n_tokens, frame.n_globals) == (192, 30, 12)
+    keep = frame.keep_map()
+    assert keep.shape == (12, 16)
+    assert keep.dtype == np.bool_
+    np.testing.assert_array_equal(np.flatnonzero(keep), frame.positions)
+    assert repr(frame) == (
+        "TokenFrame(100x70, 30 of 192 patch tokens, 12 global tokens, model=0123456789abcdef, index=4, timestamp_us=-5)"
+    )
+
+
+def test_a_frame_holds_the_arrays_that_it_is_given() -> None:
+    ids = int32([1, 2])
+    frame = TokenFrame(ids, int32([0, 9]), int32([5]), 32, 32, TAG)
+    assert frame.ids is ids
+    assert np.from_dlpack(frame.ids).ctypes.data == ids.ctypes.data
+
+
+def test_frames_are_equal_by_content_and_survive_pickling() -> None:
+    frame = make_frame(64, 64, 9)
+    assert frame == make_frame(64, 64, 9)
+    assert frame != make_frame(64, 64, 9, seed=1)
+    assert frame != make_frame(64, 64, 9, index=1)
+    assert frame != make_frame(64, 64, 8)
+    assert frame != "frame"
+    assert pickle.loads(pickle.dumps(frame)) == frame
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(frame)
+    with pytest.raises(AttributeError):
+        frame.width = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("size", "cells"), [((32, 32), (1, 1)), ((33, 32), (1, 2)), ((640, 480), (15, 20))])
+def test_grids_round_up_to_whole_cells(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    assert cell_grid(*size) == cells
+    assert patch_grid(*size) == (4 * cells[0], 4 * cells[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": [1, 2]}, "ids must be a numpy array of int32, got list"),
+        ({"ids": np.array([1, 2])}, r"ids must be int32, got int64; convert it with \.astype"),
+        ({"ids": np.array([1.0, 2.0])}, "ids must be int32, got float64"),
+        ({"ids": int32([[1, 2]])}, r"ids must have one dimension, got shape \(1, 2\)"),
+        ({"ids": int32([1, -2])}, "ids must not be negative, got -2"),
+        ({"ids": int32([1, 2, 3, 4])[::2]}, "ids must be contiguous"),
+        ({"ids": int32([1])}, "positions must be as many as ids, got 2 for 1 ids"),
+        ({"positions": int32([3, 3])}, "positions must be strictly increasing, got 3 then 3"),
+        ({"positions": int32([4, 3])}, "positions must be strictly increasing, got 4 then 3"),
+        ({"positions": int32([-1, 3])}, "positions must be from 0 to 31 for this image, got -1"),
+        ({"positions": int32([0, 32])}, "positions must be from 0 to 31 for this image, got 32"),
+        ({"global_ids": int32([1])}, "global_ids must be 1 x 2 = 2 for a 64x32 image, got 1"),
+        ({"width": 31}, "width must be from 32 to 16384 pixels, got 31"),
+        ({"height": 16385}, "height must be from 32 to 16384 pixels, got 16385"),
+        ({"width": 64.0}, r"width must be an integer, got 64\.0"),
+        ({"width": True}, "width must be an integer, got True"),
+        ({"model": b"short"}, "model must be the 8 bytes of the bundle's tag, got 5 bytes"),
+        ({"model": "01234567"}, "model must be the 8 bytes of the bundle's tag, got str"),
+        ({"index": -1}, r"index must be from 0 to 2\^63 - 1, got -1"),
+        ({"timestamp_us": 1 << 63}, "timestamp_us must fit a signed 64-bit number"),
+    ],
+)
+def test_what_a_frame_does_not_take(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {
+        "ids": int32([1, 2]),
+        "positions": int32([0, 9]),
+        "global_ids": int32([5, 6]),
+        "width": 64,
+        "height": 32,
+        "model": TAG,
+    }
+    TokenFrame(**values)
+    with pytest.raises(InputError, match=message) as caught:
+        TokenFrame(**{**values, **change})
+    assert isinstance(caught.value, (TaTokError, ValueError))
+    assert "\n" not in str(caught.value)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_a_batch_gives_back_its_frames() -> None:
+    frames = [
+        make_frame(64, 32, 5, 1, index=7, timestamp_us=10),
+        make_frame(32, 32, 0, 2, index=8, timestamp_us=20),
+        make_frame(100, 70, 192, 3, index=9, timestamp_us=30),
+    ]
+    batch = TokenBatch.from_frames(frames)
+    assert len(batch) == 3
+    assert batch.cu_seqlens.tolist() == [0, 5, 5, 197]
+    assert batch.cu_globals.tolist() == [0, 2, 3, 15]
+    assert batch.cu_seqlens.dtype == batch.cu_globals.dtype == np.int32
+    assert batch.sizes == ((64, 32), (32, 32), (100, 70))
+    assert batch.frames() == frames
+    assert batch == TokenBatch.from_frames(frames)
+    assert batch != TokenBatch.from_frames(frames[:2])
+    assert "3 frames, 197 patch tokens, 15 global tokens" in repr(batch)
+
+
+def test_frames_of_a_batch_are_views_that_keep_it_alive() -> None:
+    batch = TokenBatch.from_frames([make_frame(64, 32, 5, 1), make_frame(64, 32, 6, 2)])
+    frame = batch.frames()[1]
+    assert frame.ids.base is not None
+    assert np.shares_memory(frame.ids, batch.ids)
+    expected = make_frame(64, 32, 6, 2, index=0)
+    del batch
+    gc.collect()
+    assert frame == expected
+
+
+@given(st.lists(st.tuples(st.integers(32, 130), st.integers(32, 130), st.floats(0, 1)), min_size=1, max_size=4))
+def test_any_frames_go_through_a_batch(sizes: list[tuple[int, int, float]]) -> None:
+    frames = []
+    for number, (width, height, share) in enumerate(sizes):
+        rows, columns = patch_grid(width, height)
+        frames.append(make_frame(width, height, int(share * rows * columns), number, index=number))
+    assert TokenBatch.from_frames(frames).frames() == frames
+
+
+def test_what_a_batch_does_not_take() -> None:
+    frame = make_frame(64, 32, 5)
+    with pytest.raises(InputError, match="at least one TokenFrame"):
+        TokenBatch.from_frames([])
+    with pytest.raises(InputError, match=r"one model, got 2 \(0123456789abcdef, 7a7a7a7a7a7a7a7a\)"):
+        TokenBatch.from_frames([frame, make_frame(64, 32, 5, tag=b"z" * 8)])
+    good: dict[str, Any] = {
+        "ids": frame.ids,
+        "positions": frame.positions,
+        "cu_seqlens": int32([0, 5]),
+        "global_ids": frame.global_ids,
+        "cu_globals": int32([0, 2]),
+        "sizes": ((64, 32),),
+        "model": TAG,
+    }
+    assert TokenBatch(**good).frames() == [frame]
+    for change, message in [
+        ({"cu_seqlens": int32([0, 4])}, "cu_seqlens must rise from 0 to 5, got 0 to 4"),
+        ({"cu_seqlens": int32([0, 2, 5])}, "cu_seqlens must have 2 entries for 1 images, got 3"),
+        ({"cu_globals": int32([0, 1])}, "cu_globals must rise from 0 to 2"),
+        ({"positions": int32([0, 1, 2, 3, 99])}, "frame 0 of the batch: positions must be from 0 to 31"),
+        ({"sizes": ((64, 64),)}, "frame 0 of the batch: global_ids must be 2 x 2 = 4"),
+        ({"sizes": ((64, 20),)}, "frame 0 of the batch: height must be from 32"),
+        ({"indices": (1, 2)}, r"indices must be one per image \(1\), got 2"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            TokenBatch(**{**good, **change})
+    hostile = {
+        "sizes": ((64, 32),) * 3,
+        "cu_seqlens": int32([0, 2**31 - 1, -(2**31), 5]),
+        "cu_globals": int32([0, 2, 2, 2]),
+    }
+    with pytest.raises(InputError, match="cu_seqlens must rise"):
+        TokenBatch(**{**good, **hostile})
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "limits"),
+    [
+        (TokenBudget(), (0, 100)),
+        (TokenBudget(keep=0.25), (0, 25)),
+        (TokenBudget(keep=0.0), (0, 0)),
+        (TokenBudget(max_tokens=7), (0, 7)),
+        (TokenBudget(max_tokens=1000), (0, 100)),
+        (TokenBudget(keep=0.5, max_tokens=60), (0, 50)),
+        (TokenBudget(keep=0.5, max_tokens=40), (0, 40)),
+        (TokenBudget(min_tokens=5), (5, 100)),
+        (TokenBudget(min_tokens=50, max_tokens=40), (40, 40)),
+        (TokenBudget(min_tokens=500), (100, 100)),
+    ],
+)
+def test_limits_of_a_budget(budget: TokenBudget, limits: tuple[int, int]) -> None:
+    assert budget.limits(100) == limits
+
+
+def test_budgets_take_numpy_numbers_and_are_values() -> None:
+    budget = TokenBudget(tau=np.float32(0.5), max_tokens=np.int64(3))  # type: ignore[arg-type]
+    assert type(budget.tau) is float
+    assert type(budget.max_tokens) is int
+    assert budget == TokenBudget(tau=0.5, max_tokens=3)
+    assert len({budget, TokenBudget(tau=0.5, max_tokens=3)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tau": 0}, "tau must be above 0 and at most 1, got 0"),
+        ({"tau": 1.01}, r"tau must be above 0 and at most 1, got 1\.01"),
+        ({"tau": float("nan")}, "tau must be above 0 and at most 1, got nan"),
+        ({"tau": "0.5"}, r"tau must be a number, got '0\.5'"),
+        ({"tau": None}, "tau must be a number, got NoneType"),
+        ({"keep": -0.1}, r"keep must be from 0 to 1 \(a share of the patches\), got -0\.1"),
+        ({"keep": 35}, "keep must be from 0 to 1"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0, got -1"),
+        ({"max_tokens": 2.5}, r"max_tokens must be an integer, got 2\.5"),
+        ({"max_tokens": True}, "max_tokens must be an integer, got True"),
+        ({"max_bits": 0}, "max_bits must be at least 1, got 0"),
+        ({"min_tokens": -3}, "min_tokens must be at least 0, got -3"),
+        ({"floor_bits": -1}, "floor_bits must be a finite number of bits from 0, got -1"),
+        ({"floor_bits": float("inf")}, "floor_bits must be a finite number"),
+        ({"score": "variance"}, "score must be 'information' or 'entropy', got 'variance'"),
+    ],
+)
+def test_what_a_budget_does_not_take(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TokenBudget(**values)
