@@ -77,7 +77,9 @@ class OnnxSession:
             try:
                 session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             except Exception as error:
-                raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {name!r}: {error}") from error
+                raise BackendError(
+                    f"ONNX Runtime {ort.__version__} cannot load graph {name!r}: {_one_line(error)}"
+                ) from error
             self._sessions[name] = session
             self._outputs[name] = [output.name for output in session.get_outputs()]
 
@@ -89,12 +91,16 @@ class OnnxSession:
         try:
             values = session.run(None, dict(inputs))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph {graph!r}: {error}") from error
+            raise BackendError(f"ONNX Runtime failed in graph {graph!r}: {_one_line(error)}") from error
         return dict(zip(self._outputs[graph], values, strict=True))
 
     def close(self) -> None:
         """See :class:`Session`."""
         self._sessions.clear()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def default_threads() -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +76,7 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     path = Path(name_or_path)
     if str(name_or_path) in list_models():
         path = MODELS / str(name_or_path)
-    elif not path.exists():
+    elif not _exists(path):
         known = ", ".join(list_models()) or "none"
         raise BundleError(f"unknown model {str(name_or_path)!r}: give one of the shipped models ({known}) or a bundle's path")
     text = _read(path, MANIFEST, MAX_MANIFEST_BYTES)
@@ -111,23 +113,32 @@ def _check(path: Path, manifest: Any) -> Bundle:
         info = files.get(entry)
         if not isinstance(info, dict) or not isinstance(info.get("file"), str) or not isinstance(info.get("sha256"), str):
             raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
-        if Path(info["file"]).name != info["file"]:
-            raise BundleError(f"{where}: file name {info['file']!r} must not contain folders")
+        if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
+            raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")
         if len(info["sha256"]) != 64 or any(c not in "0123456789abcdef" for c in info["sha256"]):
             raise BundleError(f"{where}: 'sha256' of {entry!r} is not 64 hexadecimal digits")
     name, levels = manifest.get("name"), manifest.get("levels")
-    if not isinstance(name, str) or not 0 < len(name) <= 64:
-        raise BundleError(f"{where}: 'name' must be a string of 1 to 64 characters")
+    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
+        raise BundleError(f"{where}: 'name' must be a string of 1 to 64 printable characters")
     if (
         not isinstance(levels, list)
         or not 1 <= len(levels) <= 16
         or any(not isinstance(v, int) or not 2 <= v <= 64 for v in levels)
     ):
         raise BundleError(f"{where}: 'levels' must be 1 to 16 integers between 2 and 64")
+    if math.prod(levels) >= 1 << 31:
+        raise BundleError(f"{where}: 'levels' make {math.prod(levels)} token ids, more than an int32 holds")
     width = manifest.get("context_width")
     if not isinstance(width, int) or not 1 <= width <= 4096:
         raise BundleError(f"{where}: 'context_width' must be an integer between 1 and 4096")
     return Bundle(path, manifest, name, content_tag(files), tuple(levels), width)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that may not be searched
+        return False
 
 
 def _read(path: Path, name: str, limit: int) -> bytes:
@@ -148,5 +159,6 @@ def _read(path: Path, name: str, limit: int) -> bytes:
         raise BundleError(f"{path}: {name} is missing; a bundle is a folder or zip with {MANIFEST} in it") from error
     except KeyError as error:
         raise BundleError(f"{path}: {name} is missing from the zip") from error
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        # RuntimeError: encrypted, or packed in a way that Python does not know.
         raise BundleError(f"{path}: cannot be read as a bundle folder or zip ({error})") from error

@@ -9,6 +9,7 @@ Its products are evaluated with float64 matrix products of integers below 2**53,
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -30,6 +31,8 @@ SHARE_LIMITS = (32, 16, 8, 4, 3, 2)
 NEIGHBOURS = 9
 PHASES = 16
 """Patches in a cell."""
+MAX_TABLE_BYTES = 1 << 28
+"""Largest size of all arrays together, unpacked."""
 
 _FIELDS = ("global_freqs", "exp", "w1", "b1", "w2", "b2", "w3", "b3")
 
@@ -135,6 +138,10 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
         BundleError: an array is missing or has a wrong shape, type or sum.
     """
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > MAX_TABLE_BYTES:  # a small file can unpack into more than there is memory
+            raise ValueError(f"{unpacked} bytes unpacked, at most {MAX_TABLE_BYTES} are allowed")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             tables = {field: file[field] for field in _FIELDS}
     except Exception as error:
@@ -157,6 +164,10 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
             raise BundleError(f"{name}: entropy table '{field}' is {array.dtype} {array.shape}, expected integers {shape}")
     if max(width1, width2) > 4096:
         raise BundleError(f"{name}: entropy network is {width1}x{width2} wide, at most 4096 are allowed")
-    if (tables["global_freqs"].sum(1) != TOTAL).any() or (tables["exp"] < 0).any() or tables["exp"][0] <= 0:
-        raise BundleError(f"{name}: entropy tables do not sum to {TOTAL}")
+    allowed = np.arange(widest) < np.asarray(levels)[:, None]
+    global_freqs = tables["global_freqs"].astype(np.int64)
+    if (global_freqs.sum(1) != TOTAL).any() or (global_freqs[allowed] < 1).any() or global_freqs[~allowed].any():
+        raise BundleError(f"{name}: rows of entropy table 'global_freqs' are not positive integers that sum to {TOTAL}")
+    if (tables["exp"] < 0).any() or tables["exp"][0] <= 0:
+        raise BundleError(f"{name}: entropy table 'exp' must start above 0 and never be negative")
     return tables

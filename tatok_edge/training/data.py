@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
         held_out: Return the held-out stills instead of the training pictures.
     """
     if sorted(data.glob("pack-*.safetensors")):
-        return [p for p in read_packs(data) if p.name.startswith("held:") == held_out]
+        return [p for p in read_packs(data, use) if p.name.startswith("held:") == held_out]
     image_root, video_root = _roots(data)
     images, held = _files(image_root, IMAGE_SUFFIXES, use)
     if held_out:
@@ -120,8 +121,10 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
 
 def write_packs(data: Path, out: Path, use: Use) -> list[Path]:
     """Pack a data folder into files of at most 60 MiB (to move it to a GPU machine); train on ``out`` as on a folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    if sorted(out.glob("pack-*.safetensors")):
+        raise DataError(f"{out}: holds packs already; remove them or give another --out")
     pictures = read_pictures(data, use)
+    out.mkdir(parents=True, exist_ok=True)
     pictures += [Picture("held:" + p.name, p.data, p.source) for p in read_pictures(data, use, held_out=True)]
     paths: list[Path] = []
     batch: list[Picture] = []
@@ -135,7 +138,7 @@ def write_packs(data: Path, out: Path, use: Use) -> list[Path]:
             "sizes": np.array([len(p.data) for p in batch], np.int64),
             "names": np.frombuffer("\n".join(f"{p.name}\t{p.source}" for p in batch).encode(), np.uint8),
         }
-        save_file(tensors, str(path))
+        save_file(tensors, str(path), metadata={"use": use})
         paths.append(path)
         batch.clear()
 
@@ -150,11 +153,22 @@ def write_packs(data: Path, out: Path, use: Use) -> list[Path]:
     return paths
 
 
-def read_packs(folder: Path) -> list[Picture]:
-    """The pictures of the packs that :func:`write_packs` wrote."""
+def read_packs(folder: Path, use: Use) -> list[Picture]:
+    """The pictures of the packs that :func:`write_packs` wrote.
+
+    Raises:
+        DataError: a damaged pack, or ``use`` is ``"ship"`` and the packs hold pictures that may not be shipped.
+    """
     pictures: list[Picture] = []
     for path in sorted(folder.glob("pack-*.safetensors")):
-        tensors = load_file(str(path))
+        try:
+            with safe_open(str(path), "np") as file:
+                packed = (file.metadata() or {}).get("use")
+            tensors = load_file(str(path))
+        except SafetensorError as error:
+            raise DataError(f"{path}: not a readable pack ({error}); pack the folder again") from error
+        if use == "ship" and packed != "ship":
+            raise DataError(f"{path}: was packed with --use {packed}; train with --use all, or pack with --use ship")
         stream = io.BytesIO(tensors["data"].tobytes())
         lines = tensors["names"].tobytes().decode().split("\n")
         for line, size in zip(lines, tensors["sizes"].tolist(), strict=True):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .config import CONFIGS, PATCH, ModelConfig
 from .data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
+from .entropy import CROP as FIT_CROP
 from .entropy import fit as fit_entropy
 from .model import TaTok, analytic_start, grid_to_pixels
 
@@ -49,6 +50,10 @@ class Options:
     seam_weight: float = 0.15
     """Loss for steps of the error across patch borders, which show as a grid in smooth areas."""
     ema: float = 0.999
+    entropy_images: int = 640
+    """Crops that the entropy tables are fitted to at the end."""
+    entropy_steps: int = 1500
+    """Steps of that fit."""
     minutes: float | None = None
     steps: int | None = None
 
@@ -104,8 +109,9 @@ def loss(
     total = distortion + options.mean_weight * mean_mse + options.prior_weight * bits
     total = total + options.rate_weight * encoded.slope.mean((1, 2))
     parts = {"mse": mse.mean().detach(), "mean_mse": mean_mse.mean().detach(), "bits": bits.mean().detach()}
-    full = share >= 1
-    parts["psnr_all"] = (-10 * torch.log10(mse[full].detach())).mean() if bool(full.any()) else mse.new_tensor(math.nan)
+    full = (share >= 1).float()
+    # NaN where no image keeps all; nothing here waits for the device.
+    parts["psnr_all"] = (-10 * torch.log10(mse.detach()) * full).sum() / full.sum()
     parts["loss"] = total.mean().detach()
     return total.mean(), parts
 
@@ -340,6 +346,8 @@ def run(
         raise CheckpointError(f"{checkpoint} exists: give --resume to go on, or another --out")
     pictures = read_pictures(data, options.use)
     source = CropSource(pictures, device, min_side=options.crop)
+    if int(source.sides.max()) < FIT_CROP:  # better said now than after hours of training
+        raise DataError(f"{data}: the entropy tables need training pictures of at least {FIT_CROP}x{FIT_CROP} pixels")
     held = centre_crops(read_pictures(data, options.use, held_out=True)[:24] or pictures[:16], 256).to(device)
     state = new_state(options, source, device)
     if checkpoint.exists():
@@ -410,7 +418,9 @@ def run(
     if not log_path.exists():
         _append(log_path, {key: math.nan for key in LOG_COLUMNS} | {"step": state.step})
     checkpoint_now()
-    tables = fit_entropy(state.ema, source, seed=options.seed)
+    tables = fit_entropy(
+        state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
+    )
     final = {f"entropy.{name}": torch.from_numpy(table).contiguous() for name, table in tables.items()}
     # The export compares the graphs with PyTorch on these.
     final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,255 @@
+"""Quality on full-size pictures: PSNR against tokens and bits, beside JPEG and WebP at the same bits.
+
+``python benchmarks/quality.py ../shared/data/eval/kodak --out benchmarks/results`` writes quality.json, quality.csv,
+quality.md and quality.png, and side-by-side crops with ``--crops DIR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.benchmark import machine
+from tatok_edge.evaluation import psnr
+from tatok_edge.progress import Progress
+from tatok_edge.sources import list_images, read_image
+from tatok_edge.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.tokens import TokenBudget, TokenFrame
+
+KEEPS = (1.0, 0.5, 0.35, 0.25, 0.1)
+SMOOTH = 2.0
+"""A place is smooth where the original's mean gradient over 16x16 pixels is below this many grey levels."""
+
+Image = NDArray[np.uint8]
+
+
+def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> TokenFrame:
+    """As many tokens, chosen at random."""
+    frame = result.frame
+    chosen = np.sort(rng.choice(frame.n_tokens, count, replace=False)).astype(np.int32)
+    return TokenFrame(
+        ids=frame.ids[chosen],
+        positions=frame.positions[chosen],
+        global_ids=frame.global_ids,
+        width=frame.width,
+        height=frame.height,
+        model=frame.model,
+    )
+
+
+def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
+    """PSNR and bits of a codec at the quality whose size comes closest to ``bits`` (its smallest where all are larger)."""
+    flag = cv2.IMWRITE_JPEG_QUALITY if suffix == ".jpg" else cv2.IMWRITE_WEBP_QUALITY
+
+    def encode(quality: int) -> NDArray[np.uint8]:
+        return cv2.imencode(suffix, image[:, :, ::-1], [flag, quality])[1]
+
+    low, high = 1, 100
+    while low < high:
+        middle = (low + high) // 2
+        if 8 * len(encode(middle)) < bits:
+            low = middle + 1
+        else:
+            high = middle
+    best = min((max(low - 1, 1), low), key=lambda quality: abs(8 * len(encode(quality)) - bits))
+    data = encode(best)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1].astype(np.uint8)
+    return psnr(image, decoded), 8.0 * len(data)
+
+
+def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
+    """Sums for the seam ratio: mean absolute gradient across the borders of a grid, and inside, in smooth areas.
+
+    Returns:
+        Mean across borders and mean inside, of the decoded picture, in grey levels; NaN without a smooth area.
+    """
+    grey = cv2.cvtColor(original, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    ours = cv2.cvtColor(decoded, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    across, inside = [], []
+    for axis in (0, 1):
+        gradient = np.abs(np.diff(grey, axis=axis))
+        smooth = cv2.blur(gradient, (16, 16)) < SMOOTH
+        step = np.abs(np.diff(ours, axis=axis))
+        border = np.arange(step.shape[axis]) % side == side - 1
+        mask = border[:, None] if axis == 0 else border[None, :]
+        across.append(step[smooth & mask])
+        inside.append(step[smooth & ~mask])
+    a, b = np.concatenate(across), np.concatenate(inside)
+    return (float(a.mean()), float(b.mean())) if len(a) and len(b) else (float("nan"), float("nan"))
+
+
+def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """All figures, as means over the pictures."""
+    paths = list_images(folder)
+    rows: dict[str, list[dict[str, float]]] = {f"{keep:g}": [] for keep in KEEPS}
+    information, coded, original_seams, globals_only = [], [], [], []
+    rng = np.random.default_rng(0)
+    with Progress("measuring", len(paths)) as progress:
+        for number, path in enumerate(paths):
+            image = read_image(path)
+            pixels = image.shape[0] * image.shape[1]
+            by_information = tokenizer.encode_detailed(image)
+            information.append(float(by_information.scores.mean()))
+            none = tokenizer.reduce(by_information, TokenBudget(keep=0.0))
+            empty = 8 * len(tokenizer.pack(none))
+            globals_only.append((psnr(image, tokenizer.decode(none)), empty / pixels))
+            original_seams.append((*seams(image, image, 8), *seams(image, image, 32)))
+            for keep in KEEPS:
+                frame = tokenizer.reduce(by_information, TokenBudget(keep=keep))
+                decoded = tokenizer.decode(frame)
+                bits = 8.0 * len(tokenizer.pack(frame))
+                by_entropy = tokenizer.encode(image, budget=TokenBudget(keep=keep, score="entropy"))
+                jpeg, jpeg_bits = codec_at(image, bits, ".jpg")
+                webp, webp_bits = codec_at(image, bits, ".webp")
+                ideal = float(by_information.scores.reshape(-1)[frame.positions].sum())
+                coded.append((bits - empty, ideal))
+                rows[f"{keep:g}"].append(
+                    {
+                        "tokens": frame.n_tokens,
+                        "bpp": bits / pixels,
+                        "ideal_patch_bpp": ideal / pixels,
+                        "patch_bpp": (bits - empty) / pixels,
+                        "psnr_information": psnr(image, decoded),
+                        "psnr_entropy": psnr(image, tokenizer.decode(by_entropy)),
+                        "psnr_random": psnr(image, tokenizer.decode(random_frame(by_information, frame.n_tokens, rng))),
+                        "psnr_jpeg": jpeg,
+                        "bpp_jpeg": jpeg_bits / pixels,
+                        "psnr_webp": webp,
+                        "bpp_webp": webp_bits / pixels,
+                        **dict(zip(("across8", "inside8"), seams(image, decoded, 8), strict=True)),
+                        **dict(zip(("across32", "inside32"), seams(image, decoded, 32), strict=True)),
+                    }
+                )
+            progress.update(number + 1)
+
+    def mean(values: list[float]) -> float:
+        return float(np.nanmean(values))
+
+    table = []
+    for keep in KEEPS:
+        row = {key: mean([r[key] for r in rows[f"{keep:g}"]]) for key in rows[f"{keep:g}"][0]}
+        table.append({"keep": keep, **row})
+    reference = np.nanmean(np.array(original_seams), axis=0)
+    for row in table:
+        row["seam8"] = row["across8"] / row["inside8"]
+        row["seam32"] = row["across32"] / row["inside32"]
+    return {
+        "machine": machine(),
+        "model": tokenizer.name,
+        "tag": tokenizer.tag.hex(),
+        "backend": str(tokenizer.backend),
+        "images": len(paths),
+        "information_per_token": mean(information),
+        "spent_bits_per_token": float(np.log2(tokenizer.vocabulary)),
+        "globals_only_psnr": mean([p for p, _ in globals_only]),
+        "globals_only_bpp": mean([b for _, b in globals_only]),
+        "original_seam8": float(reference[0] / reference[1]),
+        "original_seam32": float(reference[2] / reference[3]),
+        "results": table,
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"{report['model']} `{report['tag']}`, {report['images']} pictures at full size, mean of the PSNR of each picture in dB; "
+        "bits are those of whole packets (header, globals, positions, codes, CRC).",
+        "",
+        "| kept | tokens | by information | by entropy | at random | bits/pixel | ideal, patches | coded, patches + positions "
+        "| JPEG (bpp) | WebP (bpp) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["results"]:
+        lines.append(
+            f"| {row['keep']:.0%} | {row['tokens']:.0f} | {row['psnr_information']:.2f} | {row['psnr_entropy']:.2f} | "
+            f"{row['psnr_random']:.2f} | {row['bpp']:.4f} | {row['ideal_patch_bpp']:.4f} | {row['patch_bpp']:.4f} | "
+            f"{row['psnr_jpeg']:.2f} ({row['bpp_jpeg']:.3f}) | {row['psnr_webp']:.2f} ({row['bpp_webp']:.3f}) |"
+        )
+    lines += [
+        f"| globals only | 0 | {report['globals_only_psnr']:.2f} | | | {report['globals_only_bpp']:.4f} | | | | |",
+        "",
+        f"Information per patch token: {report['information_per_token']:.2f} bits of the "
+        f"{report['spent_bits_per_token']:.2f} that FSQ spends.",
+        "",
+        "Gradient across grid borders over gradient inside, in smooth areas (1 is no seam):",
+        "",
+        "| kept | 8-pixel patches | 32-pixel cells |",
+        "|---|---|---|",
+        f"| original | {report['original_seam8']:.2f} | {report['original_seam32']:.2f} |",
+    ]
+    lines += [f"| {row['keep']:.0%} | {row['seam8']:.2f} | {row['seam32']:.2f} |" for row in report["results"]]
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """PSNR against tokens and against bits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["results"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
+    for key in ("information", "entropy", "random"):
+        left.plot([r["keep"] for r in rows], [r[f"psnr_{key}"] for r in rows], marker="o", label=f"kept by {key}")
+    left.set(xlabel="share of patch tokens kept", ylabel="PSNR (dB)", title="tokens")
+    right.plot([r["bpp"] for r in rows], [r["psnr_information"] for r in rows], marker="o", label=report["model"])
+    right.plot([r["bpp_jpeg"] for r in rows], [r["psnr_jpeg"] for r in rows], marker="s", label="JPEG")
+    right.plot([r["bpp_webp"] for r in rows], [r["psnr_webp"] for r in rows], marker="^", label="WebP")
+    right.set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="bits")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def crops(tokenizer: Tokenizer, folder: Path, out: Path, write: Callable[[Path, Image], None]) -> None:
+    """Side by side: original and the reconstruction at each share, from the middle of every picture."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in list_images(folder):
+        image = read_image(path)
+        result = tokenizer.encode_detailed(image)
+        top, left = (image.shape[0] - 320) // 2, (image.shape[1] - 320) // 2
+        decoded = [tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=keep))) for keep in KEEPS]
+        panels = [np.ascontiguousarray(p[top : top + 320, left : left + 320]) for p in (image, *decoded)]
+        write(out / f"{path.stem}.png", np.concatenate(panels, axis=1))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="tatok-s8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--crops", type=Path)
+    args = parser.parse_args()
+    with Tokenizer.load(args.model, threads=args.threads) as tokenizer:
+        report = measure(tokenizer, args.folder)
+        if args.crops:
+            crops(tokenizer, args.folder, args.crops, lambda path, image: cv2.imwrite(str(path), image[:, :, ::-1]))
+    text = markdown(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / "quality.md").write_text(text)
+        with (args.out / "quality.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(report["results"][0]))
+            writer.writeheader()
+            writer.writerows(report["results"])
+        plot(report, args.out / "quality.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Speed of every part against what this machine's matrix products reach, and against eager PyTorch.
+
+Run it on a quiet machine: ``python benchmarks/speed.py --out benchmarks/results``. Needs the ``export`` extra (onnx) to count
+operations, and PyTorch for the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, shape_inference
+
+from tatok_edge.benchmark import bench, machine, measure, test_image
+from tatok_edge.bundle import GRAPHS
+from tatok_edge.tokenizer import Tokenizer
+from tatok_edge.tokens import TokenBudget, cell_grid, patch_grid
+
+SIZES = ((256, 256), (640, 480))
+NETWORKS = set(GRAPHS)
+
+
+def gemm_rate(threads: int) -> float:
+    """GFLOP/s of a 1536x1536 fp32 matrix product in ONNX Runtime, the best of several."""
+    side = 1536
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [side, side]) for name in "abc"]
+    model = helper.make_model(helper.make_graph([node], "gemm", values[:2], values[2:]), ir_version=9)
+    model.opset_import[0].version = 17
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    a = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    best = 0.0
+    for _ in range(12):
+        start = time.perf_counter()
+        session.run(None, {"a": a, "b": a})
+        best = max(best, 2 * side**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def count_operations(graph: bytes, inputs: dict[str, tuple[int, ...]]) -> float:
+    """Multiplications and additions (two per product) of the convolutions and matrix products of a graph."""
+    model = onnx.load_model_from_string(graph)
+    for value in model.graph.input:
+        for axis, size in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True):
+            axis.dim_value = size
+    model = shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output}
+    weights = {w.name: list(w.dims) for w in model.graph.initializer}
+    # Constants may also stand in Constant nodes.
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            weights[node.output[0]] = list(node.attribute[0].t.dims)
+    total = 0.0
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            weight = weights.get(node.input[1]) or shapes[node.input[1]]
+            total += 2.0 * float(np.prod(shapes[node.output[0]])) * float(np.prod(weight[1:]))
+        elif node.op_type in ("Gemm", "MatMul"):
+            weight = weights.get(node.input[1]) or shapes[node.input[1]]
+            inner = float(np.prod(weight)) / shapes[node.output[0]][-1]
+            total += 2.0 * float(np.prod(shapes[node.output[0]])) * inner
+    return total
+
+
+def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dict[str, np.ndarray]]:
+    """Real inputs of every graph for one picture, all patches."""
+    from tatok_edge.runtime import _kernels
+
+    image = test_image(width, height)
+    cells = _kernels.image_to_cells(image)[None]
+    run = tokenizer._session.run
+    codes = run("global_encoder", {"cells": cells})["codes"]
+    prior = run("context", {"codes": codes})
+    flat = {name: value.reshape(value.shape[1], -1) for name, value in prior.items() if value.ndim == 4}
+    rows, columns = patch_grid(width, height)
+    positions = np.arange(rows * columns, dtype=np.int32)
+    features = _kernels.gather_features(image, False, flat["context"], flat["mean"], positions, columns)
+    patch_codes = run("patch_encoder", {"features": features})["codes"]
+    state = _kernels.decoder_state(
+        patch_codes, positions, flat["expected"], prior["entropy"].reshape(-1), tokenizer.levels
+    )
+    return {
+        "global_encoder": {"cells": cells},
+        "context": {"codes": codes},
+        "patch_encoder": {"features": features},
+        "decoder": {
+            "state": state.reshape(1, -1, rows, columns),
+            "context": prior["context"],
+            "mean": prior["mean"],
+        },
+    }
+
+
+def eager_graphs(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The networks in eager PyTorch, taking the tensors of the graphs."""
+    try:
+        import torch
+
+        from tatok_edge.training.bundle import load_from_bundle
+    except ImportError:
+        return None
+    torch.set_num_threads(tokenizer.backend.threads)
+    model = load_from_bundle(tokenizer.bundle).to(memory_format=torch.channels_last)
+    width = tokenizer.bundle.context_width
+
+    def patch_encoder(features: Any) -> Any:
+        return model.patch_encoder(features[:, :768], features[:, 768 : 768 + width], features[:, 768 + width :])
+
+    calls = {
+        "global_encoder": lambda cells: model.fsq.codes(model.global_encoder(cells), 1),
+        "context": lambda codes: model.context(model.fsq.values(codes.float(), 1)),
+        "patch_encoder": lambda features: model.fsq.codes(patch_encoder(features), 1),
+        "decoder": lambda state, context, mean: model.decoder(state, context, mean),
+    }
+
+    def wrap(call: Any) -> Any:
+        def run(inputs: dict[str, np.ndarray]) -> Any:
+            with torch.inference_mode():
+                return call(*(torch.from_numpy(value) for value in inputs.values()))
+
+        return run
+
+    return {name: wrap(call) for name, call in calls.items()}
+
+
+def stage_times(tokenizer: Tokenizer, width: int, height: int, budget: TokenBudget, repeats: int) -> dict[str, float]:
+    """Median ms per stage of encoding and decoding one picture."""
+    image = test_image(width, height)
+    frame = tokenizer.encode(image, budget=budget)
+    rows: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        encoded = tokenizer.encode_detailed(image, budget=budget).seconds
+        decoded = tokenizer.decode_detailed(frame)[1]
+        for prefix, seconds in (("encode", encoded), ("decode", decoded)):
+            for name, value in seconds.items():
+                rows.setdefault(f"{prefix}/{name}", []).append(1e3 * value)
+    return {name: float(np.median(values)) for name, values in rows.items()}
+
+
+def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
+    """All figures."""
+    rate = gemm_rate(tokenizer.backend.threads)
+    eager = eager_graphs(tokenizer)
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "load_average": os.getloadavg()[0],
+        "backend": str(tokenizer.backend),
+        "gemm_gflops": round(rate, 1),
+        "sizes": [],
+    }
+    for width, height in SIZES:
+        inputs = graph_inputs(tokenizer, width, height)
+        graphs = {}
+        for name in GRAPHS:
+            feeds = inputs[name]
+            ours = measure(lambda name=name, feeds=feeds: tokenizer._session.run(name, feeds), repeats)
+            operations = count_operations(
+                tokenizer.bundle.read(name), {key: value.shape for key, value in feeds.items()}
+            )
+            row = {"ms": ours, "gflop": round(operations / 1e9, 4), "gflops": round(operations / ours["median"] / 1e6, 1)}
+            row["share_of_gemm"] = round(row["gflops"] / rate, 3)
+            if eager is not None:
+                row["torch_ms"] = measure(lambda name=name, feeds=feeds: eager[name](feeds), repeats)
+            graphs[name] = row
+        stages = stage_times(tokenizer, width, height, TokenBudget(keep=0.35), repeats)
+        encode = {name[7:]: value for name, value in stages.items() if name.startswith("encode/")}
+        total = sum(encode.values())
+        other = sum(value for name, value in encode.items() if name not in NETWORKS)
+        report["sizes"].append(
+            {
+                "width": width,
+                "height": height,
+                "cells": cell_grid(width, height),
+                "graphs": graphs,
+                "stages_ms": {name: round(value, 3) for name, value in stages.items()},
+                "not_network_share_of_encode": round(other / total, 4),
+                "dtf_share_of_encode": round(encode["dtf"] / total, 4),
+            }
+        )
+    whole = bench(tokenizer, SIZES, repeats)
+    for row, timed in zip(report["sizes"], whole["sizes"], strict=True):
+        row["whole"] = timed
+        row["entropy_25_speedup"] = round(timed["encode_ms"]["median"] / timed["encode_entropy_25_ms"]["median"], 3)
+    report["torch"] = whole["torch"]
+    return report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown tables."""
+    lines = [
+        f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {report['backend']}; "
+        f"fp32 matrix product {report['gemm_gflops']:.0f} GFLOP/s; {report['torch']}.",
+        "",
+        "| size | graph | ms (quartiles) | GFLOP/s | share of GEMM | eager PyTorch ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size in report["sizes"]:
+        for name, row in size["graphs"].items():
+            ms, torch_ms = row["ms"], row.get("torch_ms")
+            lines.append(
+                f"| {size['width']}x{size['height']} | {name} | {ms['median']:.2f} ({ms['q1']:.2f} to {ms['q3']:.2f}) | "
+                f"{row['gflops']:.0f} | {row['share_of_gemm']:.0%} | {torch_ms['median']:.2f} |"
+                if torch_ms
+                else f"| {size['width']}x{size['height']} | {name} | {ms['median']:.2f} | {row['gflops']:.0f} | "
+                f"{row['share_of_gemm']:.0%} | |"
+            )
+    lines += [
+        "",
+        "| size | encode, all tokens | encode, 25 % by entropy | decode | PyTorch encode | PyTorch decode | not networks | DTF |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size in report["sizes"]:
+        whole = size["whole"]
+
+        def ms(key: str, whole: dict[str, Any] = whole) -> str:
+            return f"{whole[key]['median']:.1f} ms" if whole[key] else ""
+
+        lines.append(
+            f"| {size['width']}x{size['height']} | {ms('encode_ms')} | {ms('encode_entropy_25_ms')} "
+            f"({size['entropy_25_speedup']:.2f}x) | {ms('decode_ms')} | {ms('torch_encode_ms')} | {ms('torch_decode_ms')} | "
+            f"{size['not_network_share_of_encode']:.1%} | {size['dtf_share_of_encode']:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tatok-s8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--out", type=Path, help="folder for speed.json and speed.md")
+    args = parser.parse_args()
+    with Tokenizer.load(args.model, threads=args.threads) as tokenizer:
+        report = run(tokenizer, args.repeats)
+    text = markdown(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / "speed.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

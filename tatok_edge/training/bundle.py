@@ -1,0 +1,36 @@
+"""A bundle's weights back in the PyTorch model, to compare eager PyTorch with the exported graphs."""
+
+from __future__ import annotations
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from ..bundle import GRAPHS, Bundle
+from ..errors import BundleError
+from .config import ModelConfig
+from .model import TaTok
+
+
+def load_from_bundle(bundle: Bundle) -> TaTok:
+    """The PyTorch model with the weights of a bundle's ONNX graphs, in evaluation mode.
+
+    Raises:
+        BundleError: the bundle was not exported from this model.
+    """
+    model = TaTok(ModelConfig.from_dict(bundle.manifest["config"]))
+    state = model.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    for graph in GRAPHS:
+        for item in onnx.load_model_from_string(bundle.read(graph)).graph.initializer:
+            name = f"{graph}.{item.name.removeprefix('network.')}"
+            value = torch.from_numpy(numpy_helper.to_array(item).copy())
+            if graph == "patch_encoder" and item.name == "skip.weight":
+                value = value[:, model.patch_encoder.centre]
+            if name in state and state[name].shape == value.shape:
+                found[name] = value
+    missing = sorted(set(state) - set(found))
+    if missing:
+        raise BundleError(f"{bundle.path}: its graphs lack the weights {', '.join(missing[:3])}; export it again")
+    model.load_state_dict(found)
+    return model.eval()
