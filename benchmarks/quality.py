@@ -46,7 +46,7 @@ def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> 
 
 
 def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
-    """PSNR and bits of a codec at the quality whose size comes closest to ``bits`` (its smallest where all are larger)."""
+    """PSNR and bits of a codec at the quality whose size comes closest to ``bits``, or its smallest."""
     flag = cv2.IMWRITE_JPEG_QUALITY if suffix == ".jpg" else cv2.IMWRITE_WEBP_QUALITY
 
     def encode(quality: int) -> NDArray[np.uint8]:
@@ -96,7 +96,8 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         for number, path in enumerate(paths):
             image = read_image(path)
             pixels = image.shape[0] * image.shape[1]
-            by_information = tokenizer.encode_detailed(image)
+            # All patches, those without any information too.
+            by_information = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
             information.append(float(by_information.scores.mean()))
             none = tokenizer.reduce(by_information, TokenBudget(keep=0.0))
             empty = 8 * len(tokenizer.pack(none))
@@ -160,11 +161,12 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
-        f"{report['model']} `{report['tag']}`, {report['images']} pictures at full size, mean of the PSNR of each picture in dB; "
-        "bits are those of whole packets (header, globals, positions, codes, CRC).",
+        f"{report['model']} `{report['tag']}`, {report['images']} pictures at full size; "
+        "mean of the PSNR of each picture in dB; bits are those of whole packets "
+        "(header, globals, positions, codes, CRC).",
         "",
-        "| kept | tokens | by information | by entropy | at random | bits/pixel | ideal, patches | coded, patches + positions "
-        "| JPEG (bpp) | WebP (bpp) |",
+        "| kept | tokens | by information | by entropy | at random | bits/pixel | ideal, patches "
+        "| coded, patches + positions | JPEG (bpp) | WebP (bpp) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["results"]:
@@ -218,7 +220,7 @@ def crops(tokenizer: Tokenizer, folder: Path, out: Path, write: Callable[[Path, 
     out.mkdir(parents=True, exist_ok=True)
     for path in list_images(folder):
         image = read_image(path)
-        result = tokenizer.encode_detailed(image)
+        result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
         top, left = (image.shape[0] - 320) // 2, (image.shape[1] - 320) // 2
         decoded = [tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=keep))) for keep in KEEPS]
         panels = [np.ascontiguousarray(p[top : top + 320, left : left + 320]) for p in (image, *decoded)]

@@ -1,4 +1,4 @@
-"""Put the tables of ``benchmarks/results`` into the README: ``python benchmarks/readme.py`` (``--check`` only compares)."""
+"""Put the tables of ``benchmarks/results`` into the README: ``python benchmarks/readme.py``; ``--check`` compares."""
 
 from __future__ import annotations
 

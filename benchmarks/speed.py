@@ -1,7 +1,7 @@
 """Speed of every part against what this machine's matrix products reach, and against eager PyTorch.
 
-Run it on a quiet machine: ``python benchmarks/speed.py --out benchmarks/results``. Needs the ``export`` extra (onnx) to count
-operations, and PyTorch for the comparison.
+Run it on a quiet machine: ``python benchmarks/speed.py --out benchmarks/results``. Needs the ``export``
+extra: onnx to count operations, PyTorch to compare with.
 """
 
 from __future__ import annotations
@@ -167,7 +167,11 @@ def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
             operations = count_operations(
                 tokenizer.bundle.read(name), {key: value.shape for key, value in feeds.items()}
             )
-            row = {"ms": ours, "gflop": round(operations / 1e9, 4), "gflops": round(operations / ours["median"] / 1e6, 1)}
+            row = {
+                "ms": ours,
+                "gflop": round(operations / 1e9, 4),
+                "gflops": round(operations / ours["median"] / 1e6, 1),
+            }
             row["share_of_gemm"] = round(row["gflops"] / rate, 3)
             if eager is not None:
                 row["torch_ms"] = measure(lambda name=name, feeds=feeds: eager[name](feeds), repeats)
@@ -206,17 +210,16 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for size in report["sizes"]:
         for name, row in size["graphs"].items():
-            ms, torch_ms = row["ms"], row.get("torch_ms")
+            ms = row["ms"]
+            eager = f"{row['torch_ms']['median']:.2f}" if "torch_ms" in row else ""
             lines.append(
-                f"| {size['width']}x{size['height']} | {name} | {ms['median']:.2f} ({ms['q1']:.2f} to {ms['q3']:.2f}) | "
-                f"{row['gflops']:.0f} | {row['share_of_gemm']:.0%} | {torch_ms['median']:.2f} |"
-                if torch_ms
-                else f"| {size['width']}x{size['height']} | {name} | {ms['median']:.2f} | {row['gflops']:.0f} | "
-                f"{row['share_of_gemm']:.0%} | |"
+                f"| {size['width']}x{size['height']} | {name} | {ms['median']:.2f} ({ms['q1']:.2f} to {ms['q3']:.2f}) "
+                f"| {row['gflops']:.0f} | {row['share_of_gemm']:.0%} | {eager} |"
             )
     lines += [
         "",
-        "| size | encode, all tokens | encode, 25 % by entropy | decode | PyTorch encode | PyTorch decode | not networks | DTF |",
+        "| size | encode, all tokens | encode, 25 % by entropy | decode | PyTorch encode | PyTorch decode "
+        "| not networks | DTF |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for size in report["sizes"]:
@@ -227,7 +230,8 @@ def markdown(report: dict[str, Any]) -> str:
 
         lines.append(
             f"| {size['width']}x{size['height']} | {ms('encode_ms')} | {ms('encode_entropy_25_ms')} "
-            f"({size['entropy_25_speedup']:.2f}x) | {ms('decode_ms')} | {ms('torch_encode_ms')} | {ms('torch_decode_ms')} | "
+            f"({size['entropy_25_speedup']:.2f}x) | {ms('decode_ms')} | {ms('torch_encode_ms')} "
+            f"| {ms('torch_decode_ms')} | "
             f"{size['not_network_share_of_encode']:.1%} | {size['dtf_share_of_encode']:.2%} |"
         )
     return "\n".join(lines) + "\n"

@@ -11,9 +11,7 @@ import argparse
 
 import numpy as np
 
-from tatok_edge.sources import open_source
-from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenBudget
+from tatok_edge import TokenBudget, Tokenizer, open_source
 
 
 def main() -> None:

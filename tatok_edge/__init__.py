@@ -46,7 +46,7 @@ _WHERE = {
     "open_source": "sources",
 }
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

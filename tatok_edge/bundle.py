@@ -78,7 +78,9 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
         path = MODELS / str(name_or_path)
     elif not _exists(path):
         known = ", ".join(list_models()) or "none"
-        raise BundleError(f"unknown model {str(name_or_path)!r}: give one of the shipped models ({known}) or a bundle's path")
+        raise BundleError(
+            f"unknown model {str(name_or_path)!r}: give one of the shipped models ({known}) or a bundle's path"
+        )
     text = _read(path, MANIFEST, MAX_MANIFEST_BYTES)
     try:
         manifest = json.loads(text)
@@ -111,7 +113,11 @@ def _check(path: Path, manifest: Any) -> Bundle:
         raise BundleError(f"{where}: 'files' is missing")
     for entry in (*GRAPHS, ENTROPY):
         info = files.get(entry)
-        if not isinstance(info, dict) or not isinstance(info.get("file"), str) or not isinstance(info.get("sha256"), str):
+        if (
+            not isinstance(info, dict)
+            or not isinstance(info.get("file"), str)
+            or not isinstance(info.get("sha256"), str)
+        ):
             raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
         if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
             raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")

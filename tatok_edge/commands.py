@@ -316,7 +316,31 @@ def bench(sizes: Sequence[tuple[int, int]], repeats: int, choice: ModelChoice, *
     report = benchmark.bench(tokenizer, sizes, repeats)
     if as_json:
         _print_json(report)
+        return 0
+    print(f"{tokenizer.name}: {tokenizer.backend}")
+    print(f"PyTorch: {report['torch']}")
+    print(
+        f"{'median ms (quartiles)':<24}"
+        + "".join(f"{row['width']}x{row['height']}".rjust(26) for row in report["sizes"])
+    )
+    for key, label in _TIMES.items():
+        if any(row[key] for row in report["sizes"]):
+            print(f"{label:<24}" + "".join(_time(row[key]).rjust(26) for row in report["sizes"]))
     return 0
+
+
+_TIMES = {
+    "encode_ms": "encode",
+    "encode_entropy_25_ms": "encode 25 % by entropy",
+    "decode_ms": "decode",
+    "torch_encode_ms": "PyTorch encode",
+    "torch_decode_ms": "PyTorch decode",
+}
+"""Rows of the table of ``tatok bench``."""
+
+
+def _time(figure: dict[str, float] | None) -> str:
+    return "-" if figure is None else f"{figure['median']:.2f} ({figure['q1']:.2f}-{figure['q3']:.2f})"
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ def share_class(kept: int, patches: int) -> int:
 
 
 def cell_inputs(global_codes: NDArray[np.int32], cells: tuple[int, int], levels: tuple[int, ...]) -> NDArray[np.int32]:
-    """Global codes ``(hc*wc, D)`` to the network's inputs ``(hc*wc, 9*D)``: the 3x3 cells around each, edges repeated."""
+    """Global codes ``(hc*wc, D)`` to inputs ``(hc*wc, 9*D)``: the 3x3 cells around each, edges repeated."""
     size = np.asarray(levels, np.int32)
     values = ((2 * global_codes + 1) * INPUT_SCALE) // size - INPUT_SCALE
     grid = np.pad(values.reshape(*cells, len(levels)), ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -161,7 +161,9 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
     for field, shape in expected.items():
         array = tables[field]
         if array.shape != shape or array.dtype.kind not in "iu" or array.dtype.itemsize > 4:
-            raise BundleError(f"{name}: entropy table '{field}' is {array.dtype} {array.shape}, expected integers {shape}")
+            raise BundleError(
+                f"{name}: entropy table '{field}' is {array.dtype} {array.shape}, expected integers {shape}"
+            )
     if max(width1, width2) > 4096:
         raise BundleError(f"{name}: entropy network is {width1}x{width2} wide, at most 4096 are allowed")
     allowed = np.arange(widest) < np.asarray(levels)[:, None]

@@ -50,7 +50,8 @@ def evaluate_folder(tokenizer: Tokenizer, folder: str | Path, keeps: Sequence[fl
     with Progress("evaluating", len(paths)) as progress:
         for number, path in enumerate(paths):
             image = read_image(path)
-            everything = tokenizer.encode_detailed(image)
+            # A patch without any information is not kept unless it is asked for.
+            everything = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
             for row, budget in enumerate(budgets):
                 frame = tokenizer.reduce(everything, budget)
                 decoded = tokenizer.decode(frame)

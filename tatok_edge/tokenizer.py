@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
-from .errors import InputError
 from .entropy import IntegerEntropyModel
+from .errors import InputError
 from .packet import pack, unpack
 from .runtime import _kernels
 from .runtime.session import Backend, Session, open_session
 from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
 
 Image = NDArray[np.uint8]
+
+ALL_TOKENS = TokenBudget()
+"""The default budget keeps every patch token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class Tokenizer:
         self,
         image: Image,
         *,
-        budget: TokenBudget = TokenBudget(),
+        budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
         index: int = 0,
         timestamp_us: int = 0,
@@ -147,7 +150,7 @@ class Tokenizer:
         self,
         image: Image,
         *,
-        budget: TokenBudget = TokenBudget(),
+        budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
         index: int = 0,
         timestamp_us: int = 0,
@@ -162,7 +165,7 @@ class Tokenizer:
         self,
         images: Sequence[Image],
         *,
-        budget: TokenBudget = TokenBudget(),
+        budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
         indices: Sequence[int] | None = None,
         timestamps_us: Sequence[int] | None = None,
@@ -268,7 +271,9 @@ class Tokenizer:
         """Context of one image from its global codes ``(1, D, hc, wc)``."""
         outputs = self._run("context", {"codes": global_codes})
         flat = {
-            name: cast("NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1))
+            name: cast(
+                "NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1)
+            )
             for name, value in outputs.items()
         }
         return _Prior(**flat)
@@ -346,8 +351,11 @@ class Tokenizer:
         rows, columns = patch_grid(frame.width, frame.height)
         hc, wc = cell_grid(frame.width, frame.height)
         with clock.stage("ids"):
-            global_codes = _kernels.codes_from_ids(frame.global_ids, self.levels)
-            codes = _kernels.codes_from_ids(frame.ids, self.levels)
+            try:
+                global_codes = _kernels.codes_from_ids(frame.global_ids, self.levels)
+                codes = _kernels.codes_from_ids(frame.ids, self.levels)
+            except ValueError as error:
+                raise InputError(f"the frame does not fit model {self.name}: {error}") from None
             grid = np.ascontiguousarray(global_codes.T).reshape(1, len(self.levels), hc, wc)
         with clock.stage("context"):
             prior = self._prior(grid)
@@ -426,7 +434,10 @@ def _subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
 def _filter(scores: NDArray[np.float32], budget: TokenBudget) -> NDArray[np.int32]:
     """Dynamic Token Filtering of one image: kept positions in raster order."""
     smallest, largest = budget.limits(scores.size)
-    indices, _ = _kernels.dtf(
-        scores[None], tau=budget.tau, min_tokens=smallest, max_tokens=largest, floor_bits=budget.floor_bits
-    )
+    try:
+        indices, _ = _kernels.dtf(
+            scores[None], tau=budget.tau, min_tokens=smallest, max_tokens=largest, floor_bits=budget.floor_bits
+        )
+    except ValueError as error:
+        raise InputError(f"patches cannot be ranked: {error}") from None
     return indices

@@ -154,9 +154,9 @@ def _text(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round values between two bounds."""
+    """At most seven round values between two bounds."""
     step = 10.0 ** np.floor(np.log10(max(high - low, 1e-9)))
-    for factor in (0.2, 0.5, 1.0):
+    for factor in (0.2, 0.5, 1.0, 2.0):
         if (high - low) / (step * factor) <= 6:
             step *= factor
             break

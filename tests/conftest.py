@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -11,6 +13,9 @@ from hypothesis import settings
 _ROOT = Path(__file__).resolve().parents[1]
 # In the source tree, runtime/ and export/ are not yet parts of the package and nothing is compiled.
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
+
+from tatok_edge.synthetic import Scene, render  # noqa: E402
+from tatok_edge.tokenizer import Tokenizer  # noqa: E402
 
 settings.register_profile("default", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
@@ -21,3 +26,46 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20261124)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Iterator[Tokenizer]:
+    """The shipped model."""
+    with Tokenizer.load() as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve small rendered pictures, 288 x 272 pixels and a little more; do not write to it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        image = render(Scene(width=288 + number, height=272, seed=number), 10 * number)
+        assert cv2.imwrite(str(folder / f"picture{number:02d}.png"), image[:, :, ::-1])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """The output folder of a training of the tiny model that has ended; do not write to it."""
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    train = pytest.importorskip("tatok_edge.training.train")
+    out = tmp_path_factory.mktemp("training") / "run"
+    options = train.Options(config="tatok-tiny", batch=2, crop=64, steps=6, entropy_images=8, entropy_steps=3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the fixture one_thread
+    try:
+        train.run(options, pictures, out, device=torch.device("cpu"), resume=False)
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread: for the tiny model, waiting for a second one costs more than it brings."""
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -29,7 +29,11 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
         arguments = shlex.split(line)
         assert arguments[0] == "tatok"
         done = subprocess.run(
-            [sys.executable, "-m", "tatok_edge", *arguments[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "tatok_edge", *arguments[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
     assert (tmp_path / "camera.mp4").stat().st_size > 1000

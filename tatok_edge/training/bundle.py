@@ -22,10 +22,16 @@ def load_from_bundle(bundle: Bundle) -> TaTok:
     state = model.state_dict()
     found: dict[str, torch.Tensor] = {}
     for graph in GRAPHS:
-        for item in onnx.load_model_from_string(bundle.read(graph)).graph.initializer:
-            name = f"{graph}.{item.name.removeprefix('network.')}"
-            value = torch.from_numpy(numpy_helper.to_array(item).copy())
-            if graph == "patch_encoder" and item.name == "skip.weight":
+        content = onnx.load_model_from_string(bundle.read(graph)).graph
+        arrays = {item.name: numpy_helper.to_array(item) for item in content.initializer}
+        # Equal weights (of a model that was hardly trained) are stored once, and copied by Identity nodes.
+        for node in content.node:
+            if node.op_type == "Identity" and node.input[0] in arrays:
+                arrays[node.output[0]] = arrays[node.input[0]]
+        for key, array in arrays.items():
+            name = f"{graph}.{key.removeprefix('network.')}"
+            value = torch.from_numpy(array.copy())
+            if graph == "patch_encoder" and key == "skip.weight":
                 value = value[:, model.patch_encoder.centre]
             if name in state and state[name].shape == value.shape:
                 found[name] = value

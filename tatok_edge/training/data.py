@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -57,7 +57,7 @@ def _manifest(path: Path) -> list[dict[str, str]]:
 
 
 def _files(root: Path, suffixes: set[str], use: Use) -> tuple[dict[Path, str], set[Path]]:
-    """Files of one kind below ``root`` with their source, by the manifest and its ``use`` if there is one; and the held-out files."""
+    """Files of one kind below ``root`` with their source (by its manifest, if any), and the held-out files."""
     manifest = root / "manifest.csv"
     if manifest.exists():
         rows = [row for row in _manifest(manifest) if Path(row["file"]).suffix.lower() in suffixes]
@@ -120,7 +120,7 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
 
 
 def write_packs(data: Path, out: Path, use: Use) -> list[Path]:
-    """Pack a data folder into files of at most 60 MiB (to move it to a GPU machine); train on ``out`` as on a folder."""
+    """Pack a data folder into files of at most 60 MiB, to move it to a GPU machine and train on ``out`` there."""
     if sorted(out.glob("pack-*.safetensors")):
         raise DataError(f"{out}: holds packs already; remove them or give another --out")
     pictures = read_pictures(data, use)
@@ -133,7 +133,7 @@ def write_packs(data: Path, out: Path, use: Use) -> list[Path]:
         if not batch:
             return
         path = out / f"pack-{len(paths):03d}.safetensors"
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "data": np.frombuffer(b"".join(p.data for p in batch), np.uint8),
             "sizes": np.array([len(p.data) for p in batch], np.int64),
             "names": np.frombuffer("\n".join(f"{p.name}\t{p.source}" for p in batch).encode(), np.uint8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,11 +37,13 @@ def frequencies(counts: NDArray[np.integer]) -> NDArray[np.uint16]:
     weights = counts.astype(np.int64) + 1
     freqs = 1 + weights * (TOTAL - level) // weights.sum()
     freqs[freqs.argmax()] += TOTAL - freqs.sum()
-    return freqs.astype(np.uint16)
+    return cast("NDArray[np.uint16]", freqs.astype(np.uint16))
 
 
 @torch.no_grad()
-def collect(model: TaTok, source: CropSource, images: int, seed: int) -> tuple[Tensor, Tensor, Tensor, NDArray[np.int64]]:
+def collect(
+    model: TaTok, source: CropSource, images: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, NDArray[np.int64]]:
     """Codes of random crops, filtered at random shares as a user would filter them.
 
     Returns:
@@ -90,7 +93,9 @@ class _Net(nn.Module):
         return out.reshape(len(x), PHASES, -1)
 
 
-def fit(model: TaTok, source: CropSource, *, images: int = 640, steps: int = 1500, seed: int = 0) -> dict[str, NDArray[np.integer]]:
+def fit(
+    model: TaTok, source: CropSource, *, images: int = 640, steps: int = 1500, seed: int = 0
+) -> dict[str, NDArray[np.integer]]:
     """Fit the tables on crops of the training pictures; a few minutes on a CPU."""
     levels = model.config.levels
     inputs, codes, kept, counts = collect(model, source, images, seed + 99)
@@ -110,7 +115,7 @@ def fit(model: TaTok, source: CropSource, *, images: int = 640, steps: int = 150
             total = total + F.cross_entropy(chosen, codes[index, :, d][mask])
             start += level
         optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         optimizer.step()
         scheduler.step()
     hidden, output = 1 << HIDDEN_SHIFT, (1 << OUTPUT_SHIFT) * LOGIT_STEP

@@ -303,11 +303,19 @@ class Decoder(nn.Module):
         # Every patch's pixels come from 3x3 patches: neighbours overlap, so no seams.
         self.out = nn.Conv2d(config.head_width, PIXELS, 3, padding=1)
         _scale_preserving(self)
+        with torch.no_grad():
+            # A few code values stand beside hundreds of context and mean values: weigh them so that they are heard.
+            self.stem.weight[:, : config.dims + 2] *= 8
+            self.stem.weight[:, config.dims + 2 :] *= 0.7
+            for name, weight in self.blocks.named_parameters():
+                if name.endswith(("depthwise.weight", "expand.weight")):
+                    weight.mul_(0.5)
         _zero(self.out)
 
     def forward(self, state: Tensor, context: Tensor, mean: Tensor) -> Tensor:
         x = self.stem(torch.cat([state, context, mean], 1))
-        detail = self.out(F.relu(self.narrow(F.relu(self.blocks(x)))))
+        # No ReLU after the blocks: while "out" is still zero, training can push the whole stream below it for good.
+        detail = self.out(self.narrow(self.blocks(x)))
         return cast(Tensor, mean + self.skip(state) + detail)
 
 
@@ -413,7 +421,8 @@ def analytic_start(model: TaTok, images: Tensor) -> None:
 
     def invert(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         design = torch.cat([values, torch.ones(len(values), 1)], 1)
-        solution = torch.linalg.lstsq(design, samples).solution
+        # Not the default driver: it reads memory that PyTorch leaves uninitialised, so no two runs start alike.
+        solution = torch.linalg.lstsq(design, samples, driver="gelsd").solution
         return solution[:-1].T, solution[-1]
 
     def rows(grid: Tensor) -> Tensor:
@@ -453,7 +462,7 @@ def bilinear_upsample_weight() -> Tensor:
     line = torch.zeros(PATCH, 4)
     for pixel in range(PATCH):
         position = (pixel + 0.5) / THUMBNAIL + 0.5  # in thumbnail pixels, from the middle of the first
-        low = int(math.floor(position))
+        low = math.floor(position)
         line[pixel, low] += 1 - (position - low)
         line[pixel, low + 1] += position - low
     weight = torch.zeros(PATCH, PATCH, 3, 3, 4, 4)

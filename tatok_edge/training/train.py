@@ -86,9 +86,7 @@ def seam_error(error: Tensor) -> Tensor:
     return (across.pow(2).mean((1, 2, 3)) + down.pow(2).mean((1, 2, 3))) / 2
 
 
-def loss(
-    model: TaTok, image: Tensor, options: Options, generator: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(model: TaTok, image: Tensor, options: Options, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The training objective and its parts for images ``(B, 3, H, W)`` in [-1, 1]."""
     encoded = model.encode(image)
     share = training_shares(len(image), generator).to(image.device)
@@ -140,7 +138,11 @@ def evaluate(model: TaTok, images: Tensor, *, batch: int = 8) -> dict[str, float
         add("psnr_mean_only", psnr(grid_to_pixels(encoded.prior.mean, PATCH), image))
         for share in EVALUATION_SHARES:
             shares = torch.full((len(image),), share, device=image.device)
-            for name, score in (("information", encoded.information), ("entropy", encoded.prior.entropy), ("random", noise)):
+            for name, score in (
+                ("information", encoded.information),
+                ("entropy", encoded.prior.entropy),
+                ("random", noise),
+            ):
                 if share == 1.0 and name != "information":
                     continue
                 add(f"psnr_{name}_{share:g}", psnr(model.decode(encoded, select(score, shares)), image))
@@ -207,7 +209,9 @@ def read_metadata(path: Path) -> dict[str, object]:
         raise CheckpointError(f"{path}: a safetensors file, but not a TaTok checkpoint")
     metadata: dict[str, object] = json.loads(text)
     if metadata.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {metadata.get('format')}, this version reads {CHECKPOINT_FORMAT}")
+        raise CheckpointError(
+            f"{path}: checkpoint format {metadata.get('format')}, this version reads {CHECKPOINT_FORMAT}"
+        )
     return metadata
 
 
@@ -238,6 +242,11 @@ def load_state(path: Path, state: State) -> None:
             entries.setdefault(int(index), {})[name] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    # The fused optimizer walks memory: moments must lie as their parameter does (channels last), not as the file does.
+    for parameter, moments in state.optimizer.state.items():
+        for key, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
     step, seconds = metadata["step"], metadata["seconds"]
     assert isinstance(step, int) and isinstance(seconds, (int, float))
     state.step, state.seconds = step, float(seconds)
@@ -335,6 +344,7 @@ def run(
     *,
     device: torch.device,
     resume: bool,
+    init: Path | None = None,
     checkpoint_minutes: float = 8.0,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, object]:
@@ -355,6 +365,12 @@ def run(
     else:
         for path in (log_path, evaluation_path):
             path.unlink(missing_ok=True)
+        if init is not None:
+            start, _ = load_model(init)
+            if start.config != state.model.config:
+                raise CheckpointError(f"{init}: made with config {start.config.name!r}; give the same --config")
+            for model in (state.model, state.ema):
+                model.load_state_dict(start.state_dict())
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -369,9 +385,19 @@ def run(
         "pictures": len(source),
         "sources": dict(Counter(p.source for p in pictures)),
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
+    if init is not None:
+        before = read_metadata(init)
+        earlier = before.get("record")
+        record["init"] = {
+            "steps": before["step"],
+            "hours": round(float(before["seconds"]) / 3600, 3),  # type: ignore[arg-type]
+            **({"init": earlier["init"]} if isinstance(earlier, dict) and "init" in earlier else {}),
+        }
     print(json.dumps({**record, **asdict(options)}), flush=True)
 
     def assess() -> dict[str, float]:
@@ -416,7 +442,7 @@ def run(
             last = time.monotonic()  # evaluating is not training time
     bar.close()
     if not log_path.exists():
-        _append(log_path, {key: math.nan for key in LOG_COLUMNS} | {"step": state.step})
+        _append(log_path, dict.fromkeys(LOG_COLUMNS, math.nan) | {"step": state.step})
     checkpoint_now()
     tables = fit_entropy(
         state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
@@ -425,7 +451,13 @@ def run(
     # The export compares the graphs with PyTorch on these.
     final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     results = checkpoint_now(final)
-    summary: dict[str, object] = {**record, **asdict(options), "step": state.step, "hours": state.seconds / 3600, **results}
+    summary: dict[str, object] = {
+        **record,
+        **asdict(options),
+        "step": state.step,
+        "hours": state.seconds / 3600,
+        **results,
+    }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -463,10 +495,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--crop", type=int, default=defaults.crop, help="side of the square crops, a multiple of 32")
     parser.add_argument("--lr", type=float, default=defaults.lr)
-    parser.add_argument("--rate-weight", type=float, default=defaults.rate_weight, help="loss per bit, for the patch encoder")
+    parser.add_argument(
+        "--rate-weight", type=float, default=defaults.rate_weight, help="loss per bit, for the patch encoder"
+    )
     parser.add_argument("--prior-weight", type=float, default=defaults.prior_weight, help="loss per bit, for the prior")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--init", type=Path, help="start from the averaged weights of this checkpoint (fine-tuning)")
     parser.add_argument("--pack", action="store_true", help="only pack --data into files of at most 60 MiB in --out")
     args = parser.parse_args(arguments)
     try:
@@ -494,7 +529,7 @@ def main(arguments: list[str] | None = None) -> int:
             minutes=args.minutes,
             steps=args.steps,
         )
-        summary = run(options, args.data, args.out, device=pick_device(args.device), resume=args.resume)
+        summary = run(options, args.data, args.out, device=pick_device(args.device), resume=args.resume, init=args.init)
     except (DataError, CheckpointError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
