@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,14 +246,14 @@ print(hashlib.sha256(rows.tobytes()).hexdigest())
 
 
 @pytest.mark.parametrize("kernel", [{}, {"OPENBLAS_CORETYPE": "Prescott"}], ids=["default", "other kernels"])
-def test_rows_do_not_depend_on_the_matrix_library(kernel: dict[str, str]) -> None:
+def test_rows_do_not_depend_on_the_matrix_library(kernel: dict[str, str], tmp_path: Path) -> None:
     """The same with one thread, with several, and with the kernels of another processor."""
     digests = set()
     for threads in ("1", "3"):
         environment = os.environ | kernel | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         result = subprocess.run(
-            [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROBE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
         digests.add(result.stdout)
     model = Tokenizer.load(threads=1).entropy_model
