@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +36,7 @@ def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> 
     """As many tokens, chosen at random."""
     frame = result.frame
     chosen = np.sort(rng.choice(frame.n_tokens, count, replace=False)).astype(np.int32)
-    return TokenFrame(
-        ids=frame.ids[chosen],
-        positions=frame.positions[chosen],
-        global_ids=frame.global_ids,
-        width=frame.width,
-        height=frame.height,
-        model=frame.model,
-    )
+    return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
 
 
 def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
@@ -66,7 +60,7 @@ def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
 
 
 def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
-    """Sums for the seam ratio: mean absolute gradient across the borders of a grid, and inside, in smooth areas.
+    """Mean absolute gradient across the borders of a grid, and inside, in smooth areas.
 
     Returns:
         Mean across borders and mean inside, of the decoded picture, in grey levels; NaN without a smooth area.
@@ -90,7 +84,7 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """All figures, as means over the pictures."""
     paths = list_images(folder)
     rows: dict[str, list[dict[str, float]]] = {f"{keep:g}": [] for keep in KEEPS}
-    information, coded, original_seams, globals_only = [], [], [], []
+    information, original_seams, globals_only = [], [], []
     rng = np.random.default_rng(0)
     with Progress("measuring", len(paths)) as progress:
         for number, path in enumerate(paths):
@@ -111,7 +105,6 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                 jpeg, jpeg_bits = codec_at(image, bits, ".jpg")
                 webp, webp_bits = codec_at(image, bits, ".webp")
                 ideal = float(by_information.scores.reshape(-1)[frame.positions].sum())
-                coded.append((bits - empty, ideal))
                 rows[f"{keep:g}"].append(
                     {
                         "tokens": frame.n_tokens,
