@@ -41,9 +41,11 @@ cdef extern from "range_coder.hpp" namespace "tatok" nogil:
     CoderStatus c_decode_symbols "tatok::decode_symbols"(
         CoreDecoder& coder, const uint16_t* rows, size_t count, int length, int32_t* symbols, size_t& at)
     void c_encode_bitmap "tatok::encode_bitmap"(
-        CoreEncoder& coder, const uint8_t* keep, size_t height, size_t width, size_t count) except +
+        CoreEncoder& coder, const uint8_t* keep, const uint8_t* places, size_t height, size_t width, size_t count,
+        size_t cells) except +
     CoderStatus c_decode_bitmap "tatok::decode_bitmap"(
-        CoreDecoder& coder, uint8_t* keep, size_t height, size_t width, size_t count)
+        CoreDecoder& coder, uint8_t* keep, const uint8_t* places, size_t height, size_t width, size_t count,
+        size_t cells)
     void c_encode_gaps "tatok::encode_gaps"(CoreEncoder& coder, const int32_t* positions, size_t count) except +
     CoderStatus c_decode_gaps "tatok::decode_gaps"(
         CoreDecoder& coder, size_t count, int64_t cells, int32_t* positions)
@@ -91,24 +93,34 @@ cdef class RangeEncoder:
                 )
             _raise_row(freqs, at)
 
-    def bitmap(self, keep):
-        """Append a map of zeros and ones, uint8 ``(h, w)``; the decoder must be told the number of ones."""
+    def bitmap(self, keep, places=None):
+        """Append a map of zeros and ones, uint8 ``(h, w)``; the decoder must be told the number of ones.
+
+        ``places``, uint8 ``(h, w)`` of zeros and ones, says where ones can be; the decoder must be given the same.
+        """
         cdef const uint8_t[:, ::1] cells = _array("keep", keep, _uint8, 2)
-        cdef size_t height = cells.shape[0], width = cells.shape[1], count = 0
+        cdef const uint8_t[:, ::1] mask
+        cdef size_t height = cells.shape[0], width = cells.shape[1], count, total
         cdef size_t i
         cdef const uint8_t* data
-        cdef uint8_t largest = 0
+        cdef const uint8_t* where = NULL
+        cdef uint8_t outside = 0
         _check_grid(height, width)
         self._open()
         data = &cells[0, 0]
+        count = _ones("keep", cells)
+        total = height * width
+        if places is not None:
+            mask = _places(places, height, width)
+            where = &mask[0, 0]
+            total = _ones("places", mask)
+            with nogil:
+                for i in range(height * width):
+                    outside |= data[i] & ~where[i]
+            if outside & 1:
+                raise ValueError("keep must be 0 outside places, got a 1 there")
         with nogil:
-            for i in range(height * width):
-                count += data[i]
-                largest |= data[i]
-        if largest > 1:
-            raise ValueError(f"keep must hold zeros and ones, got {np.asarray(keep).max()}")
-        with nogil:
-            c_encode_bitmap(self.core, data, height, width, count)
+            c_encode_bitmap(self.core, data, where, height, width, count, total)
 
     def gaps(self, positions):
         """Append strictly increasing positions, int32 ``(n,)``, by the gaps between them: short where few are set."""
@@ -169,16 +181,23 @@ cdef class RangeDecoder:
         _raise(status, f"symbol {at} of {n}")
         return out
 
-    def bitmap(self, height, width, count):
-        """The next map, uint8 ``(height, width)`` with ``count`` ones."""
+    def bitmap(self, height, width, count, places=None):
+        """The next map, uint8 ``(height, width)`` with ``count`` ones, all of them in ``places`` as the encoder's."""
         cdef size_t h = _count("height", height, MAX_CELLS), w = _count("width", width, MAX_CELLS)
+        cdef const uint8_t[:, ::1] mask
+        cdef const uint8_t* where = NULL
+        cdef size_t total = h * w
         _check_grid(h, w)
-        cdef size_t n = _count("count", count, h * w)
+        if places is not None:
+            mask = _places(places, h, w)
+            where = &mask[0, 0]
+            total = _ones("places", mask)
+        cdef size_t n = _count("count", count, total)
         out = np.empty((h, w), _uint8)
         cdef uint8_t[:, ::1] cells = out
         cdef CoderStatus status
         with nogil:
-            status = c_decode_bitmap(self.core, &cells[0, 0], h, w, n)
+            status = c_decode_bitmap(self.core, &cells[0, 0], where, h, w, n, total)
         _raise(status, "the bitmap")
         return out
 
@@ -260,6 +279,27 @@ cdef size_t _count(str name, object value, int64_t largest) except? 0:
     if not 0 <= value <= largest:
         raise ValueError(f"{name} must be from 0 to {largest}, got {value}")
     return value
+
+
+cdef object _places(object places, size_t height, size_t width):
+    _array("places", places, _uint8, 2)
+    if places.shape[0] != height or places.shape[1] != width:
+        raise ValueError(f"places must have the shape of the bitmap, {height} x {width}, got shape {places.shape}")
+    return places
+
+
+cdef size_t _ones(str name, const uint8_t[:, ::1] cells) except? 0:
+    """Number of ones in a map that is not empty."""
+    cdef const uint8_t* data = &cells[0, 0]
+    cdef size_t i, count = 0
+    cdef uint8_t largest = 0
+    with nogil:
+        for i in range(<size_t>(cells.shape[0] * cells.shape[1])):
+            count += data[i]
+            largest |= data[i]
+    if largest > 1:
+        raise ValueError(f"{name} must hold zeros and ones, got {np.asarray(cells).max()}")
+    return count
 
 
 cdef int _check_grid(size_t height, size_t width) except -1:

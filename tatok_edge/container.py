@@ -13,11 +13,11 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, TypeVar
 
 from .errors import FormatError, InputError, SourceError
 from .packet import (
@@ -54,6 +54,8 @@ _MAX_HEADER: Final = 128 << 10
 _MAX_LEVELS: Final = 16
 _MAX_LEVEL: Final = 4096
 _MAX_RATE: Final = (1 << 32) - 1
+
+Item = TypeVar("Item")
 
 
 class Writer:
@@ -221,8 +223,10 @@ class Writer:
 class Reader:
     """Reads a ``.ttk`` file by frame number; use it in a ``with`` statement.
 
-    ``reader[i]`` is a :class:`TokenFrame`, ``len(reader)`` their number, iteration goes through all. A file without
-    its index is scanned and read up to its last whole packet; ``complete`` and ``damage`` tell.
+    ``reader[i]`` is a :class:`TokenFrame`, ``len(reader)`` their number, iteration goes through all. Delta packets of
+    streams are no frames of their own: ``packets`` gives them as they are, for a stream decoder, ``keyframe_before``
+    where to begin. A file without its index is scanned and read up to its last whole packet; ``complete`` and
+    ``damage`` tell.
 
     Args:
         path: The file to read.
@@ -299,17 +303,22 @@ class Reader:
         Raises:
             FormatError: A frame is damaged, with ``on_error="raise"``.
         """
-        if on_error not in ("raise", "skip"):
-            raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        for number in range(*slice(start, stop).indices(len(self))):
-            try:
-                frame = self[number]
-            except FormatError as error:
-                if on_error == "raise":
-                    raise
-                self.problems.append(str(error))
-            else:
-                yield frame
+        return self._each(self.__getitem__, start, stop, on_error)
+
+    def packets(
+        self, start: int = 0, stop: int | None = None, *, on_error: Literal["raise", "skip"] = "raise"
+    ) -> Iterator[bytes]:
+        """Packets ``start`` to ``stop`` in turn as they are in the file, key and delta, CRC checked; needs no model.
+
+        Args:
+            start: First packet.
+            stop: Packet to stop ahead of; None goes to the end.
+            on_error: ``"skip"`` leaves out a damaged packet and notes it in ``problems``.
+
+        Raises:
+            FormatError: A packet is damaged, with ``on_error="raise"``.
+        """
+        return self._each(self.packet, start, stop, on_error)
 
     def packet(self, number: int) -> bytes:
         """The packet of a frame as it is in the file, its CRC checked.
@@ -331,6 +340,18 @@ class Reader:
         """Whether a frame stands alone."""
         return bool(self._sizes[self._number(number)] & 1)
 
+    def keyframe_before(self, number: int) -> int:
+        """Number of the nearest key packet at or before frame ``number``: where decoding of the frame begins.
+
+        Raises:
+            FormatError: The file has none there.
+        """
+        number = self._number(number)
+        for candidate in range(number, -1, -1):
+            if self._sizes[candidate] & 1:
+                return candidate
+        raise FormatError(f"{self.path}: frame {number} cannot be decoded: no key packet is at or before it")
+
     def offset(self, number: int) -> int:
         """Where the packet of a frame begins in the file, in bytes."""
         return self._offsets[self._number(number)]
@@ -348,6 +369,21 @@ class Reader:
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"damaged: {self.damage}"
         return f"Reader({str(self.path)!r}, {len(self)} frames, model {self.name} {self.tag.hex()}, {state})"
+
+    def _each(
+        self, read: Callable[[int], Item], start: int, stop: int | None, on_error: Literal["raise", "skip"]
+    ) -> Iterator[Item]:
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        for number in range(*slice(start, stop).indices(len(self))):
+            try:
+                item = read(number)
+            except FormatError as error:
+                if on_error == "raise":
+                    raise
+                self.problems.append(str(error))
+            else:
+                yield item
 
     def _number(self, number: int) -> int:
         index = operator.index(number)
@@ -491,7 +527,7 @@ class Reader:
             if length > size - offset:
                 stopped = f"the packet at byte {offset} is cut off"
                 break
-            key = 1
+            key = 0  # no one is sent to a damaged packet to begin with
             self._file.seek(offset)
             data = self._file.read(length)
             offsets.append(offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import FormatError, InputError
 from .runtime._coder import RangeDecoder, RangeEncoder
 from .runtime._kernels import codes_from_ids, ids_from_codes
-from .tokens import MAX_SIDE, MIN_SIDE, TAG_BYTES, TokenFrame, cell_grid, patch_grid
+from .tokens import MAX_SIDE, MIN_SIDE, TAG_BYTES, DeltaFrame, TokenFrame, cell_grid, patch_grid
 
 SYNC: Final = 0xA9
 """First byte of every packet."""
@@ -27,7 +27,7 @@ MAX_PACKET: Final = 64 << 20
 """Largest size of a packet in bytes."""
 MIN_PACKET: Final = 12
 """Smallest size of a packet in bytes."""
-MAX_HEADER: Final = 56
+MAX_HEADER: Final = 71
 """So many bytes from the start of a packet hold its whole header."""
 
 _DELTA: Final = 0b0001
@@ -38,7 +38,7 @@ _UPDATE_GAPS: Final = 0b1000
 _CHUNK: Final = 1 << 15
 """Tokens whose frequency tables are made at a time: bounds the memory that a packet can ask for."""
 _GAPS_SHARE: Final = 32
-"""Gaps are tried where fewer than one patch in so many is kept; above, the bitmap is always shorter."""
+"""Gaps are tried where fewer than one place in so many is set; above, the bitmap is always shorter."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -101,6 +101,14 @@ class PacketInfo:
     """Delta packets: number of the frame whose state is updated."""
     n_updated: int | None = None
     """Delta packets: number of patches that are updated."""
+    n_updated_cells: int | None = None
+    """Delta packets: number of global tokens that change."""
+    update_map: Literal["bitmap", "gaps"] | None = None
+    """Delta packets: how the positions of the updated patches are coded."""
+    follows: int | None = None
+    """Delta packets: :func:`body_crc` of the packet that left the state which is updated."""
+    window: tuple[int, int, int, int] | None = None
+    """Delta packets: first row, first column, rows and columns of the cells that the updated patches are read with."""
 
     @property
     def n_patches(self) -> int:
@@ -110,7 +118,7 @@ class PacketInfo:
 
     @property
     def n_globals(self) -> int:
-        """Number of cells of the frame; a delta packet may carry fewer global tokens."""
+        """Number of cells of the frame; a delta packet carries ``n_updated_cells`` global tokens."""
         rows, columns = cell_grid(self.width, self.height)
         return rows * columns
 
@@ -127,44 +135,65 @@ def pack(frame: TokenFrame, model: EntropyModel, *, embed_model: bool = True) ->
     Raises:
         InputError: The frame is of another model, or holds ids that the model does not know.
     """
-    if frame.model != model.tag:
-        raise InputError(
-            f"frame was made by model {frame.model.hex()}, cannot pack it with model {model.tag.hex()}; "
-            f"use the tokenizer that made it"
-        )
+    _check_frame(frame, TokenFrame, model)
     cells = frame.cells
     encoder = RangeEncoder()
     try:
         global_codes = codes_from_ids(frame.global_ids, model.levels)
         encoder.symbols(global_codes.reshape(-1), model.global_freqs(cells))
-        gaps = _gaps_are_shorter(frame)
-        if gaps:
-            encoder.gaps(frame.positions)
-        else:
-            encoder.bitmap(_bitmap(frame))
-        for part in _chunks(frame.n_tokens):
-            codes = codes_from_ids(frame.ids[part], model.levels)
-            rows = model.patch_freqs(global_codes, cells, frame.positions[part], frame.n_tokens)
-            encoder.symbols(codes.reshape(-1), rows)
+        gaps = _encode_map(encoder, frame.positions, frame.keep_map().view(np.uint8))
+        _encode_tokens(encoder, frame, model, global_codes, cells)
     except ValueError as error:
         raise InputError(f"frame does not fit model {model.tag.hex()}: {error}") from None
-    flags = (_HAS_MODEL if embed_model else 0) | (_GAPS if gaps else 0)
-    rest = bytearray()
-    rest += varint(frame.index)
-    rest += varint(_zigzag(frame.timestamp_us))
-    rest += varint(frame.width)
-    rest += varint(frame.height)
-    if embed_model:
-        rest += frame.model
-    rest += varint(frame.n_tokens)
-    rest += encoder.finish()
-    packet = bytearray((SYNC, VERSION << 4 | flags))
-    packet += varint(len(rest) + 4)
-    packet += rest
-    packet += zlib.crc32(packet).to_bytes(4, "little")
-    if len(packet) > MAX_PACKET:
-        raise InputError(f"frame packs into {len(packet)} bytes, at most {MAX_PACKET} are allowed; keep fewer tokens")
-    return bytes(packet)
+    return _assemble(frame, varint(frame.n_tokens), encoder.finish(), _GAPS if gaps else 0, embed_model)
+
+
+def pack_delta(
+    delta: DeltaFrame, model: EntropyModel, global_ids: NDArray[np.int32], *, embed_model: bool = True
+) -> bytes:
+    """What changes from one frame of a stream to the next as a delta packet.
+
+    Args:
+        delta: What to pack; made by ``model``.
+        model: Entropy model of the bundle.
+        global_ids: Ids of the global tokens of all cells once ``delta`` is applied, int32 ``(G,)``.
+        embed_model: Whether the packet carries the tag of the model (8 bytes). Leave it out only where the reader
+            has the tag from elsewhere, as in a ``.ttk`` file.
+
+    Raises:
+        InputError: The delta is of another model, holds ids that the model does not know, or does not go with
+            ``global_ids``.
+    """
+    _check_frame(delta, DeltaFrame, model)
+    cells = delta.cell_grid
+    _check_globals(global_ids)
+    if global_ids.size != cells[0] * cells[1]:
+        raise InputError(
+            f"global_ids must be {cells[0]} x {cells[1]} = {cells[0] * cells[1]} for a {delta.width}x{delta.height} "
+            f"image, got {global_ids.size}"
+        )
+    if not np.array_equal(global_ids[delta.cells], delta.global_ids):
+        raise InputError(
+            "global_ids must hold those of the delta in its cells; pass the ids of all cells as they are after it"
+        )
+    head = varint(delta.index - delta.reference) + delta.follows.to_bytes(4, "little") + varint(delta.n_updated)
+    if not delta.n_updated:
+        return _assemble(delta, head, b"", _DELTA, embed_model)
+    encoder = RangeEncoder()
+    try:
+        global_codes = codes_from_ids(global_ids, model.levels)
+        update_map = delta.update_map()
+        update_gaps = _encode_map(encoder, delta.updated, update_map.view(np.uint8))
+        encoder.bitmap(_map_of(delta.cells, cells))
+        encoder.symbols(global_codes[delta.cells].reshape(-1), _global_rows(model, cells, delta.cells))
+        ranks = np.searchsorted(delta.updated, delta.positions).astype(np.int32)
+        gaps = _encode_map(encoder, ranks, delta.keep_map().view(np.uint8), update_map.view(np.uint8))
+        _encode_tokens(encoder, delta, model, global_codes, cells)
+    except ValueError as error:
+        raise InputError(f"delta does not fit model {model.tag.hex()}: {error}") from None
+    flags = _DELTA | (_UPDATE_GAPS if update_gaps else 0) | (_GAPS if gaps else 0)
+    head += varint(delta.n_updated_cells) + varint(delta.n_tokens) + b"".join(map(varint, delta.window))
+    return _assemble(delta, head, encoder.finish(), flags, embed_model)
 
 
 def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
@@ -184,13 +213,8 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
             f"packet of frame {info.index} is a delta packet: it updates frame {info.reference} of its stream and "
             f"needs a stream decoder that has read from the key packet on"
         )
-    if info.model is not None and info.model != model.tag:
-        raise FormatError(
-            f"packet of frame {info.index} was made by model {info.model.hex()}, not by model {model.tag.hex()}; "
-            f"load the model that made it"
-        )
+    _check_tag(info, model)
     cells = cell_grid(info.width, info.height)
-    grid = patch_grid(info.width, info.height)
     dims = len(model.levels)
     decoder = RangeDecoder(view[info.header_size : info.size - 4])
     try:
@@ -199,12 +223,8 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
         if info.positions == "gaps":
             positions = decoder.gaps(info.n_tokens, info.n_patches)
         else:
-            positions = np.flatnonzero(decoder.bitmap(*grid, info.n_tokens)).astype(np.int32)
-        ids = np.empty(info.n_tokens, np.int32)
-        for part in _chunks(info.n_tokens):
-            rows = model.patch_freqs(global_codes, cells, positions[part], info.n_tokens)
-            codes = decoder.symbols(rows, (part.stop - part.start) * dims).reshape(-1, dims)
-            ids[part] = ids_from_codes(codes, model.levels)
+            positions = _decode_bitmap(decoder, patch_grid(info.width, info.height), info.n_tokens)
+        ids = _decode_tokens(decoder, model, global_codes, cells, positions)
         decoder.finish()
         return TokenFrame(
             ids=ids,
@@ -218,6 +238,97 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
         )
     except ValueError as error:
         raise FormatError(f"packet of frame {info.index}: {error}") from None
+
+
+def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32]) -> DeltaFrame:
+    """What a delta packet changes.
+
+    Args:
+        data: Exactly one packet; :func:`packet_size` says where it ends.
+        model: Entropy model of the bundle that made it.
+        global_ids: Ids of the global tokens of all cells of the frame that the packet updates, int32 ``(G,)``. That
+            it is frame ``peek(data).reference`` is for the caller to see to.
+
+    Raises:
+        FormatError: The packet is cut off, damaged, too new, of another model, of another image size than
+            ``global_ids``, or a key packet.
+        InputError: ``global_ids`` is no int32 array, or holds ids that the model does not know.
+    """
+    view = _view(data)
+    info = verify(view)
+    _check_delta(info, model)
+    _check_globals(global_ids)
+    cells = cell_grid(info.width, info.height)
+    if global_ids.size != info.n_globals:
+        raise FormatError(
+            f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_globals} global "
+            f"tokens, the frame that it is to update has {global_ids.size}; a stream changes size at a key packet"
+        )
+    try:
+        global_codes = codes_from_ids(global_ids, model.levels)
+    except ValueError as error:
+        raise InputError(f"global_ids does not fit model {model.tag.hex()}: {error}") from None
+    grid = patch_grid(info.width, info.height)
+    decoder = RangeDecoder(view[info.header_size : info.size - 4])
+    try:
+        updated, changed, changed_codes = _decode_update(decoder, info, model)
+        global_codes[changed] = changed_codes
+        if info.positions == "gaps":
+            positions = updated[decoder.gaps(info.n_tokens, updated.size)]
+        else:
+            positions = _decode_bitmap(decoder, grid, info.n_tokens, _map_of(updated, grid))
+        ids = _decode_tokens(decoder, model, global_codes, cells, positions)
+        decoder.finish()
+        return DeltaFrame(
+            updated=updated,
+            positions=positions,
+            ids=ids,
+            cells=changed,
+            global_ids=ids_from_codes(changed_codes, model.levels),
+            width=info.width,
+            height=info.height,
+            model=model.tag,
+            index=info.index,
+            reference=cast("int", info.reference),
+            follows=cast("int", info.follows),
+            window=cast("tuple[int, int, int, int]", info.window),
+            timestamp_us=info.timestamp_us,
+        )
+    except ValueError as error:
+        raise FormatError(f"packet of frame {info.index}: {error}") from None
+
+
+def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The global tokens in a delta packet; unlike all else in it, they are read without what it updates.
+
+    Returns:
+        Raster indices of their cells, int32 ``(C,)``, strictly increasing, and their ids, int32 ``(C,)``.
+
+    Raises:
+        FormatError: The packet is cut off, damaged, too new, of another model, or a key packet.
+    """
+    view = _view(data)
+    info = verify(view)
+    _check_delta(info, model)
+    decoder = RangeDecoder(view[info.header_size : info.size - 4])
+    try:
+        _, changed, codes = _decode_update(decoder, info, model)
+        return changed, ids_from_codes(codes, model.levels)
+    except ValueError as error:
+        raise FormatError(f"packet of frame {info.index}: {error}") from None
+
+
+def body_crc(data: Buffer) -> int:
+    """Number of the state that a packet leaves, which the delta packet after it names as ``follows``.
+
+    The CRC of all bodies from the key packet on; the same whether the packet carries the tag of the model or not.
+
+    Raises:
+        FormatError: The header is cut off, damaged or too new.
+    """
+    view = _view(data)
+    info = peek(view)
+    return zlib.crc32(view[info.header_size : info.size - 4], info.follows or 0)
 
 
 def packet_size(data: Buffer) -> int:
@@ -247,22 +358,33 @@ def peek(data: Buffer) -> PacketInfo:
     width, at = read_varint(view, at, "width", MAX_SIDE, MIN_SIDE)
     height, at = read_varint(view, at, "height", MAX_SIDE, MIN_SIDE)
     rows, columns = patch_grid(width, height)
+    hc, wc = cell_grid(width, height)
     model = None
     if flags & _HAS_MODEL:
         model = bytes(view[at : at + TAG_BYTES])
         at += TAG_BYTES
         if len(model) < TAG_BYTES:
             raise FormatError(f"packet is cut off in its header, after {len(view)} bytes")
-    reference = updated = None
-    most = rows * columns
+    reference = updated = updated_cells = follows = window = None
+    tokens, most = 0, rows * columns
     if flags & _DELTA:
         back, at = read_varint(view, at, "distance to the reference frame", index, 1)
-        updated, at = read_varint(view, at, "number of updated patches", rows * columns)
-        reference = index - back
-        most = updated
+        follows = int.from_bytes(view[at : at + 4], "little")
+        at += 4
+        updated, at = read_varint(view, at, "number of updated patches", most)
+        reference, updated_cells, most, window = index - back, 0, updated, (0, 0, 0, 0)
+        if updated:
+            updated_cells, at = read_varint(view, at, "number of updated cells", hc * wc)
     elif flags & _UPDATE_GAPS:
         raise FormatError("packet is damaged: a key packet has no update map, but its flags name the coding of one")
-    tokens, at = read_varint(view, at, "number of tokens", most)
+    if updated != 0:
+        tokens, at = read_varint(view, at, "number of tokens", most)
+    if updated:
+        top, at = read_varint(view, at, "first row of the window", hc - 1)
+        left, at = read_varint(view, at, "first column of the window", wc - 1)
+        deep, at = read_varint(view, at, "rows of the window", hc - top, 1)
+        wide, at = read_varint(view, at, "columns of the window", wc - left, 1)
+        window = (top, left, deep, wide)
     if at > size - 4:
         raise FormatError(f"packet is damaged: its header takes {at} bytes of {size}")
     return PacketInfo(
@@ -279,6 +401,10 @@ def peek(data: Buffer) -> PacketInfo:
         model=model,
         reference=reference,
         n_updated=updated,
+        n_updated_cells=updated_cells,
+        follows=follows,
+        window=window,
+        update_map=None if updated is None else "gaps" if flags & _UPDATE_GAPS else "bitmap",
     )
 
 
@@ -367,14 +493,150 @@ def _chunks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
 
 
-def _bitmap(frame: TokenFrame) -> NDArray[np.uint8]:
-    return frame.keep_map().view(np.uint8)
+def _check_frame(frame: TokenFrame | DeltaFrame, kind: type[TokenFrame | DeltaFrame], model: EntropyModel) -> None:
+    if not isinstance(frame, kind):
+        call = "pack_delta" if kind is TokenFrame else "pack"
+        raise InputError(f"frame must be a {kind.__name__}, got {type(frame).__name__}; {call} packs the other kind")
+    if frame.model != model.tag:
+        raise InputError(
+            f"frame was made by model {frame.model.hex()}, cannot pack it with model {model.tag.hex()}; "
+            f"use the tokenizer that made it"
+        )
 
 
-def _gaps_are_shorter(frame: TokenFrame) -> bool:
-    if frame.n_tokens * _GAPS_SHARE >= frame.n_patches:
-        return False
-    gaps, bitmap = RangeEncoder(), RangeEncoder()
-    gaps.gaps(frame.positions)
-    bitmap.bitmap(_bitmap(frame))
-    return len(gaps.finish()) < len(bitmap.finish())
+def _check_tag(info: PacketInfo, model: EntropyModel) -> None:
+    if info.model is not None and info.model != model.tag:
+        raise FormatError(
+            f"packet of frame {info.index} was made by model {info.model.hex()}, not by model {model.tag.hex()}; "
+            f"load the model that made it"
+        )
+
+
+def _check_delta(info: PacketInfo, model: EntropyModel) -> None:
+    if info.kind == "key":
+        raise FormatError(f"packet of frame {info.index} is a key packet: it stands alone and is read by unpack")
+    _check_tag(info, model)
+
+
+def _check_globals(global_ids: object) -> None:
+    if not isinstance(global_ids, np.ndarray) or global_ids.dtype != np.int32 or global_ids.ndim != 1:
+        got = (
+            f"{global_ids.dtype} {global_ids.shape}"
+            if isinstance(global_ids, np.ndarray)
+            else type(global_ids).__name__
+        )
+        raise InputError(f"global_ids must be an int32 numpy array of one dimension, got {got}")
+
+
+def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags: int, embed_model: bool) -> bytes:
+    """The packet around ``counts``, the fields of the header after the model, and ``body``."""
+    rest = bytearray()
+    rest += varint(frame.index)
+    rest += varint(_zigzag(frame.timestamp_us))
+    rest += varint(frame.width)
+    rest += varint(frame.height)
+    if embed_model:
+        flags |= _HAS_MODEL
+        rest += frame.model
+    rest += counts
+    rest += body
+    packet = bytearray((SYNC, VERSION << 4 | flags))
+    packet += varint(len(rest) + 4)
+    packet += rest
+    packet += zlib.crc32(packet).to_bytes(4, "little")
+    if len(packet) > MAX_PACKET:
+        raise InputError(f"frame packs into {len(packet)} bytes, at most {MAX_PACKET} are allowed; keep fewer tokens")
+    return bytes(packet)
+
+
+def _encode_map(
+    encoder: RangeEncoder,
+    ranks: NDArray[np.int32],
+    chosen: NDArray[np.uint8],
+    places: NDArray[np.uint8] | None = None,
+) -> bool:
+    """Code which places are chosen by gaps or as a bitmap, whichever is shorter; returns whether by gaps.
+
+    Args:
+        encoder: What takes it.
+        ranks: Numbers of the chosen among the places, int32 ``(n,)``.
+        chosen: The same as a map, uint8 ``(rows, columns)``.
+        places: Map of the places, or None where all are.
+    """
+    gaps = False
+    if ranks.size * _GAPS_SHARE < (chosen.size if places is None else np.count_nonzero(places)):
+        by_gaps, by_bitmap = RangeEncoder(), RangeEncoder()
+        by_gaps.gaps(ranks)
+        by_bitmap.bitmap(chosen, places)
+        gaps = len(by_gaps.finish()) < len(by_bitmap.finish())
+    if gaps:
+        encoder.gaps(ranks)
+    else:
+        encoder.bitmap(chosen, places)
+    return gaps
+
+
+def _decode_bitmap(
+    decoder: RangeDecoder, grid: tuple[int, int], count: int, places: NDArray[np.uint8] | None = None
+) -> NDArray[np.int32]:
+    """Raster indices of the ``count`` ones of the next bitmap, int32 ``(count,)``."""
+    return np.flatnonzero(decoder.bitmap(*grid, count, places)).astype(np.int32)
+
+
+def _decode_update(
+    decoder: RangeDecoder, info: PacketInfo, model: EntropyModel
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """What the body of a delta packet begins with: updated patches ``(U,)``, cells ``(C,)``, their codes ``(C, D)``."""
+    cells, dims = cell_grid(info.width, info.height), len(model.levels)
+    n_updated, n_cells = info.n_updated or 0, info.n_updated_cells or 0
+    if info.update_map == "gaps":
+        updated = decoder.gaps(n_updated, info.n_patches)
+    else:
+        updated = _decode_bitmap(decoder, patch_grid(info.width, info.height), n_updated)
+    changed = _decode_bitmap(decoder, cells, n_cells)
+    symbols = decoder.symbols(_global_rows(model, cells, changed), n_cells * dims)
+    return updated, changed, symbols.reshape(-1, dims)
+
+
+def _map_of(chosen: NDArray[np.int32], grid: tuple[int, int]) -> NDArray[np.uint8]:
+    """Map with ones at some raster indices, uint8 ``(rows, columns)``."""
+    ones = np.zeros(grid, np.uint8)
+    ones.ravel()[chosen] = 1
+    return ones
+
+
+def _global_rows(model: EntropyModel, grid: tuple[int, int], cells: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Rows for the codes of some of the global tokens, cell-major: ``(C * D, L)``."""
+    rows = model.global_freqs(grid)
+    length = rows.shape[1]
+    return np.ascontiguousarray(rows.reshape(grid[0] * grid[1], -1, length)[cells].reshape(-1, length))
+
+
+def _encode_tokens(
+    encoder: RangeEncoder,
+    frame: TokenFrame | DeltaFrame,
+    model: EntropyModel,
+    global_codes: NDArray[np.int32],
+    cells: tuple[int, int],
+) -> None:
+    for part in _chunks(frame.n_tokens):
+        codes = codes_from_ids(frame.ids[part], model.levels)
+        rows = model.patch_freqs(global_codes, cells, frame.positions[part], frame.n_tokens)
+        encoder.symbols(codes.reshape(-1), rows)
+
+
+def _decode_tokens(
+    decoder: RangeDecoder,
+    model: EntropyModel,
+    global_codes: NDArray[np.int32],
+    cells: tuple[int, int],
+    positions: NDArray[np.int32],
+) -> NDArray[np.int32]:
+    """Ids of the tokens at ``positions``, int32 ``(T,)``."""
+    dims = len(model.levels)
+    ids = np.empty(positions.size, np.int32)
+    for part in _chunks(positions.size):
+        rows = model.patch_freqs(global_codes, cells, positions[part], positions.size)
+        codes = decoder.symbols(rows, (part.stop - part.start) * dims).reshape(-1, dims)
+        ids[part] = ids_from_codes(codes, model.levels)
+    return ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,14 @@ def patch_grid(width: int, height: int) -> tuple[int, int]:
     return rows * (CELL // PATCH), columns * (CELL // PATCH)
 
 
+def touched_cells(update_map: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which cells contain an updated patch: bool ``(rows, columns)`` of the patch grid to that of the cell grid."""
+    rows, columns = update_map.shape
+    side = CELL // PATCH
+    touched = update_map.reshape(rows // side, side, columns // side, side).any(axis=(1, 3))
+    return cast("NDArray[np.bool_]", touched)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBudget:
     """How many patch tokens to keep. All limits that are given apply together; the smallest decides.
@@ -57,8 +65,10 @@ class TokenBudget:
     """Smallest number of patch tokens; gives way to the maxima."""
     floor_bits: float = 0.0
     """A token that scores fewer bits than this is dropped."""
-    score: Literal["information", "entropy"] = "information"
-    """What ranks the patches: the information of their code (best picture) or their entropy before coding (fastest)."""
+    score: Literal["residual", "information", "entropy"] = "residual"
+    """What ranks the patches: how far their pixels are from what the global tokens say (best picture for the tokens,
+    and fast: only kept patches are encoded), the information of their code in bits (every patch is encoded first), or
+    the conditional entropy of the code given the global tokens, in bits, which does not look at the patch itself."""
 
     def __post_init__(self) -> None:
         _set(self, "tau", _real("tau", self.tau))
@@ -77,8 +87,10 @@ class TokenBudget:
         _set(self, "floor_bits", _real("floor_bits", self.floor_bits))
         if not 0.0 <= self.floor_bits < float("inf"):
             raise InputError(f"floor_bits must be a finite number of bits from 0, got {self.floor_bits:g}")
-        if self.score not in ("information", "entropy"):
-            raise InputError(f"score must be 'information' or 'entropy', got {self.score!r}")
+        if self.score not in ("residual", "information", "entropy"):
+            raise InputError(f"score must be 'residual', 'information' or 'entropy', got {self.score!r}")
+        if self.floor_bits > 0 and self.score == "residual":
+            raise InputError("floor_bits needs a score in bits: give score 'information' or 'entropy' with it")
 
     def limits(self, n_patches: int) -> tuple[int, int]:
         """Smallest and largest number of tokens for a frame of ``n_patches`` patches.
@@ -119,21 +131,10 @@ class TokenFrame:
     """Time of the frame in microseconds; a signed 64-bit number."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "height"):
-            value = _integer(name, getattr(self, name))
-            _set(self, name, value)
-            if not MIN_SIDE <= value <= MAX_SIDE:
-                raise InputError(f"{name} must be from {MIN_SIDE} to {MAX_SIDE} pixels, got {value}")
-        _set(self, "index", _integer("index", self.index))
-        if not 0 <= self.index < 1 << 63:
-            raise InputError(f"index must be from 0 to 2^63 - 1, got {self.index}")
-        _set(self, "timestamp_us", _integer("timestamp_us", self.timestamp_us))
-        if not -(1 << 63) <= self.timestamp_us < 1 << 63:
-            raise InputError(f"timestamp_us must fit a signed 64-bit number, got {self.timestamp_us}")
-        _check_tag(self.model)
+        _check_header(self)
         _check_ids("ids", self.ids)
         _check_ids("global_ids", self.global_ids)
-        _check_vector("positions", self.positions)
+        _check_positions("positions", self.positions, self.n_patches)
         if self.positions.size != self.ids.size:
             raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
         if self.global_ids.size != self.n_globals:
@@ -142,7 +143,6 @@ class TokenFrame:
                 f"global_ids must be {rows} x {columns} = {self.n_globals} for a {self.width}x{self.height} image, "
                 f"got {self.global_ids.size}"
             )
-        _check_positions(self.positions, self.n_patches)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -173,9 +173,7 @@ class TokenFrame:
 
     def keep_map(self) -> NDArray[np.bool_]:
         """Which patches were kept, bool ``(rows, columns)`` of the patch grid; a new array."""
-        kept = np.zeros(self.n_patches, dtype=np.bool_)
-        kept[self.positions] = True
-        return kept.reshape(self.grid)
+        return _map_of(self.positions, self.grid)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenFrame):
@@ -195,6 +193,139 @@ class TokenFrame:
             f"TokenFrame({self.width}x{self.height}, {self.n_tokens} of {self.n_patches} patch tokens, "
             f"{self.n_globals} global tokens, model={self.model.hex()}, index={self.index}, "
             f"timestamp_us={self.timestamp_us})"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DeltaFrame:
+    """What one image of a stream changes in the tokens of the image before. The arrays are held without a copy.
+
+    An updated patch has the token that is given for it, or none; all other patches and global tokens stay.
+
+    Raises:
+        InputError: An array has a wrong type, shape, order or range; the message names it and what is allowed.
+    """
+
+    updated: Int32Array
+    """Raster index of each updated patch in the patch grid, int32 ``(U,)``, strictly increasing; may be empty."""
+    positions: Int32Array
+    """Raster index of each token in the patch grid, int32 ``(T,)``, strictly increasing, each in ``updated``."""
+    ids: Int32Array
+    """Token ids, int32 ``(T,)``: mixed radix over the FSQ levels, dimension 0 least significant."""
+    cells: Int32Array
+    """Raster index of each cell whose global token is given, int32 ``(C,)``, strictly increasing; empty where no patch
+    is updated."""
+    global_ids: Int32Array
+    """Ids of the global tokens of ``cells``, int32 ``(C,)``."""
+    window: tuple[int, int, int, int]
+    """First row, first column, rows and columns of the cells whose context the updated patches are read with; holds
+    each cell that contains one, and is ``(0, 0, 0, 0)`` where there is none."""
+    width: int
+    """Width of the image in pixels, before padding."""
+    height: int
+    """Height of the image in pixels, before padding."""
+    model: bytes
+    """Tag of the model bundle that made the tokens (8 bytes)."""
+    index: int
+    """Number of the frame in its sequence, 1 to 2^63 - 1."""
+    reference: int
+    """Number of the frame that is updated, 0 to ``index - 1``."""
+    follows: int
+    """Number of the state that is updated, as :func:`tatok_edge.packet.body_crc` gives it, 0 to 2^32 - 1."""
+    timestamp_us: int = 0
+    """Time of the frame in microseconds; a signed 64-bit number."""
+
+    def __post_init__(self) -> None:
+        _check_header(self)
+        _set(self, "reference", _integer("reference", self.reference))
+        if not 0 <= self.reference < self.index:
+            raise InputError(f"reference must be from 0 to below index ({self.index}), got {self.reference}")
+        _set(self, "follows", _integer("follows", self.follows))
+        if not 0 <= self.follows < 1 << 32:
+            raise InputError(f"follows must be from 0 to 2^32 - 1, got {self.follows}")
+        _check_ids("ids", self.ids)
+        _check_ids("global_ids", self.global_ids)
+        rows, columns = self.cell_grid
+        _check_positions("updated", self.updated, self.n_patches)
+        _check_positions("positions", self.positions, self.n_patches)
+        _check_positions("cells", self.cells, rows * columns)
+        if self.positions.size != self.ids.size:
+            raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
+        if self.cells.size != self.global_ids.size:
+            raise InputError(
+                f"cells must be as many as global_ids, got {self.cells.size} for {self.global_ids.size} global_ids"
+            )
+        update_map = self.update_map()
+        inside = update_map.ravel()[self.positions]
+        if not inside.all():
+            wrong = self.positions[np.argmin(inside)]
+            raise InputError(f"positions must be among updated, got {wrong}, which is not updated")
+        if self.cells.size and not self.updated.size:
+            raise InputError(f"cells must be empty where no patch is updated, got {self.cells.size}")
+        _set(self, "window", _window(self.window, touched_cells(update_map)))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return patch_grid(self.width, self.height)
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Rows and columns of the cell grid: one global token each."""
+        return cell_grid(self.width, self.height)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches of the image, updated or not."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def n_updated(self) -> int:
+        """Number of updated patches, with a token or without."""
+        return int(self.updated.size)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of patch tokens."""
+        return int(self.ids.size)
+
+    @property
+    def n_updated_cells(self) -> int:
+        """Number of global tokens that change."""
+        return int(self.cells.size)
+
+    def update_map(self) -> NDArray[np.bool_]:
+        """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
+        return _map_of(self.updated, self.grid)
+
+    def keep_map(self) -> NDArray[np.bool_]:
+        """Which patches get a token, bool ``(rows, columns)`` of the patch grid; a new array."""
+        return _map_of(self.positions, self.grid)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DeltaFrame):
+            return NotImplemented
+        return (
+            (self.width, self.height, self.model, self.index, self.reference, self.follows, self.timestamp_us)
+            == (other.width, other.height, other.model, other.index, other.reference, other.follows, other.timestamp_us)
+            and self.window == other.window
+            and np.array_equal(self.updated, other.updated)
+            and np.array_equal(self.positions, other.positions)
+            and np.array_equal(self.ids, other.ids)
+            and np.array_equal(self.cells, other.cells)
+            and np.array_equal(self.global_ids, other.global_ids)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
+
+    def __repr__(self) -> str:
+        rows, columns = self.cell_grid
+        return (
+            f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "
+            f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {rows * columns} global tokens, "
+            f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
+            f"follows={self.follows:08x}, timestamp_us={self.timestamp_us})"
         )
 
 
@@ -311,6 +442,35 @@ class TokenBatch:
         )
 
 
+def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """A window of cells as integers, checked against the cells that it must hold."""
+    if not isinstance(window, (tuple, list)) or len(window) != 4:
+        raise InputError(f"window must be four integers (first row, first column, rows, columns), got {window!r:.80}")
+    top, left, rows, columns = (_integer("window", value) for value in window)
+    if not touched.any():
+        if (top, left, rows, columns) != (0, 0, 0, 0):
+            raise InputError(f"window must be (0, 0, 0, 0) where no patch is updated, got {tuple(window)}")
+        return 0, 0, 0, 0
+    if (
+        min(top, left) < 0
+        or min(rows, columns) < 1
+        or top + rows > touched.shape[0]
+        or left + columns > touched.shape[1]
+    ):
+        raise InputError(
+            f"window must lie in the {touched.shape[0]} x {touched.shape[1]} cells of this image, got {tuple(window)}"
+        )
+    if np.count_nonzero(touched[top : top + rows, left : left + columns]) < np.count_nonzero(touched):
+        raise InputError(f"window must hold all cells that contain an updated patch, got {tuple(window)}")
+    return top, left, rows, columns
+
+
+def _map_of(positions: Int32Array, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    chosen = np.zeros(grid, dtype=np.bool_)
+    chosen.ravel()[positions] = True
+    return chosen
+
+
 def _set(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)
 
@@ -331,6 +491,22 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise InputError(f"{name} must be an integer, got {value!r}") from None
+
+
+def _check_header(frame: TokenFrame | DeltaFrame) -> None:
+    """What all frames have: size, number, time and model."""
+    for name in ("width", "height"):
+        value = _integer(name, getattr(frame, name))
+        _set(frame, name, value)
+        if not MIN_SIDE <= value <= MAX_SIDE:
+            raise InputError(f"{name} must be from {MIN_SIDE} to {MAX_SIDE} pixels, got {value}")
+    _set(frame, "index", _integer("index", frame.index))
+    if not 0 <= frame.index < 1 << 63:
+        raise InputError(f"index must be from 0 to 2^63 - 1, got {frame.index}")
+    _set(frame, "timestamp_us", _integer("timestamp_us", frame.timestamp_us))
+    if not -(1 << 63) <= frame.timestamp_us < 1 << 63:
+        raise InputError(f"timestamp_us must fit a signed 64-bit number, got {frame.timestamp_us}")
+    _check_tag(frame.model)
 
 
 def _check_tag(model: object) -> None:
@@ -356,16 +532,17 @@ def _check_ids(name: str, array: Any) -> None:
         raise InputError(f"{name} must not be negative, got {int(array.min())}")
 
 
-def _check_positions(positions: Int32Array, n_patches: int) -> None:
+def _check_positions(name: str, positions: Any, limit: int) -> None:
+    _check_vector(name, positions)
     if not positions.size:
         return
     steps = positions[1:] <= positions[:-1]
     if steps.any():
         at = int(np.argmax(steps))
-        raise InputError(f"positions must be strictly increasing, got {positions[at]} then {positions[at + 1]}")
-    if positions[0] < 0 or positions[-1] >= n_patches:
+        raise InputError(f"{name} must be strictly increasing, got {positions[at]} then {positions[at + 1]}")
+    if positions[0] < 0 or positions[-1] >= limit:
         wrong = positions[0] if positions[0] < 0 else positions[-1]
-        raise InputError(f"positions must be from 0 to {n_patches - 1} for this image, got {wrong}")
+        raise InputError(f"{name} must be from 0 to {limit - 1} for this image, got {wrong}")
 
 
 def _check_offsets(name: str, offsets: Any, count: int, total: int) -> None:

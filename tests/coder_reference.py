@@ -109,7 +109,12 @@ def decode_symbols(coder: Decoder, rows: Rows) -> list[int]:
     return [coder.decode(row) for row in rows]
 
 
-def _walk(height: int, width: int, count: int, bit: Callable[[AdaptiveBit, int, int], int]) -> list[list[int]]:
+Grid = Sequence[Sequence[int]]
+
+
+def _walk(
+    height: int, width: int, count: int, places: Grid | None, bit: Callable[[AdaptiveBit, int, int], int]
+) -> list[list[int]]:
     models = [AdaptiveBit() for _ in range(16)]
     grid = [[0] * width for _ in range(height)]
 
@@ -117,9 +122,11 @@ def _walk(height: int, width: int, count: int, bit: Callable[[AdaptiveBit, int, 
         return grid[y][x] if y >= 0 and 0 <= x < width else 0
 
     left = count
-    cells = height * width
+    cells = height * width if places is None else sum(map(sum, places))
     for y in range(height):
         for x in range(width):
+            if places is not None and not places[y][x]:
+                continue
             if left == 0:
                 value = 0
             elif left == cells:
@@ -133,13 +140,13 @@ def _walk(height: int, width: int, count: int, bit: Callable[[AdaptiveBit, int, 
     return grid
 
 
-def encode_bitmap(coder: Encoder, grid: Sequence[Sequence[int]]) -> None:
+def encode_bitmap(coder: Encoder, grid: Grid, places: Grid | None = None) -> None:
     count = sum(map(sum, grid))
-    _walk(len(grid), len(grid[0]), count, lambda model, y, x: encode_bit(coder, model, grid[y][x]))
+    _walk(len(grid), len(grid[0]), count, places, lambda model, y, x: encode_bit(coder, model, grid[y][x]))
 
 
-def decode_bitmap(coder: Decoder, height: int, width: int, count: int) -> list[list[int]]:
-    return _walk(height, width, count, lambda model, y, x: decode_bit(coder, model))
+def decode_bitmap(coder: Decoder, height: int, width: int, count: int, places: Grid | None = None) -> list[list[int]]:
+    return _walk(height, width, count, places, lambda model, y, x: decode_bit(coder, model))
 
 
 def encode_gaps(coder: Encoder, positions: Sequence[int]) -> None:
@@ -276,5 +283,128 @@ def unpack(data: bytes, levels: Sequence[int], global_rows: GlobalRows, patch_ro
         "width": width,
         "height": height,
         "index": index,
+        "timestamp_us": time // 2 if time % 2 == 0 else -(time + 1) // 2,
+    }
+
+
+def grid_of(chosen: Sequence[int], rows: int, columns: int) -> list[list[int]]:
+    """Raster indices as a map of zeros and ones."""
+    members = set(chosen)
+    return [[int(y * columns + x in members) for x in range(columns)] for y in range(rows)]
+
+
+def members_of(grid: Grid) -> list[int]:
+    """Inverse of :func:`grid_of`."""
+    return [i for i, bit in enumerate(bit for row in grid for bit in row) if bit]
+
+
+def pack_delta(
+    delta: dict[str, object],
+    global_ids: Sequence[int],
+    levels: Sequence[int],
+    global_rows: GlobalRows,
+    patch_rows: PatchRows,
+    *,
+    tag: bytes | None,
+    update_gaps: bool,
+    gaps: bool,
+) -> tuple[bytes, Encoder]:
+    """A delta packet from ``updated, positions, ids, cells, window, follows, reference`` and what every frame has.
+
+    ``global_ids`` are those of all cells after the update.
+    """
+    width, height, index, reference, time = (
+        int(delta[name])  # type: ignore[call-overload]
+        for name in ("width", "height", "index", "reference", "timestamp_us")
+    )
+    updated, positions, ids, changed = (
+        list(delta[name])  # type: ignore[call-overload]
+        for name in ("updated", "positions", "ids", "cells")
+    )
+    cells = (-(-height // 32), -(-width // 32))
+    grid = (cells[0] * 4, cells[1] * 4)
+    dims = len(levels)
+    global_codes = [code_from_id(i, levels) for i in global_ids]
+    coder = Encoder()
+    if update_gaps:
+        encode_gaps(coder, updated)
+    else:
+        encode_bitmap(coder, grid_of(updated, *grid))
+    encode_bitmap(coder, grid_of(changed, *cells))
+    rows = global_rows(cells)
+    for cell in changed:
+        encode_symbols(coder, global_codes[cell], rows[cell * dims : (cell + 1) * dims])
+    if gaps:
+        encode_gaps(coder, [updated.index(position) for position in positions])
+    else:
+        encode_bitmap(coder, grid_of(positions, *grid), grid_of(updated, *grid))
+    rows = patch_rows(global_codes, cells, positions, len(positions))
+    encode_symbols(coder, [c for i in ids for c in code_from_id(i, levels)], rows)
+    rest = varint(index) + varint(2 * time if time >= 0 else -2 * time - 1)
+    rest += varint(width) + varint(height) + (tag or b"") + varint(index - reference)
+    rest += int(delta["follows"]).to_bytes(4, "little") + varint(len(updated))  # type: ignore[call-overload]
+    if updated:
+        rest += varint(len(changed)) + varint(len(positions))
+        rest += b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
+    rest += coder.finish()
+    flags = 1 | (2 if tag else 0) | (4 if gaps else 0) | (8 if update_gaps else 0)
+    packet = bytes([0xA9, 0x10 | flags]) + varint(len(rest) + 4) + rest
+    return packet + zlib.crc32(packet).to_bytes(4, "little"), coder
+
+
+def unpack_delta(
+    data: bytes, global_ids: Sequence[int], levels: Sequence[int], global_rows: GlobalRows, patch_rows: PatchRows
+) -> dict[str, object]:
+    """Inverse of :func:`pack_delta`, but ``global_ids`` are those of all cells before the update."""
+    assert data[0] == 0xA9 and data[1] >> 4 == 1 and data[1] & 1
+    length, at = read_varint(data, 2)
+    assert at + length == len(data) and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    index, at = read_varint(data, at)
+    time, at = read_varint(data, at)
+    width, at = read_varint(data, at)
+    height, at = read_varint(data, at)
+    if data[1] & 2:
+        at += 8
+    back, at = read_varint(data, at)
+    follows = int.from_bytes(data[at : at + 4], "little")
+    n_updated, at = read_varint(data, at + 4)
+    n_cells = count = 0
+    window = [0, 0, 0, 0]
+    if n_updated:
+        n_cells, at = read_varint(data, at)
+        count, at = read_varint(data, at)
+        for side in range(4):
+            window[side], at = read_varint(data, at)
+    cells = (-(-height // 32), -(-width // 32))
+    grid = (cells[0] * 4, cells[1] * 4)
+    dims = len(levels)
+    coder = Decoder(data[at:-4])
+    if data[1] & 8:
+        updated = decode_gaps(coder, n_updated, grid[0] * grid[1])
+    else:
+        updated = members_of(decode_bitmap(coder, *grid, n_updated))
+    changed = members_of(decode_bitmap(coder, *cells, n_cells))
+    global_codes = [code_from_id(i, levels) for i in global_ids]
+    rows = global_rows(cells)
+    for cell in changed:
+        global_codes[cell] = decode_symbols(coder, rows[cell * dims : (cell + 1) * dims])
+    if data[1] & 4:
+        positions = [updated[rank] for rank in decode_gaps(coder, count, n_updated)]
+    else:
+        positions = members_of(decode_bitmap(coder, *grid, count, grid_of(updated, *grid)))
+    flat = decode_symbols(coder, patch_rows(global_codes, cells, positions, count))
+    coder.finish()
+    return {
+        "updated": updated,
+        "positions": positions,
+        "ids": [id_from_code(flat[i : i + dims], levels) for i in range(0, len(flat), dims)],
+        "cells": changed,
+        "global_ids": [id_from_code(global_codes[cell], levels) for cell in changed],
+        "width": width,
+        "height": height,
+        "index": index,
+        "reference": index - back,
+        "follows": follows,
+        "window": tuple(window),
         "timestamp_us": time // 2 if time % 2 == 0 else -(time + 1) // 2,
     }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.container import Writer
-from tatok_edge.tokens import TokenFrame, patch_grid
+from tatok_edge.packet import body_crc, pack, pack_delta
+from tatok_edge.tokens import DeltaFrame, TokenFrame, patch_grid
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 VOCABULARY = 64000
@@ -122,6 +124,93 @@ def example_frame() -> TokenFrame:
     )
 
 
+def spread(count: int, seed: int) -> list[int]:
+    """0 to ``count - 1`` in an order without pattern, the same on every machine."""
+    return sorted(range(count), key=lambda i: (i * 2654435761 + seed * 97) % 2**32)
+
+
+def make_delta(
+    before: TokenFrame,
+    updated: int,
+    tokens: int,
+    cells: int,
+    seed: int = 0,
+    *,
+    index: int | None = None,
+    timestamp_us: int = 0,
+) -> tuple[DeltaFrame, NDArray[np.int32]]:
+    """So many updates of arithmetic nonsense to a frame, and the global ids of all its cells after them."""
+    places = sorted(spread(before.n_patches, seed)[:updated])
+    positions = sorted(places[i] for i in spread(updated, seed + 1)[:tokens])
+    hc, wc = before.cells
+    changed = sorted(spread(hc * wc, seed + 2)[:cells]) if places else []
+    window = (0, 0, 0, 0)
+    if places:
+        rows = [place // (4 * wc) // 4 for place in places]
+        columns = [place % (4 * wc) // 4 for place in places]
+        top, left = max(0, min(rows) - seed % 2), max(0, min(columns) - seed % 3)
+        window = (top, left, max(rows) + 1 - top, max(columns) + 1 - left)
+    after = before.global_ids.copy()
+    after[changed] = [(c * 7919 + seed * 31 + 11) % VOCABULARY for c in changed]
+    delta = DeltaFrame(
+        updated=int32(places),
+        positions=int32(positions),
+        ids=int32([(p * 104729 + seed * 17 + 7) % VOCABULARY for p in positions]),
+        cells=int32(changed),
+        global_ids=after[changed],
+        width=before.width,
+        height=before.height,
+        model=before.model,
+        index=before.index + 1 if index is None else index,
+        reference=before.index,
+        follows=seed * 2654435761 % 2**32,
+        window=window,
+        timestamp_us=timestamp_us,
+    )
+    return delta, after
+
+
+def example_delta() -> tuple[DeltaFrame, NDArray[np.int32]]:
+    """The update of :func:`example_frame` in docs/format.md, and the global ids after it."""
+    delta = DeltaFrame(
+        updated=int32([3, 4, 12, 13]),
+        positions=int32([4, 12]),
+        ids=int32([4321, 56789]),
+        cells=int32([1]),
+        global_ids=int32([778]),
+        width=60,
+        height=32,
+        model=TAG,
+        index=8,
+        reference=7,
+        follows=body_crc(pack(example_frame(), UniformModel())),
+        window=(0, 0, 1, 2),
+        timestamp_us=266667,
+    )
+    return delta, int32([40000, 778])
+
+
+def golden_stream() -> tuple[TokenFrame, list[tuple[DeltaFrame, NDArray[np.int32]]]]:
+    """A key frame and what comes after it: every coding of the maps, nothing, everything, a gap in the numbers."""
+    key = make_frame(360, 232, 500, 5, index=1000, timestamp_us=0)
+    deltas: list[tuple[DeltaFrame, NDArray[np.int32]]] = []
+    state = key
+    for number, (updated, tokens, cells, index) in enumerate(
+        [
+            (300, 120, 40, 1001),
+            (200, 3, 0, 1002),
+            (9, 5, 4, 1003),
+            (0, 0, 0, 1004),
+            (1536, 1536, 96, 1200),
+            (1536, 0, 1, 1201),
+        ]
+    ):
+        delta, after = make_delta(state, updated, tokens, cells, number, index=index, timestamp_us=40000 * number)
+        deltas.append((delta, after))
+        state = replace(state, global_ids=after, index=index)
+    return key, deltas
+
+
 def golden_frames() -> list[TokenFrame]:
     """What the golden file holds: bitmap, gaps, nothing and everything kept, and another size."""
     return [
@@ -142,6 +231,11 @@ def write_golden(folder: Path) -> None:
             writer.write(frame)
     with Writer(folder / "example.ttk", UniformModel(), name="uniform", fps=30) as writer:
         writer.write(example_frame())
+    key, deltas = golden_stream()
+    with Writer(folder / "stream.ttk", StaticModel(), name="static", fps=25) as writer:
+        writer.write(key)
+        for delta, after in deltas:
+            writer.write_packet(pack_delta(delta, StaticModel(), after, embed_model=False))
 
 
 if __name__ == "__main__":

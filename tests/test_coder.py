@@ -76,6 +76,33 @@ def test_an_empty_or_full_bitmap_takes_no_byte(value: int) -> None:
     np.testing.assert_array_equal(decode_bitmap(b"", 7, 5, 35 * value), keep)
 
 
+def test_a_bitmap_of_places_codes_the_places_alone(rng: np.random.Generator) -> None:
+    places = (rng.random((60, 80)) < 0.02).astype(np.uint8)
+    keep = places * (rng.random((60, 80)) < 0.5)
+    ones = int(keep.sum())
+    encoder = RangeEncoder()
+    encoder.bitmap(keep, places)
+    data = encoder.finish()
+    assert len(data) < places.sum() / 8 * 1.2 + 2
+    decoder = RangeDecoder(data)
+    np.testing.assert_array_equal(decoder.bitmap(60, 80, ones, places), keep)
+    decoder.finish()
+    everywhere = RangeEncoder()
+    everywhere.bitmap(keep, np.ones((60, 80), np.uint8))
+    assert everywhere.finish() == encode_bitmap(keep)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_none_or_all_of_the_places_take_no_byte(rng: np.random.Generator, value: int) -> None:
+    places = (rng.random((9, 7)) < 0.4).astype(np.uint8)
+    encoder = RangeEncoder()
+    encoder.bitmap(places * np.uint8(value), places)
+    assert encoder.finish() == b""
+    np.testing.assert_array_equal(
+        RangeDecoder(b"").bitmap(9, 7, value * int(places.sum()), places), places * np.uint8(value)
+    )
+
+
 def test_nothing_takes_no_byte() -> None:
     assert encode_symbols(np.zeros(0, np.int32), np.zeros((0, 8), np.uint16)) == b""
     assert decode_symbols(b"", np.zeros((0, 8), np.uint16), 0).shape == (0,)
@@ -127,13 +154,16 @@ def random_content(seed: int) -> Content:
     rng = np.random.default_rng(seed)
     content: Content = []
     empty = np.zeros((0, 1), np.uint16)
-    for kind in rng.choice(["symbols", "bitmap", "gaps"], int(rng.integers(0, 5))):
+    for kind in rng.choice(["symbols", "bitmap", "places", "gaps"], int(rng.integers(0, 5))):
         if kind == "symbols":
             rows = make_rows(rng, int(rng.integers(0, 60)), int(rng.integers(1, 20)), float(rng.integers(0, 4)))
             even = (rng.random(len(rows)) * (rows > 0).sum(1)).astype(np.int32)
             content.append((kind, even if rng.random() < 0.5 else draw_symbols(rng, rows), rows))
         elif kind == "bitmap":
             content.append((kind, make_bitmap(rng), empty))
+        elif kind == "places":
+            places = make_bitmap(rng)
+            content.append((kind, places * (rng.random(places.shape) < rng.random()), places.astype(np.uint16)))
         else:
             steps = 1 + np.floor(rng.random(int(rng.integers(0, 30))) ** 4 * 2.0 ** rng.integers(0, 25))
             content.append((kind, (np.cumsum(steps) - 1).astype(np.int32), empty))
@@ -151,6 +181,9 @@ def test_bytes_equal_those_of_the_reference(seed: int) -> None:
         elif kind == "bitmap":
             native.bitmap(values)
             plain.encode_bitmap(reference, values.tolist())
+        elif kind == "places":
+            native.bitmap(values, rows.astype(np.uint8))
+            plain.encode_bitmap(reference, values.tolist(), rows.tolist())
         else:
             native.gaps(values)
             plain.encode_gaps(reference, values.tolist())
@@ -165,6 +198,10 @@ def test_bytes_equal_those_of_the_reference(seed: int) -> None:
             ones = int(values.astype(int).sum())
             assert decoder.bitmap(*values.shape, ones).tolist() == values.tolist()
             assert plain.decode_bitmap(slow, *values.shape, ones) == values.tolist()
+        elif kind == "places":
+            ones, places = int(values.astype(int).sum()), rows.astype(np.uint8)
+            assert decoder.bitmap(*values.shape, ones, places).tolist() == values.tolist()
+            assert plain.decode_bitmap(slow, *values.shape, ones, rows.tolist()) == values.tolist()
         else:
             assert decoder.gaps(len(values), 1 << 30).tolist() == values.tolist()
             assert plain.decode_gaps(slow, len(values), 1 << 30) == values.tolist()
@@ -233,6 +270,19 @@ def test_a_body_that_is_cut_off_or_longer_is_told_or_is_another_body(seed: int) 
     assert all("cut off" in text or "does not end" in text or "damaged" in text for text in told)
     with pytest.raises(ValueError, match="does not end"):
         decode_symbols(data + b"\0", rows, len(rows))
+
+
+@given(st.binary(max_size=60), SEEDS)
+def test_a_bitmap_of_any_data_has_its_ones_in_places(data: bytes, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    places = make_bitmap(rng)
+    count = int(rng.integers(0, int(places.sum()) + 1))
+    try:
+        keep = RangeDecoder(data).bitmap(*places.shape, count, places)
+    except ValueError:
+        return
+    assert keep.sum() == count
+    assert not (keep & ~places).any()
 
 
 @given(st.binary(max_size=300), st.integers(1, 40), st.integers(1, 40), st.data())
@@ -324,7 +374,22 @@ def test_wrong_bitmaps_counts_and_positions_are_told() -> None:
         encode_bitmap(np.zeros((0, 4), np.uint8))
     with pytest.raises(TypeError, match="dtype uint8, got bool"):
         encode_bitmap(np.zeros((2, 2), bool))  # type: ignore[arg-type]
+    keep, places = np.eye(2, dtype=np.uint8), np.array([[1, 1], [0, 0]], np.uint8)
+    for wrong, error, message in [
+        (places, ValueError, "keep must be 0 outside places, got a 1 there"),
+        (places + np.uint8(1), ValueError, "places must hold zeros and ones, got 2"),
+        (places[:1], ValueError, r"places must have the shape of the bitmap, 2 x 2, got shape \(1, 2\)"),
+        (places[0], ValueError, "places must have 2 dimensions"),
+        (places.astype(bool), TypeError, "places must have dtype uint8, got bool"),
+        ([[1, 1], [0, 0]], TypeError, "places must be a numpy array of uint8, got list"),
+    ]:
+        with pytest.raises(error, match=message):
+            RangeEncoder().bitmap(keep, wrong)  # type: ignore[arg-type]
     decoder = RangeDecoder(b"")
+    with pytest.raises(ValueError, match="count must be from 0 to 2, got 3"):
+        decoder.bitmap(2, 2, 3, places)
+    with pytest.raises(ValueError, match="places must have the shape of the bitmap, 2 x 3"):
+        decoder.bitmap(2, 3, 1, places)
     with pytest.raises(ValueError, match="count must be from 0 to 6, got 7"):
         decoder.bitmap(2, 3, 7)
     with pytest.raises(ValueError, match="height must be from 0"):

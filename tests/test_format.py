@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from format_helpers import (
     TAG,
     StaticModel,
     UniformModel,
+    example_delta,
     example_frame,
     golden_frames,
+    golden_stream,
     int32,
+    make_delta,
     make_frame,
     write_golden,
 )
@@ -37,8 +41,22 @@ from hypothesis import strategies as st
 from tatok_edge import container
 from tatok_edge.container import Reader, Writer
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
-from tatok_edge.packet import MAX_HEADER, PacketInfo, pack, packet_size, peek, read_varint, unpack, varint, verify
-from tatok_edge.tokens import TokenFrame, patch_grid
+from tatok_edge.packet import (
+    MAX_HEADER,
+    PacketInfo,
+    body_crc,
+    pack,
+    pack_delta,
+    packet_size,
+    peek,
+    read_varint,
+    unpack,
+    unpack_delta,
+    unpack_delta_cells,
+    varint,
+    verify,
+)
+from tatok_edge.tokens import DeltaFrame, TokenFrame, patch_grid
 
 MODEL = StaticModel()
 OTHER_TAG = b"other!!!"
@@ -55,6 +73,14 @@ def as_dict(frame: TokenFrame) -> dict[str, object]:
         "index": frame.index,
         "timestamp_us": frame.timestamp_us,
     }
+
+
+def delta_as_dict(delta: DeltaFrame) -> dict[str, object]:
+    arrays = {name: getattr(delta, name).tolist() for name in ("updated", "positions", "ids", "cells", "global_ids")}
+    numbers = {
+        name: getattr(delta, name) for name in ("width", "height", "index", "reference", "follows", "timestamp_us")
+    }
+    return arrays | numbers | {"window": delta.window}
 
 
 def write_file(path: Path, frames: list[TokenFrame], model: Any = MODEL, **options: Any) -> Path:
@@ -74,6 +100,21 @@ def make_packet(*fields: int, flags: int = 0, body: bytes = b"", length: int | N
     rest = b"".join(map(varint, fields)) + body
     head = bytes([0xA9, version << 4 | flags]) + varint(len(rest) + 4 if length is None else length) + rest
     return head + zlib.crc32(head).to_bytes(4, "little")
+
+
+def make_delta_packet(
+    back: int,
+    updated: int,
+    *counts: int,
+    flags: int = 0,
+    body: bytes = b"",
+    index: int = 9,
+    side: int = 64,
+    window: tuple[int, ...] = (0, 0, 2, 2),
+) -> bytes:
+    """A delta packet of any counts for an image of ``side`` x ``side`` pixels."""
+    rest = varint(back) + b"\1\2\3\4" + b"".join(map(varint, (updated, *counts, *(window if updated else ()))))
+    return make_packet(index, 0, side, side, flags=1 | flags, body=rest + body)
 
 
 @pytest.fixture
@@ -102,7 +143,7 @@ def test_a_frame_comes_back(kept: int, embed_model: bool) -> None:
     assert (info.kind, info.version, info.size, info.n_tokens) == ("key", 1, len(data), kept)
     assert (info.width, info.height, info.index, info.timestamp_us) == (100, 70, 5, 123_456)
     assert (info.n_patches, info.n_globals) == (192, 12)
-    assert (info.reference, info.n_updated) == (None, None)
+    assert (info.reference, info.n_updated, info.n_updated_cells, info.update_map) == (None, None, None, None)
 
 
 def test_a_header_is_small() -> None:
@@ -290,19 +331,32 @@ def test_a_model_tag_reaching_into_the_crc_is_told() -> None:
 
 
 def test_a_delta_packet_says_what_it_needs() -> None:
-    packet = make_packet(9, 0, 64, 64, 3, 40, 12, flags=1 | 8, body=b"body")
+    packet = make_delta_packet(3, 40, 2, 12, flags=8, body=b"body", window=(0, 1, 2, 1))
     info = verify(packet)
-    assert (info.kind, info.index, info.reference, info.n_updated, info.n_tokens) == ("delta", 9, 6, 40, 12)
+    assert (info.kind, info.index, info.reference) == ("delta", 9, 6)
+    assert (info.n_updated, info.n_updated_cells, info.n_tokens, info.update_map) == (40, 2, 12, "gaps")
+    assert (info.follows, info.window) == (0x04030201, (0, 1, 2, 1))
     with pytest.raises(FormatError, match=r"frame 9 is a delta packet: it updates frame 6 .* needs a stream decoder"):
         unpack(packet, MODEL)
     for fields, message in [
-        ((9, 0, 64, 64, 0, 40, 12), "distance to the reference frame must be from 1 to 9, got 0"),
-        ((9, 0, 64, 64, 10, 40, 12), "distance to the reference frame must be from 1 to 9, got 10"),
-        ((9, 0, 64, 64, 3, 65, 12), "number of updated patches must be from 0 to 64, got 65"),
-        ((9, 0, 64, 64, 3, 40, 41), "number of tokens must be from 0 to 40, got 41"),
+        ((0, 40, 2, 12), "distance to the reference frame must be from 1 to 9, got 0"),
+        ((10, 40, 2, 12), "distance to the reference frame must be from 1 to 9, got 10"),
+        ((3, 65, 2, 12), "number of updated patches must be from 0 to 64, got 65"),
+        ((3, 40, 5, 12), "number of updated cells must be from 0 to 4, got 5"),
+        ((3, 40, 2, 41), "number of tokens must be from 0 to 40, got 41"),
     ]:
         with pytest.raises(FormatError, match=message):
-            peek(make_packet(*fields, flags=1, body=b"body"))
+            peek(make_delta_packet(*fields, body=b"body"))
+    with pytest.raises(FormatError, match="distance to the reference frame must be from 1 to 0, got 1"):
+        peek(make_delta_packet(1, 40, 2, 12, index=0))
+    for window, message in [
+        ((2, 0, 1, 1), "first row of the window must be from 0 to 1, got 2"),
+        ((0, 2, 1, 1), "first column of the window must be from 0 to 1, got 2"),
+        ((1, 0, 2, 1), "rows of the window must be from 1 to 1, got 2"),
+        ((0, 1, 2, 0), "columns of the window must be from 1 to 1, got 0"),
+    ]:
+        with pytest.raises(FormatError, match=message):
+            peek(make_delta_packet(3, 40, 2, 12, window=window))
 
 
 def test_an_absurd_packet_costs_bounded_memory() -> None:
@@ -342,6 +396,321 @@ def test_tokens_that_cost_nothing_still_cost_bounded_memory() -> None:
 def test_what_is_no_buffer_is_told() -> None:
     with pytest.raises(InputError, match="a packet must be contiguous bytes, got str"):
         unpack("packet", MODEL)  # type: ignore[arg-type]
+
+
+# --- delta packets: what users do ---------------------------------------------------------------
+
+KEY = make_frame(100, 70, 60, index=40)
+
+
+@pytest.mark.parametrize(
+    ("updated", "tokens", "cells"),
+    [(0, 0, 0), (1, 0, 0), (1, 1, 1), (30, 12, 4), (2, 1, 12), (30, 30, 0), (192, 0, 12), (192, 192, 12)],
+)
+@pytest.mark.parametrize("embed_model", [True, False])
+def test_a_delta_comes_back(updated: int, tokens: int, cells: int, embed_model: bool) -> None:
+    delta, after = make_delta(KEY, updated, tokens, cells, index=42, timestamp_us=-5)
+    data = pack_delta(delta, MODEL, after, embed_model=embed_model)
+    before = KEY.global_ids.copy()
+    for kind in (bytes, bytearray, memoryview):
+        read = unpack_delta(kind(data), MODEL, before)
+        assert read == delta
+        for name in ("updated", "positions", "ids", "cells", "global_ids"):
+            assert getattr(read, name).dtype == np.int32
+    assert before.tolist() == KEY.global_ids.tolist()  # what the caller holds is left alone
+    info = peek(data)
+    assert info == verify(data)
+    assert info.model == (TAG if embed_model else None)
+    assert (info.kind, info.version, info.size, info.n_tokens) == ("delta", 1, len(data), tokens)
+    assert (info.width, info.height, info.index, info.reference, info.timestamp_us) == (100, 70, 42, 40, -5)
+    assert (info.n_patches, info.n_updated, info.n_updated_cells) == (192, updated, cells)
+    assert (info.follows, info.window) == (delta.follows, delta.window)
+    changed, ids = unpack_delta_cells(data, MODEL)  # needs nothing but the packet
+    assert (changed.tolist(), ids.tolist()) == (delta.cells.tolist(), delta.global_ids.tolist())
+
+
+def test_a_frame_in_which_nothing_changed_takes_next_to_nothing() -> None:
+    key = make_frame(640, 480, 100, index=29)
+    delta, after = make_delta(key, 0, 0, 0, timestamp_us=1_000_000)
+    data = pack_delta(delta, MODEL, after, embed_model=False)
+    assert len(data) <= 22
+    assert peek(data).header_size + 4 == len(data)
+    assert unpack_delta(data, MODEL, key.global_ids) == delta
+
+
+def test_what_stays_costs_nothing() -> None:
+    """One moved object: its patches, tokens and cells are paid for, the still rest is not."""
+    model, key = UniformModel(), make_frame(640, 480, 2000)
+    rows, columns = np.mgrid[20:28, 40:48]
+    updated = (rows * 80 + columns).ravel().astype(np.int32)
+    delta = DeltaFrame(
+        updated=updated,
+        positions=updated[::2].copy(),
+        ids=int32(range(32)),
+        cells=int32([110]),
+        global_ids=int32([5]),
+        window=(3, 8, 6, 6),
+        width=640,
+        height=480,
+        model=TAG,
+        index=1,
+        reference=0,
+        follows=0,
+    )
+    after = key.global_ids.copy()
+    after[110] = 5
+    data = pack_delta(delta, model, after)
+    codes = 33 * np.log2(LEVELS).sum() / 8
+    maps = peek(data).size - peek(data).header_size - 4 - codes
+    assert maps < 40  # 600 uncoded for the update map alone
+    assert unpack_delta(data, model, key.global_ids) == delta
+
+
+def test_a_map_of_updates_is_coded_as_gaps_or_as_a_bitmap() -> None:
+    key = make_frame(640, 480, 0)
+    for updated, tokens, expected in (
+        (8, 4, ("gaps", "bitmap")),
+        (1000, 400, ("bitmap", "bitmap")),
+        (1000, 2, ("bitmap", "gaps")),
+        (140, 2, ("gaps", "gaps")),
+    ):
+        delta, after = make_delta(key, updated, tokens, 0)
+        info = peek(pack_delta(delta, UniformModel(), after))
+        assert (info.update_map, info.positions) == expected
+
+
+def test_deltas_larger_than_a_part_of_the_tables_come_back() -> None:
+    model, key = UniformModel(), make_frame(1600, 1600, 0)
+    delta, after = make_delta(key, 39_000, 35_000, 2000)
+    assert unpack_delta(pack_delta(delta, model, after), model, key.global_ids) == delta
+
+
+def test_key_and_delta_packets_are_not_taken_for_each_other() -> None:
+    delta, after = make_delta(KEY, 5, 5, 1)
+    for call in (lambda data: unpack_delta(data, MODEL, after), lambda data: unpack_delta_cells(data, MODEL)):
+        with pytest.raises(FormatError, match="frame 40 is a key packet: it stands alone and is read by unpack"):
+            call(pack(KEY, MODEL))
+    with pytest.raises(FormatError, match="frame 41 is a delta packet: it updates frame 40 of its stream"):
+        unpack(pack_delta(delta, MODEL, after), MODEL)
+    with pytest.raises(InputError, match="must be a TokenFrame, got DeltaFrame; pack_delta packs"):
+        pack(delta, MODEL)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="must be a DeltaFrame, got TokenFrame; pack packs"):
+        pack_delta(KEY, MODEL, after)  # type: ignore[arg-type]
+
+
+def test_a_delta_that_does_not_fit_is_not_packed() -> None:
+    delta, after = make_delta(KEY, 20, 5, 3)
+    for wrong, message in (
+        (after[:-1], r"global_ids must be 3 x 4 = 12 for a 100x70 image, got 11"),
+        (KEY.global_ids, "must hold those of the delta in its cells; pass the ids of all cells as they are after it"),
+        (after.astype(np.int64), r"global_ids must be an int32 numpy array of one dimension, got int64 \(12,\)"),
+        (after.reshape(3, 4), r"must be an int32 numpy array of one dimension, got int32 \(3, 4\)"),
+        (after.tolist(), "must be an int32 numpy array of one dimension, got list"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pack_delta(delta, MODEL, wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"made by model {TAG.hex()}, cannot pack it with model {OTHER_TAG.hex()}"):
+        pack_delta(delta, StaticModel(OTHER_TAG), after)
+    far = delta_as_dict(delta) | {"ids": [64_000] * 5}
+    arrays = {name: int32(far[name]) for name in ("updated", "positions", "ids", "cells", "global_ids")}
+    unknown = replace(delta, **arrays)
+    with pytest.raises(InputError, match=r"delta does not fit model 0123456789abcdef: .*64000"):
+        pack_delta(unknown, MODEL, after)
+    untouched = np.setdiff1d(np.arange(12), delta.cells)[0]
+    after[untouched] = 64_000
+    with pytest.raises(InputError, match=r"delta does not fit model 0123456789abcdef: .*64000"):
+        pack_delta(delta, MODEL, after)
+
+
+def test_a_delta_is_read_only_with_the_state_that_it_updates() -> None:
+    delta, after = make_delta(KEY, 20, 5, 3)
+    data = pack_delta(delta, MODEL, after)
+    other = make_frame(64, 64, 0)
+    with pytest.raises(
+        FormatError, match=r"frame 41 is of a 100x70 image with 12 global tokens, .* update has 4; .* at a key packet"
+    ):
+        unpack_delta(data, MODEL, other.global_ids)
+    for call in (lambda model: unpack_delta(data, model, KEY.global_ids), lambda m: unpack_delta_cells(data, m)):
+        with pytest.raises(FormatError, match=f"made by model {TAG.hex()}, not by model {OTHER_TAG.hex()}"):
+            call(StaticModel(OTHER_TAG))
+    with pytest.raises(InputError, match="global_ids must be an int32 numpy array of one dimension, got int64"):
+        unpack_delta(data, MODEL, KEY.global_ids.astype(np.int64))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"global_ids does not fit model 0123456789abcdef: .*-1"):
+        unpack_delta(data, MODEL, np.full(12, -1, np.int32))
+
+
+def test_the_number_of_a_state_covers_all_packets_up_to_it() -> None:
+    delta, after = make_delta(KEY, 20, 5, 3)
+    still, _ = make_delta(replace(KEY, index=41), 0, 0, 0)
+    for embed_model in (True, False):  # the same with and without the tag
+        key = pack(KEY, MODEL, embed_model=embed_model)
+        first = body_crc(key)
+        assert first == zlib.crc32(key[peek(key).header_size : -4])
+        packet = pack_delta(replace(delta, follows=first), MODEL, after, embed_model=embed_model)
+        second = body_crc(packet)
+        assert second == zlib.crc32(key[peek(key).header_size : -4] + packet[peek(packet).header_size : -4])
+        assert second != body_crc(pack_delta(replace(delta, follows=first ^ 1), MODEL, after))
+        nothing = pack_delta(replace(still, follows=second), MODEL, after, embed_model=embed_model)
+        assert body_crc(nothing) == second
+
+
+# --- delta packets: properties ------------------------------------------------------------------
+
+
+@st.composite
+def any_delta(draw: st.DrawFn) -> tuple[TokenFrame, DeltaFrame, Any]:
+    """A frame, its update, and the global ids after it."""
+    width, height, seed = draw(st.integers(32, 140)), draw(st.integers(32, 140)), draw(st.integers(0, 999))
+    reference = draw(st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 2)))
+    index = draw(st.one_of(st.just(reference + 1), st.integers(reference + 1, 2**63 - 1)))
+    key = make_frame(width, height, 0, seed, index=reference)
+    n = key.n_patches
+    updated = min(n, draw(st.one_of(st.sampled_from([0, 1, n]), st.integers(0, 8), st.integers(0, n))))
+    tokens = draw(st.one_of(st.sampled_from([0, updated]), st.integers(0, updated)))
+    cells = draw(st.one_of(st.sampled_from([0, n]), st.integers(0, n // 16)))
+    time = draw(st.integers(-(2**63), 2**63 - 1))
+    return key, *make_delta(key, updated, tokens, cells, seed, index=index, timestamp_us=time)
+
+
+@given(any_delta())
+def test_delta_packets_equal_those_of_the_reference(case: tuple[TokenFrame, DeltaFrame, Any]) -> None:
+    key, delta, after = case
+    data = pack_delta(delta, MODEL, after)
+    info = peek(data)
+    assert info.header_size <= MAX_HEADER
+    rows = (LEVELS, MODEL.global_rows, MODEL.patch_rows)
+    expected = {
+        ("gaps" if update_gaps else "bitmap", "gaps" if gaps else "bitmap"): plain.pack_delta(
+            delta_as_dict(delta), after.tolist(), *rows, tag=TAG, update_gaps=update_gaps, gaps=gaps
+        )[0]
+        for update_gaps in (False, True)
+        for gaps in (False, True)
+    }
+    assert data == expected[info.update_map or "", info.positions]
+    assert plain.unpack_delta(data, key.global_ids.tolist(), *rows) == delta_as_dict(delta)
+    for packet in expected.values():  # all codings are read, whichever a writer chose
+        assert unpack_delta(packet, MODEL, key.global_ids) == delta
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 12), st.integers(1, 9)), max_size=5))
+def test_a_chain_of_deltas_leaves_the_same_state_on_both_sides(steps: list[tuple[float, float, int, int]]) -> None:
+    state, globals_held, index = KEY, KEY.global_ids, KEY.index
+    tokens = dict(zip(KEY.positions.tolist(), KEY.ids.tolist(), strict=True))
+    held = dict(tokens)
+    for seed, (share, kept, cells, step) in enumerate(steps):
+        updated = int(share * KEY.n_patches)
+        delta, after = make_delta(state, updated, int(kept * updated), cells, seed, index=index + step)
+        read = unpack_delta(pack_delta(delta, MODEL, after), MODEL, globals_held)
+        for entries, change in ((tokens, delta), (held, read)):
+            for position in change.updated.tolist():
+                entries.pop(position, None)
+            entries.update(zip(change.positions.tolist(), change.ids.tolist(), strict=True))
+        globals_held = globals_held.copy()
+        globals_held[read.cells] = read.global_ids
+        assert held == tokens
+        assert globals_held.tolist() == after.tolist()
+        state, index = replace(state, global_ids=after, index=delta.index), delta.index
+
+
+# --- delta packets: attacks ---------------------------------------------------------------------
+
+
+def test_a_delta_packet_that_is_cut_off_anywhere_is_told() -> None:
+    delta, after = make_delta(KEY, 40, 20, 5)
+    for change, ids in ((delta, after), make_delta(KEY, 0, 0, 0)):
+        data = pack_delta(change, MODEL, ids)
+        for end in range(len(data)):
+            for call in (
+                lambda d: unpack_delta(d, MODEL, KEY.global_ids),
+                lambda d: unpack_delta_cells(d, MODEL),
+                verify,
+            ):
+                with pytest.raises(FormatError, match=r"cut off|empty"):
+                    call(data[:end])
+
+
+def test_every_flipped_bit_of_a_delta_packet_is_told() -> None:
+    delta, after = make_delta(KEY, 40, 20, 5)
+    data = pack_delta(delta, MODEL, after)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError) as caught:
+            unpack_delta(flipped, MODEL, KEY.global_ids)
+        assert "\n" not in str(caught.value)
+
+
+@given(any_delta(), st.data())
+def test_damage_to_a_delta_that_the_crc_does_not_see_gives_a_delta_or_an_error(
+    case: tuple[TokenFrame, DeltaFrame, Any], draw: st.DataObject
+) -> None:
+    key, delta, after = case
+    data = bytearray(pack_delta(delta, MODEL, after))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(1, len(data) - 5))] = draw.draw(st.integers(0, 255))
+    try:
+        unpack_delta_cells(with_crc(bytes(data)), MODEL)
+        read = unpack_delta(with_crc(bytes(data)), MODEL, key.global_ids)
+    except FormatError:
+        return
+    assert isinstance(read, DeltaFrame)
+
+
+@given(
+    st.lists(st.integers(0, 70), min_size=4, max_size=4),
+    st.sampled_from([0, 4, 8, 12]),
+    st.binary(max_size=40),
+)
+def test_any_counts_and_body_of_a_delta_give_a_delta_or_an_error(counts: list[int], flags: int, body: bytes) -> None:
+    packet = make_delta_packet(*counts, flags=flags, body=body)
+    before = make_frame(64, 64, 0).global_ids
+    try:
+        read = unpack_delta(packet, MODEL, before)
+    except FormatError:
+        return
+    after = before.copy()
+    after[read.cells] = read.global_ids
+    assert unpack_delta(pack_delta(read, MODEL, after), MODEL, before) == read
+
+
+@pytest.mark.parametrize(
+    ("packet", "message"),
+    [
+        (make_delta_packet(1, 0, body=b"\0"), "does not end where its content does"),
+        (make_delta_packet(1, 64, 0, 1), "the entropy-coded body is cut off"),
+        (make_delta_packet(1, 60, 0, 0, flags=8, body=b"\xff" * 9), "damaged or from another model"),
+        (make_delta_packet(1, 64, 0, 9, flags=4, body=b"\0" * 9), "damaged or from another model"),
+        (make_delta_packet(1, 64, 4, 64, body=b"\1" * 9), "cut off|damaged"),
+        (make_delta_packet(1, 64, 0, 0, window=(0, 0, 2, 1)), "window must hold all cells that contain an updated"),
+        (make_delta_packet(1, 200, 300), "number of updated patches must be from 0 to 64, got 200"),
+        (make_packet(9, 0, 64, 64, flags=1), "a packet must have 12 to 67108864 bytes, its header says 11"),
+        (make_packet(9, 0, 64, 64, 3, flags=1), "header takes|cut off in its header"),
+    ],
+)
+def test_bad_delta_packets_are_told(packet: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        unpack_delta(packet, MODEL, make_frame(64, 64, 0).global_ids)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absurd_delta_packet_costs_bounded_memory() -> None:
+    patches, cells = 2048 * 2048, 512 * 512
+    model, before = UniformModel(), np.zeros(512 * 512, np.int32)
+    for counts, flags, body in (
+        ((patches, cells, patches), 0, b"\x12\x34" * 10),
+        ((patches, 0, patches), 0, b"\x12\x34" * 10),
+        ((patches, 0, patches // 2), 4, b"\x12\x34" * 10),
+        ((patches // 2, 0, patches // 4), 0, b"\x12\x34" * 10),
+        ((patches // 2, 0, patches // 4), 12, b"\x12\x34" * 10),
+        ((patches // 64, 9, 0), 8, b""),
+    ):
+        packet = make_delta_packet(1, *counts, flags=flags, body=body, side=16384, window=(0, 0, 512, 512))
+        tracemalloc.start()
+        with pytest.raises(FormatError, match=r"cut off|damaged|does not end"):
+            unpack_delta(packet, model, before)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100 << 20
 
 
 # --- files: what users do -----------------------------------------------------------------------
@@ -396,12 +765,107 @@ def test_frames_of_any_size_and_an_empty_file(tmp_path: Path) -> None:
         assert reader.complete
 
 
+def read_stream(reader: Reader, number: int) -> tuple[dict[int, int], list[int]]:
+    """Tokens by position and global ids of all cells after packet ``number``, from the key packet ahead of it on."""
+    tokens: dict[int, int] = {}
+    global_ids = int32([])
+    for packet in reader.packets(reader.keyframe_before(number), number + 1):
+        if peek(packet).kind == "key":
+            frame: Any = unpack(packet, MODEL)
+            tokens, global_ids = {}, frame.global_ids.copy()
+        else:
+            frame = unpack_delta(packet, MODEL, global_ids)
+            global_ids[frame.cells] = frame.global_ids
+            tokens = {position: token for position, token in tokens.items() if position not in set(frame.updated)}
+        tokens.update(zip(frame.positions.tolist(), frame.ids.tolist(), strict=True))
+    return tokens, global_ids.tolist()
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    """Twelve packets of a stream; 0, 5 and 6 are key packets."""
+    path = tmp_path / "stream.ttk"
+    state = make_frame(100, 70, 60)
+    with Writer(path, MODEL, name="static", fps=25) as writer:
+        for number in range(12):
+            if number in (0, 5, 6):
+                state = make_frame(100, 70, 60, number, index=number)
+                writer.write(state)
+            else:
+                delta, after = make_delta(state, 10 * number, 5 * number, number, number)
+                writer.write_packet(pack_delta(delta, MODEL, after, embed_model=number % 2 == 0))
+                state = replace(state, global_ids=after, index=number)
+    return path
+
+
+def test_a_stream_is_decoded_from_the_key_packet_ahead_of_any_frame(stream: Path) -> None:
+    with Reader(stream, MODEL) as reader:
+        assert [reader.keyframe_before(number) for number in range(12)] == [0] * 5 + [5] + [6] * 6
+        assert reader.keyframe_before(-1) == 6
+        assert reader.complete
+        packets = list(reader.packets())
+        assert packets == [reader.packet(number) for number in range(12)]
+        assert list(reader.packets(3, 5)) == packets[3:5]
+        assert [peek(packet).kind for packet in reader.packets(4, 7)] == ["delta", "key", "key"]
+        whole: dict[int, int] = {}
+        for number in range(12):
+            tokens, global_ids = read_stream(reader, number)
+            if reader.is_key(number):
+                frame = reader[number]
+                whole = dict(zip(frame.positions.tolist(), frame.ids.tolist(), strict=True))
+                assert (tokens, global_ids) == (whole, frame.global_ids.tolist())
+            else:
+                assert reader.info(number).reference == number - 1
+                with pytest.raises(FormatError, match=rf"frame {number} at byte .* needs a stream decoder"):
+                    reader[number]
+        assert [frame.index for frame in reader.frames(on_error="skip")] == [0, 5, 6]
+        for number in (12, -13):
+            with pytest.raises(IndexError, match="it holds 12 frames"):
+                reader.keyframe_before(number)
+    with Reader(stream) as reader:  # raw packets need no model
+        assert list(reader.packets()) == packets
+
+
+def test_a_damaged_stream_is_told_and_its_other_packets_are_given(stream: Path) -> None:
+    data = bytearray(stream.read_bytes())
+    with Reader(stream) as reader:
+        packets = list(reader.packets())
+        offsets = {number: reader.offset(number) for number in (2, 6)}
+    for offset in offsets.values():
+        data[offset + 12] ^= 4
+    for damaged in (data, data[:-20]):  # with and without the index
+        stream.write_bytes(damaged)
+        with Reader(stream, MODEL) as reader:
+            with pytest.raises(FormatError, match=rf"frame 2 at byte {offsets[2]}: packet is damaged: its CRC"):
+                list(reader.packets())
+            good = list(reader.packets(on_error="skip"))
+            assert good == [packet for number, packet in enumerate(packets) if number not in offsets]
+            assert len(reader.problems) == 2
+            with pytest.raises(InputError, match="on_error must be"):
+                next(reader.packets(on_error="ignore"))  # type: ignore[arg-type]
+            # Without the index, nobody knows what a damaged packet was.
+            assert reader.keyframe_before(7) == (6 if reader.complete else 5)
+
+
+def test_a_stream_without_its_key_packet_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "tail.ttk"
+    delta, after = make_delta(KEY, 5, 5, 1)
+    with Writer(path, MODEL, name="static") as writer:
+        writer.write_packet(pack_delta(delta, MODEL, after))
+        with pytest.raises(InputError, match="must be a TokenFrame, got DeltaFrame"):
+            writer.write(delta)  # type: ignore[arg-type]
+    with Reader(path, MODEL) as reader:
+        assert len(reader) == 1
+        with pytest.raises(FormatError, match=r"tail\.ttk: frame 0 cannot be decoded: no key packet is at"):
+            reader.keyframe_before(0)
+
+
 def test_packets_are_copied_without_a_model_in_between(clip: Path, tmp_path: Path, frames: list[TokenFrame]) -> None:
     with Reader(clip, MODEL) as reader, Writer(tmp_path / "cut.ttk", MODEL, name="static") as writer:
         for number in (3, 4):
             writer.write_packet(reader.packet(number))
         writer.write_packet(pack(frames[5], MODEL))
-        writer.write_packet(make_packet(9, 0, 64, 64, 3, 40, 12, flags=1, body=b"body"))
+        writer.write_packet(make_delta_packet(3, 40, 2, 12, body=b"body"))
         with pytest.raises(FormatError, match="packet was made by model"):
             writer.write_packet(pack(make_frame(64, 64, 3, tag=OTHER_TAG), StaticModel(OTHER_TAG)))
         with pytest.raises(FormatError, match="cut off"):
@@ -821,7 +1285,7 @@ def test_closed_files_are_told(clip: Path, tmp_path: Path, frames: list[TokenFra
 def test_golden_files_are_written_and_read_as_ever(tmp_path: Path) -> None:
     write_golden(tmp_path)
     names = sorted(os.listdir(GOLDEN))
-    assert names == sorted(os.listdir(tmp_path)) == ["example.ttk", "frames.ttk"]
+    assert names == sorted(os.listdir(tmp_path)) == ["example.ttk", "frames.ttk", "stream.ttk"]
     for name in names:
         assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes(), name
     with Reader(GOLDEN / "frames.ttk", MODEL) as reader:
@@ -831,6 +1295,31 @@ def test_golden_files_are_written_and_read_as_ever(tmp_path: Path) -> None:
         assert [reader.info(i).positions for i in range(4)] == ["bitmap", "gaps", "bitmap", "bitmap"]
     with Reader(GOLDEN / "example.ttk", UniformModel()) as reader:
         assert list(reader) == [example_frame()]
+
+
+def test_the_golden_stream_is_read_as_ever_and_equals_the_reference() -> None:
+    key, deltas = golden_stream()
+    state, codings = key.global_ids, []
+    with Reader(GOLDEN / "stream.ttk", MODEL) as reader:
+        assert len(reader) == 1 + len(deltas)
+        assert reader[0] == key
+        for packet, (delta, after) in zip(reader.packets(1), deltas, strict=True):
+            assert unpack_delta(packet, MODEL, state) == delta
+            info = peek(packet)
+            codings.append((info.update_map, info.positions))
+            expected, _ = plain.pack_delta(
+                delta_as_dict(delta),
+                after.tolist(),
+                LEVELS,
+                MODEL.global_rows,
+                MODEL.patch_rows,
+                tag=None,
+                update_gaps=info.update_map == "gaps",
+                gaps=info.positions == "gaps",
+            )
+            assert packet == expected
+            state = after
+    assert codings[:3] == [("bitmap", "bitmap"), ("bitmap", "gaps"), ("gaps", "bitmap")]
 
 
 def page_block(kind: str) -> str:
@@ -846,6 +1335,9 @@ def page_bytes(kind: str) -> bytes:
 
 def test_the_worked_example_of_the_page_is_what_the_code_writes() -> None:
     assert page_bytes("hex packet") == pack(example_frame(), UniformModel())
+    delta, after = example_delta()
+    assert page_bytes("hex delta") == pack_delta(delta, UniformModel(), after, embed_model=False)
+    assert unpack_delta(page_bytes("hex delta"), UniformModel(), example_frame().global_ids) == delta
     assert page_bytes("hex file") == (GOLDEN / "example.ttk").read_bytes()
 
 
@@ -860,8 +1352,26 @@ def test_the_steps_of_the_page_are_those_of_the_reference() -> None:
         gaps=False,
     )
     assert packet == page_bytes("hex packet")
+    check_steps(page_block("steps"), coder)
+    delta, after = example_delta()
+    packet, coder = plain.pack_delta(
+        delta_as_dict(delta),
+        after.tolist(),
+        LEVELS,
+        lambda cells: model.rows(cells[0] * cells[1]),
+        lambda codes, cells, positions, kept: model.rows(len(positions)),
+        tag=None,
+        update_gaps=False,
+        gaps=False,
+    )
+    assert packet == page_bytes("hex delta")
+    check_steps(page_block("delta steps"), coder)
+
+
+def check_steps(block: str, coder: plain.Encoder) -> None:
+    """The lines of the page against what the reference coded."""
     replay = plain.Encoder()
-    lines = page_block("steps").splitlines()[1:]
+    lines = block.splitlines()[1:]
     assert len(lines) == len(coder.steps)
     for number, (line, (start, frequency)) in enumerate(zip(lines, coder.steps, strict=True)):
         replay.encode(start, frequency)

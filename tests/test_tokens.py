@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_helpers import TAG, int32, make_frame
+from format_helpers import TAG, int32, make_delta, make_frame
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import InputError, TaTokError
-from tatok_edge.tokens import TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
+from tatok_edge.tokens import DeltaFrame, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid, touched_cells
 
 # --- frames -------------------------------------------------------------------------------------
 
@@ -97,6 +97,115 @@ def test_what_a_frame_does_not_take(change: dict[str, Any], message: str) -> Non
     with pytest.raises(InputError, match=message) as caught:
         TokenFrame(**{**values, **change})
     assert isinstance(caught.value, (TaTokError, ValueError))
+    assert "\n" not in str(caught.value)
+
+
+# --- deltas -------------------------------------------------------------------------------------
+
+
+def test_a_delta_says_what_it_is() -> None:
+    delta, _ = make_delta(make_frame(100, 70, 30, index=4), 50, 20, 3, index=6, timestamp_us=-5)
+    assert (delta.cell_grid, delta.grid) == ((3, 4), (12, 16))
+    assert (delta.n_patches, delta.n_updated, delta.n_tokens, delta.n_updated_cells) == (192, 50, 20, 3)
+    for chosen, positions in ((delta.update_map(), delta.updated), (delta.keep_map(), delta.positions)):
+        assert (chosen.shape, chosen.dtype) == ((12, 16), np.bool_)
+        np.testing.assert_array_equal(np.flatnonzero(chosen), positions)
+    assert repr(delta) == (
+        "DeltaFrame(100x70, 50 of 192 patches updated, 20 patch tokens, 3 of 12 global tokens, "
+        "window=(0, 0, 3, 4), model=0123456789abcdef, index=6, reference=4, follows=00000000, timestamp_us=-5)"
+    )
+
+
+def test_deltas_are_equal_by_content_and_survive_pickling() -> None:
+    frame = make_frame(100, 70, 30, index=4)
+    delta, _ = make_delta(frame, 50, 20, 3)
+    assert delta == make_delta(frame, 50, 20, 3)[0]
+    for other in (
+        make_delta(frame, 50, 20, 3, seed=1),
+        make_delta(frame, 50, 20, 3, index=9),
+        make_delta(frame, 50, 20, 3, timestamp_us=1),
+        make_delta(frame, 51, 20, 3),
+        make_delta(frame, 50, 21, 3),
+        make_delta(frame, 50, 20, 2),
+        (frame, None),
+    ):
+        assert delta != other[0]
+    assert pickle.loads(pickle.dumps(delta)) == delta
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(delta)
+    with pytest.raises(AttributeError):
+        delta.reference = 5  # type: ignore[misc]
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int, draw: st.DataObject) -> None:
+    places = draw.draw(st.sets(st.tuples(st.integers(0, 4 * rows - 1), st.integers(0, 4 * columns - 1))))
+    update_map = np.zeros((4 * rows, 4 * columns), np.bool_)
+    for y, x in places:
+        update_map[y, x] = True
+    touched = touched_cells(update_map)
+    assert touched.shape == (rows, columns)
+    assert set(zip(*np.nonzero(touched), strict=True)) == {(y // 4, x // 4) for y, x in places}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"updated": [0, 5, 9]}, "updated must be a numpy array of int32, got list"),
+        ({"updated": int32([5, 0, 9])}, "updated must be strictly increasing, got 5 then 0"),
+        ({"updated": int32([0, 5, 32])}, "updated must be from 0 to 31 for this image, got 32"),
+        ({"updated": int32([])}, "positions must be among updated, got 0, which is not updated"),
+        ({"positions": int32([0, 8])}, "positions must be among updated, got 8, which is not updated"),
+        ({"positions": int32([5, 5])}, "positions must be strictly increasing, got 5 then 5"),
+        ({"positions": int32([5, 99])}, "positions must be from 0 to 31 for this image, got 99"),
+        ({"ids": int32([1])}, "positions must be as many as ids, got 2 for 1 ids"),
+        ({"ids": int32([1, -2])}, "ids must not be negative, got -2"),
+        ({"ids": np.array([1, 2])}, "ids must be int32, got int64"),
+        ({"cells": int32([0, 1])}, "cells must be as many as global_ids, got 2 for 1 global_ids"),
+        ({"cells": int32([2])}, "cells must be from 0 to 1 for this image, got 2"),
+        ({"cells": int32([-1])}, "cells must be from 0 to 1 for this image, got -1"),
+        ({"updated": int32([]), "positions": int32([]), "ids": int32([])}, "cells must be empty .* updated, got 1"),
+        (
+            {name: int32([]) for name in ("updated", "positions", "ids", "cells", "global_ids")},
+            r"window must be \(0, 0, 0, 0\) where no patch is updated, got \(0, 0, 1, 2\)",
+        ),
+        ({"window": (0, 0, 1, 1)}, r"window must hold all cells that contain an updated patch, got \(0, 0, 1, 1\)"),
+        ({"window": (0, 1, 1, 2)}, r"window must lie in the 1 x 2 cells of this image, got \(0, 1, 1, 2\)"),
+        ({"window": (0, -1, 1, 2)}, r"window must lie in the 1 x 2 cells"),
+        ({"window": (0, 0, 0, 0)}, r"window must lie in the 1 x 2 cells"),
+        ({"window": (0, 0, 1)}, r"window must be four integers .*, got \(0, 0, 1\)"),
+        ({"window": None}, "window must be four integers .*, got None"),
+        ({"window": (0, 0, 1.0, 2)}, r"window must be an integer, got 1\.0"),
+        ({"follows": -1}, r"follows must be from 0 to 2\^32 - 1, got -1"),
+        ({"follows": 1 << 32}, r"follows must be from 0 to 2\^32 - 1, got 4294967296"),
+        ({"global_ids": int32([-7])}, "global_ids must not be negative, got -7"),
+        ({"width": 31}, "width must be from 32 to 16384 pixels, got 31"),
+        ({"model": b"short"}, "model must be the 8 bytes of the bundle's tag, got 5 bytes"),
+        ({"index": 3}, r"reference must be from 0 to below index \(3\), got 3"),
+        ({"index": 0, "reference": 0}, r"reference must be from 0 to below index \(0\), got 0"),
+        ({"reference": -1}, r"reference must be from 0 to below index \(4\), got -1"),
+        ({"reference": 1.0}, r"reference must be an integer, got 1\.0"),
+        ({"timestamp_us": 1 << 63}, "timestamp_us must fit a signed 64-bit number"),
+    ],
+)
+def test_what_a_delta_does_not_take(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {
+        "updated": int32([0, 5, 9]),
+        "positions": int32([0, 5]),
+        "ids": int32([1, 2]),
+        "cells": int32([1]),
+        "global_ids": int32([5]),
+        "width": 64,
+        "height": 32,
+        "model": TAG,
+        "index": 4,
+        "reference": 3,
+        "follows": 9,
+        "window": (0, 0, 1, 2),
+    }
+    DeltaFrame(**values)
+    with pytest.raises(InputError, match=message) as caught:
+        DeltaFrame(**{**values, **change})
     assert "\n" not in str(caught.value)
 
 
@@ -224,7 +333,7 @@ def test_budgets_take_numpy_numbers_and_are_values() -> None:
         ({"min_tokens": -3}, "min_tokens must be at least 0, got -3"),
         ({"floor_bits": -1}, "floor_bits must be a finite number of bits from 0, got -1"),
         ({"floor_bits": float("inf")}, "floor_bits must be a finite number"),
-        ({"score": "variance"}, "score must be 'information' or 'entropy', got 'variance'"),
+        ({"score": "variance"}, "score must be 'residual', 'information' or 'entropy', got 'variance'"),
     ],
 )
 def test_what_a_budget_does_not_take(values: dict[str, Any], message: str) -> None:

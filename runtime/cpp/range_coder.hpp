@@ -208,28 +208,31 @@ inline CoderStatus decode_symbols(RangeDecoder& coder, const uint16_t* rows, siz
 }
 
 // Set of `count` positions in a grid as one bit per position, each in the context of its four neighbours
-// that are known: left, top, top left, top right. What `count` already says is not coded, so the decoded
-// set has exactly `count` members whatever the data.
+// that are known: left, top, top left, top right. Cells that are 0 in `places` (null: there are none) can
+// be no member: they are 0 without being coded. What `count` already says is not coded either, so the
+// decoded set has exactly `count` members whatever the data. `cells` is the number of places.
 template <typename Cell, typename Bit>
-inline void walk_bitmap(Cell* keep, size_t height, size_t width, size_t count, Bit&& bit) {
+inline void walk_bitmap(Cell* keep, const uint8_t* places, size_t height, size_t width, size_t count, size_t cells,
+                        Bit&& bit) {
     AdaptiveBit models[16];
     size_t ones = count;
-    size_t cells = height * width;
     for (size_t y = 0; y < height; ++y) {
         Cell* row = keep + y * width;
         const Cell* above = y > 0 ? row - width : nullptr;
+        const uint8_t* place = places ? places + y * width : nullptr;
         unsigned left = 0;
         unsigned top_left = 0;
         unsigned top = above ? above[0] : 0u;
-        for (size_t x = 0; x < width; ++x, --cells) {
+        for (size_t x = 0; x < width; ++x) {
             const unsigned top_right = above && x + 1 < width ? above[x + 1] : 0u;
-            unsigned value;
-            if (ones == 0) {
-                value = 0;
-            } else if (ones == cells) {
-                value = 1;
-            } else {
-                value = bit(models[left | top << 1 | top_left << 2 | top_right << 3], row[x]) ? 1u : 0u;
+            unsigned value = 0;
+            if (!place || place[x]) {
+                if (ones == cells) {
+                    value = 1;
+                } else if (ones != 0) {
+                    value = bit(models[left | top << 1 | top_left << 2 | top_right << 3], row[x]) ? 1u : 0u;
+                }
+                --cells;
             }
             if constexpr (!std::is_const_v<Cell>) row[x] = static_cast<uint8_t>(value);
             ones -= value;
@@ -240,16 +243,18 @@ inline void walk_bitmap(Cell* keep, size_t height, size_t width, size_t count, B
     }
 }
 
-// keep (height, width) of zeros and ones, `count` ones.
-inline void encode_bitmap(RangeEncoder& coder, const uint8_t* keep, size_t height, size_t width, size_t count) {
-    walk_bitmap(keep, height, width, count, [&coder](AdaptiveBit& model, uint8_t value) {
+// keep (height, width) of zeros and ones, `count` ones, all of them in the `cells` places.
+inline void encode_bitmap(RangeEncoder& coder, const uint8_t* keep, const uint8_t* places, size_t height, size_t width,
+                          size_t count, size_t cells) {
+    walk_bitmap(keep, places, height, width, count, cells, [&coder](AdaptiveBit& model, uint8_t value) {
         encode_bit(coder, model, value != 0);
         return value != 0;
     });
 }
 
-inline CoderStatus decode_bitmap(RangeDecoder& coder, uint8_t* keep, size_t height, size_t width, size_t count) {
-    walk_bitmap(keep, height, width, count,
+inline CoderStatus decode_bitmap(RangeDecoder& coder, uint8_t* keep, const uint8_t* places, size_t height,
+                                 size_t width, size_t count, size_t cells) {
+    walk_bitmap(keep, places, height, width, count, cells,
                 [&coder](AdaptiveBit& model, uint8_t) { return decode_bit(coder, model); });
     return coder.status();
 }
