@@ -33,6 +33,35 @@ def assemble(
     bgr: bool = False,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]: ...
+def scatter_columns(
+    source: NDArray[np.float32],
+    source_positions: NDArray[np.int32],
+    target: NDArray[np.float32],
+    positions: NDArray[np.int32],
+) -> None: ...
+def patch_change(
+    image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8], out: NDArray[np.int32] | None = None
+) -> NDArray[np.int32]: ...
+def update_reference(
+    image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8], positions: NDArray[np.int32]
+) -> None: ...
+def patch_error(
+    pixels: NDArray[np.float32],
+    image: NDArray[np.uint8],
+    bgr: bool,
+    grid_width: int,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]: ...
+def patch_residual(
+    image: NDArray[np.uint8],
+    bgr: bool,
+    mean: NDArray[np.float32],
+    source: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    grid_width: int,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]: ...
+def change_quantile(changes: NDArray[np.int32], share: float) -> int: ...
 def information(
     log2_probs: NDArray[np.float32],
     codes: NDArray[np.int32],

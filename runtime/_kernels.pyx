@@ -1,7 +1,7 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: freethreading_compatible=True, autotestdict=False
-"""Kernels on the CPU around the networks: token filtering, pixels in and out, codes and ids.
+"""Kernels on the CPU around the networks: token filtering, pixels in and out, change between frames, codes and ids.
 
 Every function checks dtype, shape and layout of its arguments, then works without the GIL and, where ``out`` is given,
 without allocating. ``reference.py`` beside this file says in numpy what each one computes, bit for bit.
@@ -51,6 +51,23 @@ cdef extern from "pixels.hpp" namespace "tatok" nogil:
     void c_assemble "tatok::assemble"(
         const float* pixels, index_t patches, index_t grid_width, index_t height, index_t width, cbool bgr,
         uint8_t* out)
+    void c_scatter_columns "tatok::scatter_columns"(
+        const float* source, index_t source_patches, const int32_t* source_positions, float* target, index_t patches,
+        const int32_t* positions, index_t count, index_t channels)
+
+
+cdef extern from "change.hpp" namespace "tatok" nogil:
+    void c_patch_change "tatok::patch_change"(
+        ImageView image, const uint8_t* reference, index_t grid_height, index_t grid_width, int32_t* out)
+    void c_patch_error "tatok::patch_error"(
+        const float* pixels, ImageView image, index_t grid_height, index_t grid_width, float* out)
+    void c_patch_residual "tatok::patch_residual"(
+        ImageView image, const float* mean, index_t columns, index_t grid_width, const int32_t* source,
+        const int32_t* positions, index_t count, float* out)
+    void c_update_reference "tatok::update_reference"(
+        ImageView image, uint8_t* reference, index_t grid_width, const int32_t* positions, index_t count)
+    index_t check_changes(const int32_t* changes, index_t n)
+    int32_t c_change_quantile "tatok::change_quantile"(const int32_t* changes, index_t n, double share)
 
 
 cdef extern from "codes.hpp" namespace "tatok" nogil:
@@ -77,6 +94,7 @@ cdef int64_t MAX_LEVEL = 65535
 cdef int64_t INT_MAX = 2147483647
 
 cdef object _ndarray = np.ndarray
+cdef object _may_share_memory = np.may_share_memory
 cdef object _float32 = np.dtype(np.float32)
 cdef object _int32 = np.dtype(np.int32)
 cdef object _uint8 = np.dtype(np.uint8)
@@ -121,6 +139,38 @@ cdef object _output(object out, str name, object dtype, tuple shape):
     return _check(out, name, dtype, shape, True, True)
 
 
+cdef object _check_image(object image):
+    """Raises unless ``image`` is uint8 (H, W, 3) with at least one pixel, in any strides."""
+    _check(image, "image", _uint8, ("H", "W", 3), False)
+    if image.size == 0:
+        raise ValueError(f"image is empty: shape {image.shape}")
+    return image
+
+
+cdef ImageView _view(const uint8_t[:, :, :] pixels, bint bgr) noexcept:
+    return ImageView.make(&pixels[0, 0, 0], pixels.strides[0], pixels.strides[1], pixels.strides[2],
+                          pixels.shape[0], pixels.shape[1], bgr)
+
+
+cdef Py_ssize_t _grid_side(Py_ssize_t pixels) noexcept:
+    """Patches along a side of the image, once it is padded to whole cells."""
+    return (pixels + 31) // 32 * 4
+
+
+cdef int _check_grid_width(Py_ssize_t grid_width, Py_ssize_t image_width) except -1:
+    if grid_width != _grid_side(image_width):
+        raise ValueError(f"grid_width must be {_grid_side(image_width)} for an image {image_width} pixels wide, "
+                         f"got {grid_width}")
+    return 0
+
+
+cdef int _check_apart(object source, str source_name, object target, str target_name) except -1:
+    """Raises where writing to ``target`` could change ``source`` while it is read."""
+    if _may_share_memory(source, target):
+        raise ValueError(f"{source_name} and {target_name} share memory; pass {source_name}.copy()")
+    return 0
+
+
 cdef Levels _levels(object levels) except *:
     cdef Levels result
     cdef int64_t product = 1, level
@@ -144,8 +194,9 @@ cdef Py_ssize_t _level_sum(const Levels& levels) noexcept:
     return total
 
 
-cdef int _raise_position(const int32_t[::1] positions, index_t bad, Py_ssize_t patches) except -1:
-    raise ValueError(f"positions[{bad}] is {positions[bad]}; allowed are 0 to {patches - 1} (patches of the grid)")
+cdef int _raise_position(const int32_t[::1] positions, index_t bad, Py_ssize_t patches,
+                         str name="positions", str counted="patches of the grid") except -1:
+    raise ValueError(f"{name}[{bad}] is {positions[bad]}; allowed are 0 to {patches - 1} ({counted})")
 
 
 cdef int _raise_code(const int32_t[:, ::1] codes, index_t bad, const Levels& levels) except -1:
@@ -237,16 +288,11 @@ def image_to_cells(image, bint bgr=False, out=None):
     Returns:
         float32 (192, hc, wc), channels in (y, x, rgb) order.
     """
-    _check(image, "image", _uint8, ("H", "W", 3), False)
-    cdef const uint8_t[:, :, :] pixels = image
-    cdef Py_ssize_t height = pixels.shape[0], width = pixels.shape[1]
-    if height == 0 or width == 0:
-        raise ValueError(f"image is empty: shape {image.shape}")
-    cdef Py_ssize_t rows = (height + 31) // 32, columns = (width + 31) // 32
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t rows = (pixels.shape[0] + 31) // 32, columns = (pixels.shape[1] + 31) // 32
     result = _output(out, "out", _float32, (192, rows, columns))
     cdef float[:, :, ::1] target = result
-    cdef ImageView view = ImageView.make(
-        &pixels[0, 0, 0], pixels.strides[0], pixels.strides[1], pixels.strides[2], height, width, bgr)
+    cdef ImageView view = _view(pixels, bgr)
     with nogil:
         c_image_to_cells(view, rows, columns, &target[0, 0, 0])
     return result
@@ -270,15 +316,9 @@ def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_w
     Returns:
         float32 (T, 960 + Dc).
     """
-    _check(image, "image", _uint8, ("H", "W", 3), False)
-    cdef const uint8_t[:, :, :] pixels = image
-    cdef Py_ssize_t height = pixels.shape[0], width = pixels.shape[1]
-    if height == 0 or width == 0:
-        raise ValueError(f"image is empty: shape {image.shape}")
-    cdef Py_ssize_t patches = (height + 31) // 32 * 4 * ((width + 31) // 32 * 4)
-    if grid_width != (width + 31) // 32 * 4:
-        raise ValueError(f"grid_width must be {(width + 31) // 32 * 4} for an image {width} pixels wide, "
-                         f"got {grid_width}")
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t patches = _grid_side(pixels.shape[0]) * _grid_side(pixels.shape[1])
+    _check_grid_width(grid_width, pixels.shape[1])
     _check(context, "context", _float32, ("Dc", patches))
     _check(mean, "mean", _float32, (192, patches))
     _check(positions, "positions", _int32, ("T",))
@@ -288,8 +328,7 @@ def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_w
     cdef Py_ssize_t count = position_view.shape[0], channels = context_view.shape[0]
     result = _output(out, "out", _float32, (count, 960 + channels))
     cdef float[:, ::1] target = result
-    cdef ImageView view = ImageView.make(
-        &pixels[0, 0, 0], pixels.strides[0], pixels.strides[1], pixels.strides[2], height, width, bgr)
+    cdef ImageView view = _view(pixels, bgr)
     cdef index_t bad
     with nogil:
         bad = check_positions(&position_view[0], count, patches)
@@ -329,6 +368,204 @@ def assemble(pixels, Py_ssize_t grid_width, Py_ssize_t height, Py_ssize_t width,
     cdef uint8_t[:, :, ::1] target = result
     with nogil:
         c_assemble(&planes[0, 0], patches, grid_width, height, width, bgr, &target[0, 0, 0])
+    return result
+
+
+def scatter_columns(source, source_positions, target, positions):
+    """Copies columns of a map to another, in place: ``target[:, positions] = source[:, source_positions]``.
+
+    Args:
+        source: float32 (C, M), C-contiguous.
+        source_positions: int32 (T,), each in [0, M).
+        target: float32 (C, N), C-contiguous, apart from the memory of ``source``; the other columns stay.
+        positions: int32 (T,), each in [0, N); where one comes twice, the later column stays.
+    """
+    _check(source, "source", _float32, ("C", "M"))
+    cdef const float[:, ::1] source_view = source
+    cdef Py_ssize_t channels = source_view.shape[0], source_patches = source_view.shape[1]
+    _check(target, "target", _float32, (channels, "N"), True, True)
+    cdef float[:, ::1] target_view = target
+    cdef Py_ssize_t patches = target_view.shape[1]
+    _check(positions, "positions", _int32, ("T",))
+    cdef const int32_t[::1] position_view = positions
+    cdef Py_ssize_t count = position_view.shape[0]
+    _check(source_positions, "source_positions", _int32, (count,))
+    cdef const int32_t[::1] source_position_view = source_positions
+    _check_apart(source, "source", target, "target")
+    cdef index_t bad_source, bad
+    with nogil:
+        bad_source = check_positions(&source_position_view[0], count, source_patches)
+        bad = check_positions(&position_view[0], count, patches)
+        if bad_source == kOk and bad == kOk:
+            c_scatter_columns(&source_view[0, 0], source_patches, &source_position_view[0], &target_view[0, 0],
+                              patches, &position_view[0], count, channels)
+    if bad_source != kOk:
+        _raise_position(source_position_view, bad_source, source_patches, "source_positions")
+    if bad != kOk:
+        _raise_position(position_view, bad, patches)
+
+
+# --- change between frames ----------------------------------------------------------------------
+
+
+def patch_change(image, bint bgr, reference, out=None):
+    """How much each patch differs from a reference picture, in detail and coarse.
+
+    Row 0 is the sum of the 192 squared differences. Row 1 is what 4x4 pixels have in common of it: of each quarter of
+    the patch and channel the 16 signed differences are summed, and the sum is squared and divided by 16, rounded down;
+    the sum of these twelve is at most row 0.
+
+    The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels of ``image`` are in blue, green, red order.
+        reference: uint8 (Hp, Wp, 3), RGB, C-contiguous, of the padded size.
+        out: int32 (2, N) to write into.
+
+    Returns:
+        int32 (2, N), exact, one column per patch in raster order.
+    """
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t rows = _grid_side(pixels.shape[0]), columns = _grid_side(pixels.shape[1])
+    _check(reference, "reference", _uint8, (rows * 8, columns * 8, 3))
+    cdef const uint8_t[:, :, ::1] reference_view = reference
+    result = _output(out, "out", _int32, (2, rows * columns))
+    cdef int32_t[:, ::1] target = result
+    cdef ImageView view = _view(pixels, bgr)
+    with nogil:
+        c_patch_change(view, &reference_view[0, 0, 0], rows, columns, &target[0, 0])
+    return result
+
+
+def update_reference(image, bint bgr, reference, positions):
+    """Copies patches of the image into a reference picture, in place.
+
+    The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels of ``image`` are in blue, green, red order.
+        reference: uint8 (Hp, Wp, 3), RGB, C-contiguous, of the padded size, apart from the memory of ``image``; the
+            other patches stay.
+        positions: int32 (T,) raster indices in the patch grid of the padded image, each in [0, N).
+    """
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t rows = _grid_side(pixels.shape[0]), columns = _grid_side(pixels.shape[1])
+    _check(reference, "reference", _uint8, (rows * 8, columns * 8, 3), True, True)
+    cdef uint8_t[:, :, ::1] target = reference
+    _check(positions, "positions", _int32, ("T",))
+    cdef const int32_t[::1] position_view = positions
+    cdef Py_ssize_t count = position_view.shape[0]
+    _check_apart(image, "image", reference, "reference")
+    cdef ImageView view = _view(pixels, bgr)
+    cdef index_t bad
+    with nogil:
+        bad = check_positions(&position_view[0], count, rows * columns)
+        if bad == kOk:
+            c_update_reference(view, &target[0, 0, 0], columns, &position_view[0], count)
+    if bad != kOk:
+        _raise_position(position_view, bad, rows * columns)
+
+
+def patch_error(pixels, image, bint bgr, Py_ssize_t grid_width, out=None):
+    """Mean squared error of the decoder's pixels per patch of the grid, rounded to uint8 as :func:`assemble` does.
+
+    The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
+
+    Args:
+        pixels: float32 (192, N) in [-1, 1], C-contiguous, channels in (y, x, rgb) order.
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels of ``image`` are in blue, green, red order.
+        grid_width: patches per row of the grid.
+        out: float32 (N,) to write into.
+
+    Returns:
+        float32 (N,), the exact sum of the 192 squared differences over 192.
+    """
+    cdef const uint8_t[:, :, :] image_view = _check_image(image)
+    cdef Py_ssize_t rows = _grid_side(image_view.shape[0]), columns = _grid_side(image_view.shape[1])
+    _check_grid_width(grid_width, image_view.shape[1])
+    _check(pixels, "pixels", _float32, (192, rows * columns))
+    cdef const float[:, ::1] planes = pixels
+    result = _output(out, "out", _float32, (rows * columns,))
+    cdef float[::1] target = result
+    cdef ImageView view = _view(image_view, bgr)
+    with nogil:
+        c_patch_error(&planes[0, 0], view, rows, columns, &target[0])
+    return result
+
+
+def patch_residual(image, bint bgr, mean, source, positions, Py_ssize_t grid_width, out=None):
+    """How much of each patch the prior's mean leaves unsaid, in means of 2x2 pixels: their mean squared difference.
+
+    Per patch it is the sum of ``d * d``, times ``float32(1 / 48)``, over its 16 squares of 2x2 pixels and 3 channels in
+    (y, x, rgb) order, one after the other, with ``d = (s - (m * 127.5 + 510)) * 0.25`` in float32: ``s`` is the sum of
+    the square's four values in the image, ``m`` that in the mean, (top left + top right) + (bottom left + bottom
+    right). The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels of ``image`` are in blue, green, red order.
+        mean: float32 (192, M) in [-1, 1], C-contiguous, channels in (y, x, rgb) order.
+        source: int32 (T,), the column of ``mean`` for each patch, each in [0, M).
+        positions: int32 (T,) raster indices in the patch grid of the padded image, each in [0, N).
+        grid_width: patches per row of the grid.
+        out: float32 (T,) to write into.
+
+    Returns:
+        float32 (T,), in grey levels squared.
+    """
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t patches = _grid_side(pixels.shape[0]) * _grid_side(pixels.shape[1])
+    _check_grid_width(grid_width, pixels.shape[1])
+    _check(mean, "mean", _float32, (192, "M"))
+    _check(positions, "positions", _int32, ("T",))
+    cdef const float[:, ::1] mean_view = mean
+    cdef const int32_t[::1] position_view = positions
+    cdef Py_ssize_t count = position_view.shape[0], columns = mean_view.shape[1]
+    _check(source, "source", _int32, (count,))
+    cdef const int32_t[::1] source_view = source
+    result = _output(out, "out", _float32, (count,))
+    cdef float[::1] target = result
+    cdef ImageView view = _view(pixels, bgr)
+    cdef index_t bad_source, bad
+    with nogil:
+        bad_source = check_positions(&source_view[0], count, columns)
+        bad = check_positions(&position_view[0], count, patches)
+        if bad_source == kOk and bad == kOk:
+            c_patch_residual(view, &mean_view[0, 0], columns, grid_width, &source_view[0], &position_view[0], count,
+                             &target[0])
+    if bad_source != kOk:
+        _raise_position(source_view, bad_source, columns, "source", "columns of mean")
+    if bad != kOk:
+        _raise_position(position_view, bad, patches)
+    return result
+
+
+def change_quantile(changes, double share):
+    """A quantile of the changes that are not 0: the one at rank ``floor(share * (m - 1))`` of m, ascending.
+
+    Args:
+        changes: int32 (N,), C-contiguous, not negative: a row of what :func:`patch_change` gives.
+        share: above 0 and below 1; 0.5 is the (lower) median.
+
+    Returns:
+        int; 0 where all changes are 0.
+    """
+    _check(changes, "changes", _int32, ("N",))
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share must be above 0 and below 1, got {share}")
+    cdef const int32_t[::1] values = changes
+    cdef Py_ssize_t patches = values.shape[0]
+    cdef int32_t result = 0
+    cdef index_t bad
+    with nogil:
+        bad = check_changes(&values[0], patches)
+        if bad == kOk:
+            result = c_change_quantile(&values[0], patches, share)
+    if bad != kOk:
+        raise ValueError(f"changes[{bad}] is {values[bad]}; changes must be at least 0")
     return result
 
 

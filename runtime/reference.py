@@ -7,6 +7,7 @@ arguments. They are written to be read, not to be fast.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,86 @@ def assemble(
     squares = values.reshape(PATCH, PATCH, 3, -1, grid_width).transpose(3, 0, 4, 1, 2)
     image = squares.reshape(-1, grid_width * PATCH, 3)[:height, :width]
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def scatter_columns(
+    source: NDArray[np.float32],
+    source_positions: NDArray[np.int32],
+    target: NDArray[np.float32],
+    positions: NDArray[np.int32],
+) -> None:
+    """Columns of source (C, M) to columns of target (C, N), in place; where a position comes twice, the later stays."""
+    for from_, to in zip(source_positions, positions, strict=True):
+        target[:, to] = source[:, from_]
+
+
+# --- change between frames ----------------------------------------------------------------------
+
+
+def _patches(picture: NDArray[Any]) -> NDArray[Any]:
+    """Patches of a padded picture, in raster order: (N, 8, 8, 3)."""
+    height, width, _ = picture.shape
+    squares = picture.reshape(height // PATCH, PATCH, width // PATCH, PATCH, 3)
+    return squares.transpose(0, 2, 1, 3, 4).reshape(-1, PATCH, PATCH, 3)
+
+
+def patch_change(image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """How the patches of the padded image differ from those of reference, an RGB picture: (2, N).
+
+    Row 0 are the sums of squared differences, row 1 those of what the 4x4 pixels of a quarter have in common.
+    """
+    differences = _patches(_pad(image, bgr)).astype(np.int32) - _patches(reference)
+    quarters = differences.reshape(-1, 2, PATCH // 2, 2, PATCH // 2, 3).sum(axis=(2, 4))
+    changes = np.sum(differences**2, axis=(1, 2, 3))
+    coarse = np.sum(quarters**2 // 16, axis=(1, 2, 3))
+    return np.stack([changes, coarse]).astype(np.int32)
+
+
+def update_reference(
+    image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8], positions: NDArray[np.int32]
+) -> None:
+    """Copies the patches at positions (T,) of the padded image into reference, in place."""
+    padded = _pad(image, bgr)
+    for position in positions:
+        y, x = divmod(int(position) * PATCH, padded.shape[1])
+        square = np.s_[y * PATCH : (y + 1) * PATCH, x : x + PATCH]
+        reference[square] = padded[square]
+
+
+def patch_error(
+    pixels: NDArray[np.float32], image: NDArray[np.uint8], bgr: bool, grid_width: int
+) -> NDArray[np.float32]:
+    """Mean squared difference (N,) between the network pixels as :func:`assemble` rounds them and the padded image."""
+    picture = assemble(pixels, grid_width, pixels.shape[1] // grid_width * PATCH, grid_width * PATCH)
+    errors: NDArray[np.float32] = patch_change(image, bgr, picture)[0].astype(np.float32) / np.float32(len(pixels))
+    return errors
+
+
+def patch_residual(
+    image: NDArray[np.uint8],
+    bgr: bool,
+    mean: NDArray[np.float32],
+    source: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    grid_width: int,
+) -> NDArray[np.float32]:
+    """Mean squared difference (T,) between patches of the padded image and columns of mean (192, M), in 2x2 means."""
+    half = PATCH // 2
+    squares = _patches(_pad(image, bgr))[positions].reshape(-1, half, 2, half, 2, 3)
+    sums = squares.sum(axis=(2, 4), dtype=np.int32).astype(np.float32)
+    expected = mean[:, source].T.reshape(-1, half, 2, half, 2, 3)
+    upper, lower = (expected[:, :, y, :, 0] + expected[:, :, y, :, 1] for y in range(2))
+    differences = (sums - ((upper + lower) * np.float32(127.5) + np.float32(510))) * np.float32(0.25)
+    total = np.zeros(len(positions), np.float32)
+    for difference in differences.reshape(len(positions), half * half * 3).T:  # in (y, x, rgb) order
+        total = total + difference * difference
+    return total * np.float32(1 / 48)
+
+
+def change_quantile(changes: NDArray[np.int32], share: float) -> int:
+    """The change at rank floor(share * (m - 1)) among the m that are not 0, ascending; 0 where all are."""
+    present = np.sort(changes[changes != 0])
+    return int(present[int(share * (len(present) - 1))]) if len(present) else 0
 
 
 # --- codes --------------------------------------------------------------------------------------

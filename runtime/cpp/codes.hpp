@@ -1,4 +1,4 @@
-// Codes of finite scalar quantization: token ids, information, and the state that the decoder network takes.
+// Codes of finite scalar quantization: token ids, information, and the state that the decoder takes.
 #ifndef TATOK_CODES_HPP
 #define TATOK_CODES_HPP
 

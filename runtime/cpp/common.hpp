@@ -26,6 +26,13 @@
 #define TATOK_HOT static inline
 #endif
 
+// Parts of hot loops: always inlined, so that each version of the loop compiles them for its own instructions.
+#if defined(__GNUC__)
+#define TATOK_PART __attribute__((always_inline)) inline
+#else
+#define TATOK_PART inline
+#endif
+
 namespace tatok {
 
 using index_t = std::int64_t;
@@ -34,9 +41,11 @@ constexpr index_t kPatch = 8;        // side of a patch in pixels
 constexpr index_t kWindow = 16;      // side of the window around a patch
 constexpr index_t kCell = 32;        // side of a cell
 constexpr index_t kThumbnail = 4;    // side of the square of pixels that one thumbnail pixel averages
+constexpr index_t kPatchRun = kPatch * 3;  // bytes of one pixel row of a patch
 constexpr index_t kPatchValues = kPatch * kPatch * 3;
 constexpr index_t kWindowValues = kWindow * kWindow * 3;
 constexpr index_t kMargin = (kWindow - kPatch) / 2;
+constexpr index_t kBlock = 16;       // patches of a row that are worked on together
 constexpr index_t kOk = -1;          // what a checking core returns when no element is bad
 
 // Rounds 0 <= x < 2^31 to the nearest integer, ties to even: above 2^23 a float32 has no fraction, and below,

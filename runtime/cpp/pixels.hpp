@@ -110,6 +110,16 @@ inline void gather_columns(const float* map, index_t channels, index_t patches, 
     }
 }
 
+// Columns `source_positions` of a (channels, source_patches) map to the columns `positions` of a (channels, patches)
+// map. Positions must have been checked; where one comes twice, the later column stays.
+inline void scatter_columns(const float* source, index_t source_patches, const std::int32_t* source_positions,
+                            float* target, index_t patches, const std::int32_t* positions, index_t count,
+                            index_t channels) {
+    for (index_t c = 0; c < channels; ++c, source += source_patches, target += patches) {
+        for (index_t t = 0; t < count; ++t) target[positions[t]] = source[source_positions[t]];
+    }
+}
+
 // Rows for the patch encoder: [window 768 | context | mean 192] per position.
 // `context` is (context_channels, patches), `mean` (192, patches). Positions must have been checked.
 TATOK_HOT void gather_features(const ImageView image, const float* context, index_t context_channels,
@@ -117,13 +127,13 @@ TATOK_HOT void gather_features(const ImageView image, const float* context, inde
                                index_t count, float* out) {
     // As many rows as keep the lines that the column gather writes in the first cache; neighbouring patches share the
     // lines that it reads.
-    constexpr index_t kBlock = 64;
+    constexpr index_t kRows = 64;
     const index_t stride = kWindowValues + context_channels + kPatchValues;
     float table[256];
     for (index_t v = 0; v < 256; ++v) table[v] = pixel_to_float(static_cast<std::uint8_t>(v));
 
-    for (index_t start = 0; start < count; start += kBlock) {
-        const index_t n = count - start < kBlock ? count - start : kBlock;
+    for (index_t start = 0; start < count; start += kRows) {
+        const index_t n = count - start < kRows ? count - start : kRows;
         const std::int32_t* block = positions + start;
         float* rows = out + start * stride;
         for (index_t j = 0; j < n; ++j) {
@@ -135,42 +145,48 @@ TATOK_HOT void gather_features(const ImageView image, const float* context, inde
     }
 }
 
+// One pixel row of `n` patches, at most kBlock: `planes` are the 24 planes of that row from the first patch on. Four
+// bytes that will be neighbours become one word per patch: the planes are read along the patches and a word is written
+// at a time.
+TATOK_PART void assemble_run(const float* planes, index_t patches, index_t n, bool bgr,
+                             std::uint32_t (*words)[kBlock]) {
+    for (index_t w = 0; w < kPatchRun / 4; ++w) {
+        const float* plane[4];
+        for (index_t b = 0; b < 4; ++b) {
+            const index_t i = w * 4 + b;
+            plane[b] = planes + (bgr ? i + 2 - 2 * (i % 3) : i) * patches;
+        }
+        if (n == kBlock) {
+            for (index_t j = 0; j < kBlock; ++j) words[w][j] = pixel_word(plane, j);
+        } else {
+            for (index_t j = 0; j < n; ++j) words[w][j] = pixel_word(plane, j);
+        }
+    }
+}
+
 // Network pixels (192, patches), channels in (y, x, rgb) order, to a packed (height, width, 3) image; what lies beyond
 // its right and bottom edge is dropped.
 TATOK_HOT void assemble(const float* pixels, index_t patches, index_t grid_width, index_t height, index_t width,
                         bool bgr, std::uint8_t* out) {
-    constexpr index_t kBlock = 16;        // patches at a time
-    constexpr index_t kRun = kPatch * 3;  // bytes of one pixel row of a patch
     for (index_t y = 0; y < height; ++y) {
-        const float* planes = pixels + (y % kPatch) * kRun * patches + (y / kPatch) * grid_width;
+        const float* planes = pixels + (y % kPatch) * kPatchRun * patches + (y / kPatch) * grid_width;
         std::uint8_t* row = out + y * width * 3;
         for (index_t x = 0; x * kPatch < width; x += kBlock) {
             const index_t n = grid_width - x < kBlock ? grid_width - x : kBlock;
-            // Four bytes that will be neighbours become one word per patch: the planes are read along the patches and
-            // a word is written at a time.
-            std::uint32_t words[kRun / 4][kBlock];
-            for (index_t w = 0; w < kRun / 4; ++w) {
-                const float* plane[4];
-                for (index_t b = 0; b < 4; ++b) {
-                    const index_t i = w * 4 + b;
-                    plane[b] = planes + (bgr ? i + 2 - 2 * (i % 3) : i) * patches + x;
-                }
-                if (n == kBlock) {
-                    for (index_t j = 0; j < kBlock; ++j) words[w][j] = pixel_word(plane, j);
-                } else {
-                    for (index_t j = 0; j < n; ++j) words[w][j] = pixel_word(plane, j);
-                }
-            }
-            const index_t bytes = width * 3 - x * kRun;
-            if (bytes >= n * kRun) {
+            std::uint32_t words[kPatchRun / 4][kBlock];
+            assemble_run(planes + x, patches, n, bgr, words);
+            const index_t bytes = width * 3 - x * kPatchRun;
+            if (bytes >= n * kPatchRun) {
                 for (index_t j = 0; j < n; ++j) {
-                    for (index_t w = 0; w < kRun / 4; ++w) std::memcpy(row + (x + j) * kRun + w * 4, &words[w][j], 4);
+                    for (index_t w = 0; w < kPatchRun / 4; ++w) {
+                        std::memcpy(row + (x + j) * kPatchRun + w * 4, &words[w][j], 4);
+                    }
                 }
             } else {
                 for (index_t i = 0; i < bytes; ++i) {
                     std::uint8_t word[4];
-                    std::memcpy(word, &words[i % kRun / 4][i / kRun], 4);
-                    row[x * kRun + i] = word[i % 4];
+                    std::memcpy(word, &words[i % kPatchRun / 4][i / kPatchRun], 4);
+                    row[x * kPatchRun + i] = word[i % 4];
                 }
             }
         }

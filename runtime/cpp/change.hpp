@@ -1,0 +1,299 @@
+// What changed between frames: squared differences per patch, the picture they are measured against, and their
+// statistics; and how far a patch is from what the prior expects. Sums are of integers, or have their order fixed, so
+// every backend gives the same ones.
+#ifndef TATOK_CHANGE_HPP
+#define TATOK_CHANGE_HPP
+
+#include <cstring>
+
+#include "common.hpp"
+#include "pixels.hpp"
+
+namespace tatok {
+
+constexpr index_t kBlockBytes = kBlock * kPatchRun;  // of one pixel row of a block
+constexpr index_t kMeanRun = kPatch / 2 * 3;         // values of one row of a patch in means of 2x2 pixels
+constexpr index_t kMeanValues = kPatch / 2 * kMeanRun;
+constexpr index_t kResidualBlock = 128;  // patches whose rows of means are read together, long enough to stream
+
+// What one value adds to a patch's change.
+TATOK_FUNC std::int32_t squared_difference(std::uint8_t a, std::uint8_t b) {
+    const std::int32_t difference = static_cast<std::int32_t>(a) - static_cast<std::int32_t>(b);
+    return difference * difference;
+}
+
+// The square of the sum of a quarter's 16 differences (of one channel), over 16: at most (16 * 255)^2 / 16, and twelve
+// of them are below 2^24. Squares are not negative, so the shift is the division rounded down.
+TATOK_FUNC std::int32_t coarse_square(std::int32_t sum) { return (sum * sum) >> 4; }
+
+// The mean of a patch's 192 squared differences; their sum is below 2^24, so float32 holds it exactly.
+TATOK_FUNC float mean_change(std::int32_t sum) { return static_cast<float>(sum) / static_cast<float>(kPatchValues); }
+
+// 0xFF where a byte belongs to the first channel of a pixel.
+struct ChannelMask {
+    std::uint8_t first[kBlockBytes + 2];
+    constexpr ChannelMask() : first() {
+        for (index_t i = 0; i < kBlockBytes + 2; ++i) first[i] = i % 3 == 0 ? 0xFF : 0;
+    }
+};
+constexpr ChannelMask kChannelMask;
+
+// `bytes` bytes (at most kBlockBytes) of a packed BGR row as RGB. Selecting among three shifted reads vectorises
+// without byte shuffles; the pixels at both ends come alone, since the shifted reads would leave the row there.
+TATOK_PART void swap_channels(const std::uint8_t* bgr, index_t bytes, std::uint8_t* rgb) {
+    const std::uint8_t* mask = kChannelMask.first;
+    for (index_t i = 3; i < bytes - 3; ++i) {
+        rgb[i] = static_cast<std::uint8_t>((bgr[i + 2] & mask[i]) | (bgr[i] & mask[i + 2]) |
+                                           (bgr[i - 2] & mask[i + 1]));
+    }
+    for (index_t c = 0; c < 3; ++c) {
+        rgb[c] = bgr[2 - c];
+        rgb[bytes - 3 + c] = bgr[bytes - 1 - c];
+    }
+}
+
+// The RGB bytes of pixels [x, x + n) of row y of the padded image (edge repeated), n at most kBlock * kPatch: those of
+// the image itself where they lie there, else a copy in `buffer`.
+TATOK_PART const std::uint8_t* rgb_run(const ImageView& image, index_t y, index_t x, index_t n, std::uint8_t* buffer) {
+    y = clamp_index(y, image.height);
+    const index_t left = image.width - x;
+    const index_t inside = left < 0 ? 0 : (left < n ? left : n);
+    if (image.packed() && inside > 0) {
+        const std::uint8_t* run = image.packed_row(y) + x * 3;
+        if (image.channel < 0) {
+            swap_channels(run, inside * 3, buffer);
+        } else if (inside == n) {
+            return run;
+        } else {
+            std::memcpy(buffer, run, static_cast<std::size_t>(inside * 3));
+        }
+    } else {
+        for (index_t i = 0; i < inside; ++i) {
+            const std::uint8_t* pixel = image.at(y, x + i);
+            for (index_t c = 0; c < 3; ++c) buffer[i * 3 + c] = pixel[c * image.channel];
+        }
+    }
+    const std::uint8_t* last = image.at(y, image.width - 1);
+    const std::uint8_t edge[3] = {last[0], last[image.channel], last[2 * image.channel]};
+    for (index_t i = inside; i < n; ++i) std::memcpy(buffer + i * 3, edge, 3);
+    return buffer;
+}
+
+// Row r of the differences (8, 24) of `n` patches.
+TATOK_PART void write_differences(const std::uint8_t* a, const std::uint8_t* b, index_t n, index_t r,
+                                  std::int16_t (*differences)[kPatchValues]) {
+    for (index_t j = 0; j < n; ++j, a += kPatchRun, b += kPatchRun) {
+        std::int16_t* row = differences[j] + r * kPatchRun;
+        for (index_t i = 0; i < kPatchRun; ++i) row[i] = static_cast<std::int16_t>(a[i] - b[i]);
+    }
+}
+
+// The sum of the squares of a patch's differences. A product of two int16 is what vectors multiply and add in pairs.
+TATOK_PART std::int32_t sum_squares(const std::int16_t* differences) {
+    std::int32_t sum = 0;
+    for (index_t i = 0; i < kPatchValues; ++i) {
+        sum += static_cast<std::int32_t>(differences[i]) * static_cast<std::int32_t>(differences[i]);
+    }
+    return sum;
+}
+
+// The same of the differences that 4x4 pixels have in common: of each quarter and channel the sum, see coarse_square.
+TATOK_PART std::int32_t sum_coarse_squares(const std::int16_t* differences) {
+    constexpr index_t kQuarter = kPatch / 2, kQuarterRun = kQuarter * 3;
+    std::int32_t sum = 0;
+    for (index_t half = 0; half < 2; ++half) {
+        const std::int16_t* rows = differences + half * kQuarter * kPatchRun;
+        std::int16_t columns[kPatchRun];
+        for (index_t i = 0; i < kPatchRun; ++i) {
+            columns[i] = static_cast<std::int16_t>(rows[i] + rows[i + kPatchRun] + rows[i + 2 * kPatchRun] +
+                                                   rows[i + 3 * kPatchRun]);
+        }
+        for (index_t i = 0; i < kPatchRun; i += kQuarterRun) {
+            for (index_t c = i; c < i + 3; ++c) {
+                sum += coarse_square(columns[c] + columns[c + 3] + columns[c + 6] + columns[c + 9]);
+            }
+        }
+    }
+    return sum;
+}
+
+// How much each patch of the padded image differs from `reference`, a packed RGB image of the padded size:
+// out (2, grid_height * grid_width), in detail and coarse.
+TATOK_HOT void patch_change(const ImageView image, const std::uint8_t* reference, index_t grid_height,
+                            index_t grid_width, std::int32_t* out) {
+    const index_t stride = grid_width * kPatchRun;
+    std::int32_t* coarse = out + grid_height * grid_width;
+    std::uint8_t buffer[kBlockBytes];
+    std::int16_t differences[kBlock][kPatchValues];
+    for (index_t py = 0; py < grid_height; ++py) {
+        for (index_t px = 0; px < grid_width; px += kBlock) {
+            const index_t n = grid_width - px < kBlock ? grid_width - px : kBlock;
+            for (index_t r = 0; r < kPatch; ++r) {
+                const index_t y = py * kPatch + r;
+                const std::uint8_t* run = rgb_run(image, y, px * kPatch, n * kPatch, buffer);
+                write_differences(run, reference + y * stride + px * kPatchRun, n, r, differences);
+            }
+            for (index_t j = 0; j < n; ++j) {
+                const index_t patch = py * grid_width + px + j;
+                out[patch] = sum_squares(differences[j]);
+                coarse[patch] = sum_coarse_squares(differences[j]);
+            }
+        }
+    }
+}
+
+// Per patch of the padded image the mean of the squared differences to the network's pixels (192, patches), rounded as
+// `assemble` does: out (grid_height * grid_width).
+TATOK_HOT void patch_error(const float* pixels, const ImageView image, index_t grid_height, index_t grid_width,
+                           float* out) {
+    const index_t patches = grid_height * grid_width;
+    std::uint8_t buffer[kBlockBytes], decoded[kBlockBytes];
+    std::int16_t differences[kBlock][kPatchValues];
+    for (index_t py = 0; py < grid_height; ++py) {
+        for (index_t px = 0; px < grid_width; px += kBlock) {
+            const index_t n = grid_width - px < kBlock ? grid_width - px : kBlock;
+            const index_t first = py * grid_width + px;
+            for (index_t r = 0; r < kPatch; ++r) {
+                std::uint32_t words[kPatchRun / 4][kBlock];
+                assemble_run(pixels + r * kPatchRun * patches + first, patches, n, false, words);
+                for (index_t j = 0; j < n; ++j) {
+                    for (index_t w = 0; w < kPatchRun / 4; ++w) {
+                        std::memcpy(decoded + j * kPatchRun + w * 4, &words[w][j], 4);
+                    }
+                }
+                const std::uint8_t* run = rgb_run(image, py * kPatch + r, px * kPatch, n * kPatch, buffer);
+                write_differences(run, decoded, n, r, differences);
+            }
+            for (index_t j = 0; j < n; ++j) out[first + j] = mean_change(sum_squares(differences[j]));
+        }
+    }
+}
+
+// The difference between the sum of 2x2 pixel values of the image and that of the network's four, over 4.
+TATOK_FUNC float residual_difference(std::int32_t sum, float top_left, float top_right, float bottom_left,
+                                     float bottom_right) {
+    const float mean = (top_left + top_right) + (bottom_left + bottom_right);
+    return (static_cast<float>(sum) - (mean * 127.5f + 510.0f)) * 0.25f;
+}
+
+// The mean of a patch's 48 squared differences.
+TATOK_FUNC float mean_residual(float sum) { return sum * static_cast<float>(1.0 / kMeanValues); }
+
+// How many of `n` numbers, at least 1, follow one another.
+inline index_t count_run(const std::int32_t* numbers, index_t n) {
+    index_t i = 1;
+    while (i < n && numbers[i] == numbers[0] + i) ++i;
+    return i;
+}
+
+// Sums of 2x2 values of two pixel rows of `n` patches that are neighbours, at most kBlock: value (x, c) of patch j to
+// sums[x * 3 + c][first + j].
+TATOK_PART void write_sums(const std::uint8_t* upper, const std::uint8_t* lower, index_t n, index_t first,
+                           std::int16_t (*sums)[kResidualBlock]) {
+    std::int16_t columns[kBlockBytes];
+    for (index_t i = 0; i < n * kPatchRun; ++i) columns[i] = static_cast<std::int16_t>(upper[i] + lower[i]);
+    for (index_t j = 0; j < n; ++j) {
+        for (index_t x = 0; x < kPatch / 2; ++x) {
+            const std::int16_t* column = columns + j * kPatchRun + x * 6;
+            for (index_t c = 0; c < 3; ++c) {
+                sums[x * 3 + c][first + j] = static_cast<std::int16_t>(column[c] + column[c + 3]);
+            }
+        }
+    }
+}
+
+// How much of a patch of the padded image the prior's mean leaves unsaid, in means of 2x2 pixels: for each of the
+// `count` patches at `positions` the mean of the squared differences to its column, one of `source`, of `mean`
+// (192, columns). The squares are added in (y, x, rgb) order. Positions and columns must have been checked.
+TATOK_HOT void patch_residual(const ImageView image, const float* mean, index_t columns, index_t grid_width,
+                              const std::int32_t* source, const std::int32_t* positions, index_t count, float* out) {
+    std::uint8_t upper[kBlockBytes], lower[kBlockBytes];
+    std::int16_t sums[kMeanRun][kResidualBlock];
+    float gathered[4][kResidualBlock];
+    for (index_t start = 0; start < count; start += kResidualBlock) {
+        const index_t n = count - start < kResidualBlock ? count - start : kResidualBlock;
+        const std::int32_t* block = positions + start;
+        const std::int32_t* from = source + start;
+        const bool direct = count_run(from, n) == n;
+        float squares[kResidualBlock] = {};
+        for (index_t y = 0; y < kPatch; y += 2) {
+            for (index_t j = 0, run; j < n; j += run) {
+                const index_t py = block[j] / grid_width, px = block[j] % grid_width;
+                const index_t left = n - j < kBlock ? n - j : kBlock;
+                run = count_run(block + j, left < grid_width - px ? left : grid_width - px);
+                const std::uint8_t* a = rgb_run(image, py * kPatch + y, px * kPatch, run * kPatch, upper);
+                const std::uint8_t* b = rgb_run(image, py * kPatch + y + 1, px * kPatch, run * kPatch, lower);
+                write_sums(a, b, run, j, sums);
+            }
+            for (index_t i = 0; i < kMeanRun; ++i) {
+                const index_t channel = y * kPatchRun + i / 3 * 6 + i % 3;
+                const float* planes[4];
+                for (index_t q = 0; q < 4; ++q) {
+                    const float* plane = mean + (channel + q / 2 * kPatchRun + q % 2 * 3) * columns;
+                    if (direct) {
+                        planes[q] = plane + from[0];
+                    } else {
+                        for (index_t j = 0; j < n; ++j) gathered[q][j] = plane[from[j]];
+                        planes[q] = gathered[q];
+                    }
+                }
+                for (index_t j = 0; j < n; ++j) {
+                    const float difference = residual_difference(sums[i][j], planes[0][j], planes[1][j], planes[2][j],
+                                                                 planes[3][j]);
+                    squares[j] += difference * difference;
+                }
+            }
+        }
+        for (index_t j = 0; j < n; ++j) out[start + j] = mean_residual(squares[j]);
+    }
+}
+
+// Copies the patches at `positions` of the padded image into `reference`, a packed RGB image of the padded size.
+// Positions must have been checked.
+inline void update_reference(const ImageView& image, std::uint8_t* reference, index_t grid_width,
+                             const std::int32_t* positions, index_t count) {
+    const index_t stride = grid_width * kPatchRun;
+    std::uint8_t buffer[kPatchRun];
+    for (index_t t = 0; t < count; ++t) {
+        const index_t py = positions[t] / grid_width, px = positions[t] % grid_width;
+        for (index_t y = py * kPatch; y < (py + 1) * kPatch; ++y) {
+            const std::uint8_t* run = rgb_run(image, y, px * kPatch, kPatch, buffer);
+            std::memcpy(reference + y * stride + px * kPatchRun, run, kPatchRun);
+        }
+    }
+}
+
+// The first of `n` changes that is negative, or kOk.
+inline index_t check_changes(const std::int32_t* changes, index_t n) {
+    for (index_t i = 0; i < n; ++i) {
+        if (changes[i] < 0) return i;
+    }
+    return kOk;
+}
+
+// The change at rank floor(share * (m - 1)) among the m that are not 0, ascending; 0 where all are. Changes must have
+// been checked. A radix walk: 11 bits at a time, from the highest, find the part that holds the rank.
+inline std::int32_t change_quantile(const std::int32_t* changes, index_t n, double share) {
+    constexpr int kDigitBits = 11;
+    constexpr index_t kDigits = index_t{1} << kDigitBits;
+    index_t zeros = 0;
+    for (index_t i = 0; i < n; ++i) zeros += changes[i] == 0;
+    if (zeros == n) return 0;
+    index_t rank = zeros + static_cast<index_t>(share * static_cast<double>(n - zeros - 1));
+    std::int64_t prefix = 0;
+    for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
+        index_t counts[kDigits] = {};
+        for (index_t i = 0; i < n; ++i) {
+            const std::int64_t value = std::int64_t{changes[i]} >> shift;
+            if (value >> kDigitBits == prefix) ++counts[value & (kDigits - 1)];
+        }
+        index_t digit = 0;
+        while (rank >= counts[digit]) rank -= counts[digit++];
+        prefix = prefix << kDigitBits | digit;
+    }
+    return static_cast<std::int32_t>(prefix);
+}
+
+}  // namespace tatok
+
+#endif
