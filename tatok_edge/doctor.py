@@ -52,13 +52,14 @@ def examine() -> Report:
         "kernels": kernels,
         "backends": backends,
         "opencv": opencv,
+        "gstreamer": _gstreamer(),
         "cameras": _cameras(),
         "models": models,
     }
 
 
 def _versions() -> Report:
-    names = {"tatok_edge": "tatok-edge", "numpy": "numpy", "onnxruntime": "onnxruntime"}
+    names = {"tatok_edge": "tatok-edge", "numpy": "numpy", "onnxruntime": "onnxruntime", "av": "av"}
     versions: Report = {"python": platform.python_version(), "platform": platform.platform()}
     return versions | {key: _installed(name) for key, name in names.items()}
 
@@ -138,9 +139,9 @@ def _opencv() -> Report:
     features = {"ffmpeg": has("FFMPEG"), "gstreamer": has("GStreamer"), "v4l2": has("v4l/v4l2")}
     missing = []
     if not features["ffmpeg"]:
-        missing.append("no FFmpeg: no RTSP, and no video files except through GStreamer")
-    if not features["gstreamer"]:
-        missing.append("no GStreamer: no CSI cameras of a Jetson (the wheels have none, JetPack's OpenCV does)")
+        missing.append("no FFmpeg: no RTSP and no video files except through a gst: pipeline")
+    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) < (4, 13):
+        missing.append("before 4.13: a video that changes its size freezes at its last picture of the first size")
     if not features["v4l2"]:
         missing.append("no V4L2: no USB cameras on Linux")
     return {
@@ -150,6 +151,18 @@ def _opencv() -> Report:
         **features,
         "reason": "; ".join(missing) or "everything is in it",
     }
+
+
+def _gstreamer() -> Report:
+    try:
+        from tatok_edge import gstreamer
+    except ImportError as error:  # OpenCV is missing, which has its own line
+        return {"usable": False, "reason": " ".join(str(error).split()), "jetson_camera": False}
+    usable, reason = gstreamer.find()
+    camera = usable and all(map(gstreamer.has_element, ("nvarguscamerasrc", "nvvidconv")))
+    if usable:
+        reason += ", with the CSI cameras of a Jetson" if camera else "; no CSI cameras: this is no Jetson"
+    return {"usable": usable, "reason": reason, "jetson_camera": camera}
 
 
 def _cpu() -> Report:
@@ -212,6 +225,7 @@ def _text(report: Report) -> str:
         f"numpy       {versions['numpy']}",
         _line("kernels", report["kernels"]),
         _line(f"opencv {opencv['version']}" if opencv["usable"] else "opencv", opencv),
+        _line("gstreamer", report["gstreamer"]),
         "backends",
         *(f"  {_line(backend['name'], backend)}" for backend in report["backends"]),
         "models" if report["models"] else "models      none found: reinstall the package",

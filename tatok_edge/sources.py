@@ -1,114 +1,87 @@
-"""Where frames come from: pictures, folders of pictures, videos, cameras, RTSP streams and the rendered camera clip.
+"""Where frames come from: pictures, folders, videos, arrays, cameras, RTSP, GStreamer and the rendered camera clip.
 
 :func:`open_source` turns what a user names into a :class:`Source`. The first frame is read at once, so a source that
 opens is one that delivers. Files never lose a frame. Live sources hand over the newest frame and count what they
-dropped, so a slow consumer lags by one frame and not by seconds.
+dropped, so a slow consumer lags by one frame and not by seconds; :mod:`tatok_edge.live` says how they survive losses.
+A frame that a decoder cannot read is left out or repaired as OpenCV does it, and the rest of the file is delivered.
+A video that changes its size is scaled by OpenCV to the size it began with (before 4.13 it freezes); elsewhere a new
+size sets ``restarted``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import threading
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from tatok_edge import gstreamer, live
 from tatok_edge.errors import SourceError
+from tatok_edge.frames import Image, RisingClock, Source, SourceFrame, without_secrets
+from tatok_edge.live import find_cameras, next_image, plausible_fps, rgb
 from tatok_edge.synthetic import Scene, render
 from tatok_edge.tokens import MAX_SIDE, MIN_SIDE
 
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Image",
+    "Source",
+    "SourceFrame",
+    "find_cameras",
+    "list_images",
+    "open_source",
+    "read_image",
+]
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of the files that count as pictures; any other file is read as a video."""
-OPEN_TIMEOUT_MS = 10_000
-"""How long an RTSP server may take to answer."""
-READ_TIMEOUT_MS = 10_000
-"""How long an RTSP stream may stay silent before it counts as ended."""
 LENGTH_TOLERANCE = 0.02
 """A video may end this share of its stated length early (at least two frames): many containers only estimate it."""
 
-Image = NDArray[np.uint8]
+OnLag = Literal["auto", "drop", "wait"]
 
 _CAMERA = re.compile(r"(?:/dev/video)?(\d{1,3})")
-_SCENE_LIMITS = {"frames": (1, 1_000_000), "width": (MIN_SIDE, 4096), "height": (MIN_SIDE, 4096), "fps": (1, 1000)}
+_SCENE_LIMITS = {
+    "frames": (1, 1_000_000),
+    "width": (MIN_SIDE, 4096),
+    "height": (MIN_SIDE, 4096),
+    "fps": (1, 1000),
+    "live": (0, 1),
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SourceFrame:
-    """One frame as a source delivers it."""
-
-    image: Image
-    """RGB picture, uint8 (height, width, 3)."""
-    index: int
-    """Number of the frame in its source, from 0; pictures that cannot be read and dropped frames count too."""
-    timestamp_us: int
-    """Time of the frame in microseconds from the first one; 0 for pictures."""
-
-
-class Source(ABC):
-    """An open source of frames: a context manager to iterate over once.
-
-    Args:
-        name: What to call it in messages and files; holds no password.
-        first: The first frame's picture.
-        fps: Frames per second, if known.
-        frames: Number of frames, if known.
-        live: Whether frames are lost when nobody takes them.
-    """
-
-    def __init__(self, name: str, first: Image, *, fps: float | None, frames: int | None, live: bool = False) -> None:
-        self.name = name
-        self.fps = fps
-        self.frames = frames
-        self.live = live
-        self.height, self.width = first.shape[:2]
-        self.problem: str | None = None
-        """Why the source ended early or left something out, in one line; known once the iteration is over."""
-        self.dropped = 0
-        """Frames that a live source threw away because a newer one was there."""
-        self._stopped = threading.Event()
-
-    def __iter__(self) -> Iterator[SourceFrame]:
-        for frame in self._read():
-            if self._stopped.is_set():
-                return
-            yield frame
-
-    @abstractmethod
-    def _read(self) -> Iterator[SourceFrame]:
-        """Delivers the frames in order; sets :attr:`problem` where some are missing."""
-
-    def stop(self) -> None:
-        """Ends the iteration before the next frame; may be called from a signal handler or another thread."""
-        self._stopped.set()
-
-    def close(self) -> None:
-        """Releases the file or device."""
-        self.stop()
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_source(spec: str | int | Path) -> Source:
+def open_source(
+    spec: str | int | Path | Iterable[Image],
+    *,
+    fps: float | None = None,
+    on_lag: OnLag = "auto",
+    retry_seconds: float | None = live.RETRY_SECONDS,
+) -> Source:
     """Opens what a user named.
 
     Args:
-        spec: Path of a picture, a folder of pictures or a video file; number (or ``/dev/videoN``) of a camera;
-            ``rtsp://`` URL; or ``synthetic``, the rendered camera clip, with settings as in
-            ``synthetic:frames=120,width=640,height=480,fps=30,seed=0``.
+        spec: One of
+
+            - the path of a picture, a folder of pictures or a video file;
+            - the number of a camera, ``/dev/videoN``, or its lasting name under ``/dev/v4l/``;
+            - an ``rtsp://`` or ``rtsps://`` URL;
+            - ``csi:0`` or ``csi:0,width=1280,height=720,fps=30,flip=2``, a Jetson's CSI camera;
+            - ``gst:`` and a GStreamer pipeline, without or with an ``appsink`` at its end;
+            - ``synthetic``, the rendered camera clip, with settings as in
+              ``synthetic:frames=120,width=640,height=480,fps=30,seed=0``; with ``live=1`` it comes in real time like a
+              camera, without end unless ``frames`` is given;
+            - RGB pictures, uint8 (height, width, 3): an array of them, a list, a generator.
+        fps: Frame rate of what has none: needed for arrays, possible for a folder of pictures.
+        on_lag: What a live source does while nobody takes its frames. ``"drop"``: keep the newest and count the others.
+            ``"wait"``: keep four, then read no more, and leave it to the camera or server to wait or drop.
+            ``"auto"`` is ``"drop"``. Files always wait and never drop.
+        retry_seconds: How long a live source that vanished is sought, in seconds from its last frame, before the
+            iteration ends with ``problem`` set; None for ever, 0 not at all.
 
     Returns:
         A source whose first frame is there.
@@ -116,20 +89,42 @@ def open_source(spec: str | int | Path) -> Source:
     Raises:
         SourceError: It does not exist or cannot be read; the message says what would do.
     """
-    text = str(spec)
-    if text == "synthetic" or text.startswith("synthetic:"):
-        return _SyntheticSource(text, _parse_scene(text))
+    if on_lag not in ("auto", "drop", "wait"):
+        raise SourceError(f"on_lag must be 'auto', 'drop' or 'wait', got {on_lag!r}")
+    if retry_seconds is not None and not retry_seconds >= 0:
+        raise SourceError(f"retry_seconds must be at least 0, or None for ever, got {retry_seconds}")
+    if fps is not None and not 0 < fps <= _SCENE_LIMITS["fps"][1]:
+        raise SourceError(f"fps must be above 0 and at most {_SCENE_LIMITS['fps'][1]}, got {fps}")
+    if not isinstance(spec, str | int | os.PathLike):
+        return _ArraySource(spec, fps)
+    text = os.fspath(spec) if isinstance(spec, os.PathLike) else str(spec)
+    if fps is not None and not Path(text).is_dir():
+        raise SourceError(f"{without_secrets(text)}: fps is for arrays and folders of pictures; this has its own times")
+    return _open_named(text, fps, drop=on_lag != "wait", retry_seconds=retry_seconds)
+
+
+def _open_named(text: str, fps: float | None, *, drop: bool, retry_seconds: float | None) -> Source:
+    kind, colon, settings = text.partition(":")
+    if kind == "synthetic":
+        scene, frames, is_live = _parse_scene(text)
+        return live.open_synthetic(text, scene, frames, drop=drop) if is_live else _SyntheticSource(text, scene)
+    if kind == "gst" and colon:
+        return gstreamer.open_pipeline(settings, drop=drop, retry_seconds=retry_seconds)
+    if kind == "csi":
+        return gstreamer.open_csi(text, drop=drop, retry_seconds=retry_seconds)
     if camera := _CAMERA.fullmatch(text):
-        return _open_camera(int(camera.group(1)))
+        return live.open_camera(camera.group(1), drop=drop, retry_seconds=retry_seconds)
+    if text.startswith("/dev/v4l/"):
+        return live.open_camera(text, drop=drop, retry_seconds=retry_seconds)
     if "://" in text:
-        return _open_stream(text)
+        return live.open_rtsp(text, drop=drop, retry_seconds=retry_seconds)
     path = Path(text)
     if text and path.is_dir():
-        return _FolderSource(path)
+        return _FolderSource(path, fps)
     if not text or not path.exists():
         raise SourceError(
             f"{text or 'an empty name'}: no such file; a source is a picture, a folder of pictures, a video file, "
-            "a camera number, an rtsp:// URL or 'synthetic'"
+            "a camera number, an rtsp:// URL, csi:0, a gst: pipeline or 'synthetic'"
         )
     if path.suffix.lower() == ".ttk":
         raise SourceError(f"{text}: this is a token file already; 'tatok decode' turns it into pictures")
@@ -169,7 +164,7 @@ def read_image(path: str | Path) -> Image:
     height, width = image.shape[:2]
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise SourceError(f"{path}: is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels")
-    return _rgb(image)
+    return rgb(image)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -193,19 +188,6 @@ def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def find_cameras() -> list[tuple[str, str]]:
-    """The video devices that Linux lists, as (path, name); empty elsewhere."""
-    found = []
-    for path in sorted(Path("/dev").glob("video[0-9]*"), key=lambda path: int(path.name.removeprefix("video"))):
-        label = Path("/sys/class/video4linux") / path.name / "name"
-        try:
-            name = label.read_text(errors="replace").strip()
-        except OSError:
-            name = "unknown"
-        found.append((str(path), name))
-    return found
-
-
 class _ImageSource(Source):
     """A single picture."""
 
@@ -220,7 +202,7 @@ class _ImageSource(Source):
 class _FolderSource(Source):
     """The pictures of a folder. One that cannot be read is left out and reported at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fps: float | None) -> None:
         self._paths = list_images(folder)
         first, reason = None, ""
         for path in self._paths:
@@ -231,7 +213,7 @@ class _FolderSource(Source):
                 reason = reason or str(error)
         if first is None:
             raise SourceError(f"{folder}: none of its {len(self._paths)} pictures can be read; the first: {reason}")
-        super().__init__(str(folder), first, fps=None, frames=len(self._paths))
+        super().__init__(str(folder), first, fps=fps, frames=len(self._paths))
 
     def _read(self) -> Iterator[SourceFrame]:
         bad: list[str] = []
@@ -241,7 +223,7 @@ class _FolderSource(Source):
             except SourceError as error:
                 bad.append(str(error))
                 continue
-            yield SourceFrame(image, index, 0)
+            yield SourceFrame(image, index, round(index / self.fps * 1e6) if self.fps else 0)
         if bad:
             self.problem = f"left out {len(bad)} of {len(self._paths)} pictures; the first: {bad[0]}"
 
@@ -251,7 +233,7 @@ class _VideoSource(Source):
 
     def __init__(self, path: Path) -> None:
         self._capture = cv2.VideoCapture(str(path))
-        first = _next_image(self._capture)
+        first = next_image(self._capture)
         if first is None:
             self._capture.release()
             raise SourceError(
@@ -259,76 +241,54 @@ class _VideoSource(Source):
                 "'tatok doctor' shows what this OpenCV can do"
             )
         self._first = first
-        self._start_ms = self._capture.get(cv2.CAP_PROP_POS_MSEC)
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        super().__init__(str(path), first, fps=_plausible_fps(self._capture), frames=count if count > 0 else None)
+        super().__init__(str(path), first, fps=plausible_fps(self._capture), frames=count if count > 0 else None)
 
     def _read(self) -> Iterator[SourceFrame]:
+        clock = RisingClock(self.fps)
         image: Image | None = self._first
         index = 0
         while image is not None:
-            milliseconds = max(self._capture.get(cv2.CAP_PROP_POS_MSEC) - self._start_ms, 0.0)
-            yield SourceFrame(_rgb(image), index, round(milliseconds * 1000))
-            image = _next_image(self._capture)
+            yield SourceFrame(rgb(image), index, clock(self._stamp_us()))
+            image = next_image(self._capture)
             index += 1
         if self.frames is not None and self.frames - index > max(2, LENGTH_TOLERANCE * self.frames):
             self.problem = f"{self.name} breaks off after {index} of {self.frames} frames"
+
+    def _stamp_us(self) -> int:
+        milliseconds = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
+        return round(milliseconds * 1000) if np.isfinite(milliseconds) else 0
 
     def close(self) -> None:
         super().close()
         self._capture.release()
 
 
-class _LiveSource(Source):
-    """A camera or network stream, read by a thread of its own that keeps only the newest frame."""
+class _ArraySource(Source):
+    """Pictures that the caller has or makes; each is copied, so that a buffer may be used again for the next one."""
 
-    def __init__(self, name: str, capture: cv2.VideoCapture, first: Image) -> None:
-        super().__init__(name, first, fps=_plausible_fps(capture), frames=None, live=True)
-        self._capture = capture
-        self._newest: tuple[Image, int, float] | None = (first, 0, time.monotonic())
-        self._ended = False
-        self._arrived = threading.Condition()
-        # A daemon, so that a driver that hangs in a read cannot keep the program alive.
-        self._thread = threading.Thread(target=self._pump, name=f"tatok source {name}", daemon=True)
-        self._thread.start()
-
-    def _pump(self) -> None:
-        index = 0
-        while not self._stopped.is_set():
-            image = _next_image(self._capture)
-            index += 1
-            with self._arrived:
-                if image is None:
-                    self._ended = True
-                else:
-                    self.dropped += self._newest is not None
-                    self._newest = (image, index, time.monotonic())
-                self._arrived.notify()
-            if image is None:
-                return
+    def __init__(self, pictures: Iterable[Any], fps: float | None) -> None:
+        if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
+            raise SourceError("got a single picture; give a list of pictures or an array (frames, height, width, 3)")
+        if not isinstance(pictures, Iterable):
+            raise SourceError(
+                f"a source is a name, a number, a path, or something that yields pictures, got {type(pictures)}"
+            )
+        if fps is None:
+            raise SourceError("pictures from arrays need their frame rate: open_source(pictures, fps=30)")
+        self._rate = fps
+        self._pictures = iter(pictures)
+        try:
+            self._first = _checked(next(self._pictures), 0)
+        except StopIteration:
+            raise SourceError("got no picture: the list, array or generator is empty") from None
+        count = len(pictures) if isinstance(pictures, Sized) else None
+        super().__init__("arrays", self._first, fps=fps, frames=count)
 
     def _read(self) -> Iterator[SourceFrame]:
-        start: float | None = None
-        taken = 0
-        while True:
-            with self._arrived:
-                while self._newest is None and not self._ended and not self._stopped.is_set():
-                    self._arrived.wait(0.1)
-                newest, self._newest = self._newest, None
-            if newest is None:
-                break
-            image, index, moment = newest
-            start = moment if start is None else start
-            taken += 1
-            yield SourceFrame(_rgb(image), index, round((moment - start) * 1e6))
-        if not self._stopped.is_set():
-            self.problem = f"{self.name} stopped sending after {taken} frames"
-
-    def close(self) -> None:
-        super().close()
-        self._thread.join(timeout=READ_TIMEOUT_MS / 1000 + 1)
-        if not self._thread.is_alive():  # otherwise the thread still uses it
-            self._capture.release()
+        yield SourceFrame(self._first, 0, 0)
+        for index, picture in enumerate(self._pictures, 1):
+            yield SourceFrame(_checked(picture, index), index, round(index / self._rate * 1e6))
 
 
 class _SyntheticSource(Source):
@@ -343,39 +303,9 @@ class _SyntheticSource(Source):
             yield SourceFrame(render(self._scene, index), index, round(index / self._scene.fps * 1e6))
 
 
-def _open_camera(number: int) -> Source:
-    source = _open_live(f"camera {number}", cv2.VideoCapture(number))
-    if source is None:
-        listed = ", ".join(f"{path} ({name})" for path, name in find_cameras()) or "none"
-        raise SourceError(
-            f"camera {number} cannot be opened; video devices here: {listed}; without a camera, try 'synthetic'"
-        )
-    return source
-
-
-def _open_stream(url: str) -> Source:
-    scheme = url.split("://", 1)[0].lower()
-    name = re.sub(r"(?<=://)[^/@]*@", "", url)  # a user name and password stay out of messages and files
-    if scheme not in ("rtsp", "rtsps"):
-        raise SourceError(f"{name}: a stream is an rtsp:// or rtsps:// URL, got {scheme}://")
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
-    source = _open_live(name, cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits))
-    if source is None:
-        raise SourceError(f"{name}: no stream came; check address, path and password")
-    return source
-
-
-def _open_live(name: str, capture: cv2.VideoCapture) -> Source | None:
-    """A live source once a first frame has come, else None with the capture released."""
-    first = _next_image(capture)
-    if first is None:
-        capture.release()
-        return None
-    return _LiveSource(name, capture, first)
-
-
-def _parse_scene(text: str) -> Scene:
-    types = {field.name: int if field.type == "int" else float for field in fields(Scene)}
+def _parse_scene(text: str) -> tuple[Scene, int | None, bool]:
+    """The scene that ``synthetic:...`` describes, its number of frames if that was given, and whether it is live."""
+    types = {field.name: int if field.type == "int" else float for field in fields(Scene)} | {"live": int}
     values: dict[str, int | float] = {}
     for item in text.partition(":")[2].split(","):
         if not item:
@@ -391,24 +321,22 @@ def _parse_scene(text: str) -> Scene:
         if not low <= number <= high:
             raise SourceError(f"{text}: {key} must be from {low} to {high}, got {value}")
         values[key] = number
-    return Scene(**values)  # type: ignore[arg-type]  # the types were taken from its fields
+    is_live = bool(values.pop("live", 0))
+    frames = int(values["frames"]) if "frames" in values else None
+    return Scene(**values), frames, is_live  # type: ignore[arg-type]  # the types were taken from its fields
 
 
-def _plausible_fps(capture: cv2.VideoCapture) -> float | None:
-    """The frame rate a capture states; None where it states nonsense, as cameras and streams do."""
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
-    return fps if 0.01 <= fps <= 1000 else None
-
-
-def _next_image(capture: cv2.VideoCapture) -> Image | None:
-    """The next BGR picture of a capture, None at its end or where it could not be opened."""
-    more, image = capture.read()
-    return np.asarray(image, np.uint8) if more else None
-
-
-def _rgb(image: cv2.typing.MatLike) -> Image:
-    """RGB from OpenCV's BGR, as an array of its own."""
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+def _checked(picture: Any, index: int) -> Image:
+    """A copy of a picture that a caller gave, uint8 (height, width, 3)."""
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise SourceError(f"picture {index} is {array.dtype} {array.shape}; RGB, uint8 (height, width, 3), is needed")
+    height, width = array.shape[:2]
+    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
+        raise SourceError(
+            f"picture {index} is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels"
+        )
+    return np.array(array, order="C")
 
 
 def _cut_off(data: bytes) -> str:

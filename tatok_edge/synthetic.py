@@ -20,6 +20,11 @@ NOISE_SIGMA = 1.6
 SUPERSAMPLE = 2
 """The background and the sprites are drawn this many times larger and averaged down, which smooths their edges."""
 
+LOOP_FRAMES = 60
+"""Frames that :func:`render_loop` renders at most."""
+LOOP_BYTES = 64 << 20
+"""Memory that the frames of :func:`render_loop` may take."""
+
 Image = NDArray[np.uint8]
 Float = NDArray[np.float32]
 Color = tuple[float, float, float]
@@ -60,6 +65,20 @@ def render(scene: Scene, index: int) -> Image:
     _draw_clock(image, seconds)
     noise = np.random.default_rng((scene.seed, index)).standard_normal(image.shape, dtype=np.float32)
     return _to_bytes(image + noise * np.float32(NOISE_SIGMA))
+
+
+def render_loop(scene: Scene) -> list[Image]:
+    """Renders the first frames of ``scene``, to be shown forwards and backwards in turn, as a live camera.
+
+    Rendering takes more time than an encoder has, so a live clip is rendered beforehand. What moves turns back at the
+    ends of the loop, and the noise repeats from one turn to the next; between neighbouring frames it is fresh.
+
+    Returns:
+        At least two RGB images, uint8 (height, width, 3), at most ``LOOP_FRAMES`` or ``LOOP_BYTES`` where more than
+        two exceed that.
+    """
+    fitting = LOOP_BYTES // (3 * scene.width * scene.height)
+    return [render(scene, index) for index in range(max(2, min(LOOP_FRAMES, scene.frames, fitting)))]
 
 
 def _to_bytes(values: Float) -> Image:

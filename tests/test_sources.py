@@ -13,8 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tatok_edge.errors import SourceError
+from tatok_edge.frames import RisingClock
+from tatok_edge.live import scales_new_sizes
 from tatok_edge.sources import find_cameras, list_images, open_source, read_image
 from tatok_edge.synthetic import Scene, render
 
@@ -211,6 +215,170 @@ def test_video_that_breaks_off_delivers_what_is_whole(tmp_path: Path) -> None:
     assert source.problem == f"{path} breaks off after {count} of 82 frames"
 
 
+def joined(suffix: str, path: Path) -> Path:
+    """A stream without a container: 6 pictures of 64x48, then 6 of 96x72, brighter and brighter."""
+    path = path / f"joined{suffix}"
+    data = b""
+    for number in range(12):
+        size = (48, 64, 3) if number < 6 else (72, 96, 3)
+        data += cv2.imencode(".jpg", np.full(size, 20 * number, np.uint8))[1].tobytes()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.skipif(not scales_new_sizes(), reason=f"OpenCV {cv2.__version__} freezes when the size changes")
+def test_video_that_changes_its_size_keeps_the_first_one(tmp_path: Path) -> None:
+    with open_source(joined(".mjpeg", tmp_path)) as source:
+        frames = list(source)
+    assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 12
+    assert np.allclose([frame.image.mean() for frame in frames], [20 * index for index in range(12)], atol=4)
+    assert all(frame.image.std() < 3 for frame in frames)  # scaled as a whole: no margin
+    assert all(a.timestamp_us < b.timestamp_us for a, b in pairwise(frames))
+
+
+def test_video_with_a_corrupt_frame_delivers_the_others(tmp_path: Path) -> None:
+    path = joined(".mjpeg", tmp_path)
+    data = bytearray(path.read_bytes())
+    starts = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"]
+    data[starts[3] + 2 : starts[4]] = bytes(starts[4] - starts[3] - 2)
+    path.write_bytes(data)
+    with open_source(path) as source:
+        frames = list(source)
+    brightness = [frame.image.mean() for frame in frames]
+    assert len(frames) >= 11
+    for expected in [0, 20, 40, 80, 100, 120, 220]:
+        assert min(abs(value - expected) for value in brightness) < 5
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def test_arrays_from_a_generator() -> None:
+    buffer = np.zeros((40, 48, 3), np.uint8)
+
+    def fill() -> Iterator[np.ndarray]:
+        for number in range(5):
+            buffer[:] = number  # the same memory again and again, as capture libraries do
+            yield buffer
+
+    with open_source(fill(), fps=25) as source:
+        assert (source.live, source.fps, source.frames, source.width, source.height) == (False, 25, None, 48, 40)
+        frames = list(source)
+    assert [int(frame.image.max()) for frame in frames] == [0, 1, 2, 3, 4]
+    assert [frame.timestamp_us for frame in frames] == [0, 40_000, 80_000, 120_000, 160_000]
+
+
+def test_arrays_from_one_array_or_a_list_and_with_a_new_size() -> None:
+    with open_source(np.zeros((3, 40, 48, 3), np.uint8), fps=10) as source:
+        assert source.frames == 3
+        assert len(list(source)) == 3
+    pictures = [picture(1), picture(2), picture(3, 64, 40)[:, ::-1], picture(4, 64, 40)]
+    with open_source(pictures, fps=10) as source:
+        frames = list(source)
+    assert [frame.restarted for frame in frames] == [False, False, True, False]
+    assert frames[2].image.flags.c_contiguous
+    for frame, expected in zip(frames, pictures, strict=True):
+        np.testing.assert_array_equal(frame.image, expected)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "fps", "says"),
+    [
+        ([], 30, "got no picture"),
+        ([picture(1)], None, "need their frame rate"),
+        ([picture(1)], 0, "fps must be above 0"),
+        ([picture(1)], float("nan"), "fps must be above 0"),
+        (picture(1), 30, "got a single picture"),
+        ([picture(1)[..., 0]], 30, r"picture 0 is uint8 \(40, 48\); RGB"),
+        ([picture(1).astype(np.float32)], 30, r"picture 0 is float32"),
+        ([picture(1)[:8]], 30, "picture 0 is 48x8; width and height"),
+        (None, 30, "something that yields pictures, got <class 'NoneType'>"),
+        ("synthetic", 30, "fps is for arrays and folders"),
+    ],
+)
+def test_arrays_that_are_wrong(pictures: object, fps: float | None, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        open_source(pictures, fps=fps)  # type: ignore[arg-type]
+
+
+def test_bad_array_in_the_middle_is_named() -> None:
+    with (
+        open_source([picture(1), picture(2)[..., :2]], fps=30) as source,
+        pytest.raises(SourceError, match="picture 1"),
+    ):
+        list(source)
+
+
+def test_folder_with_a_frame_rate_has_times(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.png", picture(number))
+    with open_source(tmp_path, fps=4) as source:
+        assert [frame.timestamp_us for frame in source] == [0, 250_000, 500_000]
+    assert source.fps == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"on_lag": "skip"}, "on_lag must be"), ({"retry_seconds": -1}, "retry_seconds must be")]
+)
+def test_options_that_are_wrong(options: dict[str, object], says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        open_source("synthetic", **options)  # type: ignore[arg-type]
+
+
+def test_files_never_drop(clip: Path) -> None:
+    with open_source(clip, on_lag="drop") as source:
+        frames = []
+        for frame in source:
+            frames.append(frame.index)
+            time.sleep(0.01)
+    assert frames == list(range(20))
+    assert source.dropped == 0
+
+
+def test_closed_files_leave_no_descriptor(clip: Path) -> None:
+    def use() -> None:
+        with open_source(clip) as source:
+            next(iter(source))
+
+    use()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        use()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# --- time stamps ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(-(10**9), 10**12), min_size=1), st.sampled_from([None, 0.5, 25.0, 1000.0]))
+def test_time_stamps_rise_whatever_comes(stamps: list[int], fps: float | None) -> None:
+    clock = RisingClock(fps)
+    out = [clock(stamp) for stamp in stamps]
+    assert out[0] == 0
+    assert all(a < b for a, b in pairwise(out))
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1), st.integers(-(10**9), 10**9))
+def test_time_stamps_that_rise_are_kept(steps: list[int], start: int) -> None:
+    clock = RisingClock(25)
+    stamps = np.cumsum([start, *steps]).tolist()
+    assert [clock(stamp) for stamp in stamps] == [stamp - start for stamp in stamps]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "becomes"),
+    [
+        ([0, 40, 40, 80], [0, 40_000, 40_001, 80_000]),
+        ([0, 40, 120, 80, 160], [0, 40_000, 120_000, 120_001, 160_000]),
+        ([5000, 5040, 0, 40, 80], [0, 40_000, 80_000, 120_000, 160_000]),
+        ([0, 0, 0, 0], [0, 40_000, 80_000, 120_000]),
+    ],
+)
+def test_time_stamps_that_do_not_rise(stamps: list[int], becomes: list[int]) -> None:
+    clock = RisingClock(25)
+    assert [clock(1000 * stamp) for stamp in stamps] == becomes
+
+
 # --- cameras and streams -------------------------------------------------------------------------
 
 
@@ -323,7 +491,7 @@ def rtsp_server(frames: int, fps: int) -> Iterator[str]:
 
 
 def test_stream_delivers_frames_until_it_ends() -> None:
-    with rtsp_server(frames=30, fps=25) as url, open_source(url) as source:
+    with rtsp_server(frames=30, fps=25) as url, open_source(url, retry_seconds=0) as source:
         assert source.live
         frames = list(source)
     assert (source.width, source.height, source.frames) == (64, 48, None)
@@ -331,11 +499,11 @@ def test_stream_delivers_frames_until_it_ends() -> None:
     assert all(a.index < b.index and a.timestamp_us < b.timestamp_us for a, b in pairwise(frames))
     brightness = [frame.image.mean() for frame in frames]
     assert brightness == sorted(brightness)
-    assert source.problem == f"{url} stopped sending after {len(frames)} frames"
+    assert source.problem == f"{url} stopped sending after {frames[-1].index + 1} frames"
 
 
 def test_slow_reader_of_a_stream_gets_the_newest_frame() -> None:
-    with rtsp_server(frames=60, fps=30) as url, open_source(url) as source:
+    with rtsp_server(frames=60, fps=30) as url, open_source(url, retry_seconds=0) as source:
         frames = []
         for frame in source:
             frames.append(frame)
