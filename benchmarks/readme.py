@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("quality", "speed", "memory")
+SECTIONS = {"quality": "quality", "speed": "speed", "memory": "memory", "streams": "stream"}
+"""Section of the README and the result that fills it."""
 
 
 def filled(text: str, results: Path) -> str:
     """The README's text with every marked section replaced by its table."""
-    for name in SECTIONS:
+    for name, result in SECTIONS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md: the markers of section '{name}' are missing")
-        table = (results / f"{name}.md").read_text()
+        table = (results / f"{result}.md").read_text()
         text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
     return text
 

@@ -78,7 +78,7 @@ def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dic
 
     image = test_image(width, height)
     cells = _kernels.image_to_cells(image)[None]
-    run = tokenizer._session.run
+    run = tokenizer.networks.session.run
     codes = run("global_encoder", {"cells": cells})["codes"]
     prior = run("context", {"codes": codes})
     flat = {name: value.reshape(value.shape[1], -1) for name, value in prior.items() if value.ndim == 4}
@@ -163,7 +163,7 @@ def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
         graphs = {}
         for name in GRAPHS:
             feeds = inputs[name]
-            ours = measure(lambda name=name, feeds=feeds: tokenizer._session.run(name, feeds), repeats)
+            ours = measure(lambda name=name, feeds=feeds: tokenizer.networks.session.run(name, feeds), repeats)
             operations = count_operations(
                 tokenizer.bundle.read(name), {key: value.shape for key, value in feeds.items()}
             )

@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import SourceError as SourceError
     from .errors import TaTokError as TaTokError
+    from .frames import Source as Source
+    from .frames import SourceFrame as SourceFrame
     from .sources import open_source as open_source
+    from .stream import MultiStream as MultiStream
+    from .stream import Stream as Stream
+    from .stream_decoder import DecodedFrame as DecodedFrame
+    from .stream_decoder import StreamDecoder as StreamDecoder
+    from .stream_encoder import StreamEncoder as StreamEncoder
+    from .stream_encoder import StreamFrame as StreamFrame
+    from .stream_encoder import encode_frames as encode_frames
     from .tokenizer import EncodeResult as EncodeResult
     from .tokenizer import Tokenizer as Tokenizer
+    from .tokens import DeltaFrame as DeltaFrame
     from .tokens import TokenBatch as TokenBatch
     from .tokens import TokenBudget as TokenBudget
     from .tokens import TokenFrame as TokenFrame
@@ -31,17 +41,27 @@ if TYPE_CHECKING:
 _WHERE = {
     "BackendError": "errors",
     "BundleError": "errors",
+    "DecodedFrame": "stream_decoder",
+    "DeltaFrame": "tokens",
     "EncodeResult": "tokenizer",
     "FormatError": "errors",
     "InputError": "errors",
+    "MultiStream": "stream",
     "Reader": "container",
+    "Source": "frames",
     "SourceError": "errors",
+    "SourceFrame": "frames",
+    "Stream": "stream",
+    "StreamDecoder": "stream_decoder",
+    "StreamEncoder": "stream_encoder",
+    "StreamFrame": "stream_encoder",
     "TaTokError": "errors",
     "TokenBatch": "tokens",
     "TokenBudget": "tokens",
     "TokenFrame": "tokens",
     "Tokenizer": "tokenizer",
     "Writer": "container",
+    "encode_frames": "stream_encoder",
     "list_models": "bundle",
     "open_source": "sources",
 }

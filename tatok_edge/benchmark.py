@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .stream_encoder import StreamEncoder
 from .synthetic import Scene, render
 from .tokenizer import Tokenizer
 from .tokens import TokenBudget
@@ -135,3 +136,51 @@ def _eager(tokenizer: Tokenizer) -> tuple[Callable[[NDArray[np.uint8]], _Calls] 
         return encode, decode
 
     return calls, f"PyTorch {torch.__version__}, eager, fp32, {tokenizer.backend.threads} threads"
+
+
+def bench_stream(tokenizer: Tokenizer, sizes: Sequence[tuple[int, int]], frames: int = 30) -> dict[str, Any]:
+    """Time a stream of the synthetic camera, and the fixed-rate tokenizer (every patch token of every frame) beside it.
+
+    Args:
+        tokenizer: The model to time.
+        sizes: Width and height of each camera.
+        frames: Frames to encode, after the keyframe.
+
+    Raises:
+        InputError: A size cannot be tokenized.
+    """
+    fixed = TokenBudget(min_tokens=1 << 24, score="entropy")  # a score that costs nothing and decides nothing
+    rows = []
+    for width, height in sizes:
+        encoder = StreamEncoder(tokenizer)
+        times: dict[str, list[float]] = {"stream_ms": [], "fixed_ms": []}
+        tokens = updated = size = 0
+        for number in range(frames + 1):
+            image = render(Scene(width=width, height=height), number)
+            start = time.perf_counter()
+            encoded = encoder.encode(image)
+            middle = time.perf_counter()
+            everything = tokenizer.encode(image, budget=fixed)
+            end = time.perf_counter()
+            if number:
+                times["stream_ms"].append(1e3 * (middle - start))
+                times["fixed_ms"].append(1e3 * (end - middle))
+                tokens += encoded.n_tokens + encoded.n_globals
+                updated += encoded.n_updated
+                size += len(encoded.packet)
+        row: dict[str, Any] = {"width": width, "height": height, "frames": frames}
+        for name, values in times.items():
+            first, median, third = np.percentile(values, [25, 50, 75])
+            row[name] = {"median": round(median, 3), "q1": round(first, 3), "q3": round(third, 3)}
+        row["tokens_per_frame"] = round(tokens / frames, 2)
+        row["fixed_tokens_per_frame"] = everything.n_patches + everything.n_globals
+        row["updated_share"] = round(updated / frames / everything.n_patches, 5)
+        row["bits_per_frame"] = round(8 * size / frames, 1)
+        rows.append(row)
+    return {
+        "machine": machine(),
+        "model": tokenizer.name,
+        "backend": tokenizer.backend.name,
+        "threads": tokenizer.backend.threads,
+        "sizes": rows,
+    }

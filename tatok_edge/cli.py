@@ -26,8 +26,10 @@ _SOURCE_HELP = "picture, folder of pictures, video file, camera number, rtsp:// 
 _EXAMPLES = """examples:
   tatok encode clip.mp4 -o clip.ttk --keep 0.35     keep the 35 % of the tokens that say most
   tatok encode 0 -o camera.ttk --tau 0.8            from the first camera, until Ctrl-C
+  tatok stream 0 -o camera.ttk --max-kbps 200       as a stream: only what changes costs tokens
   tatok decode clip.ttk -o clip_decoded.mp4         back to a video (or to a picture, or a folder of PNG files)
   tatok view clip.ttk --source clip.mp4 -o view.png original, kept tokens and reconstruction side by side
+  tatok build --precision fp16                      TensorRT engines for this machine's GPU
   tatok doctor                                      what this machine can run, and why not the rest
 """
 
@@ -133,20 +135,40 @@ def _parser() -> argparse.ArgumentParser:
     encode = commands.add_parser("encode", parents=[common, model], help="pictures to tokens")
     encode.add_argument("source", metavar="IN", help=_SOURCE_HELP)
     encode.add_argument("-o", "--output", required=True, metavar="OUT.ttk", help="the token file to write")
-    budget = encode.add_argument_group("how many tokens (all limits given apply; without any, all tokens are kept)")
-    budget.add_argument("--tau", type=float, metavar="SHARE", help="share of the information to keep, above 0 to 1")
-    budget.add_argument("--keep", type=float, metavar="SHARE", help="largest share of the patch tokens, 0 to 1")
-    budget.add_argument("--max-tokens", type=int, metavar="N", help="largest number of patch tokens per frame")
-    budget.add_argument("--max-bits", type=int, metavar="N", help="largest size of a frame in bits")
-    budget.add_argument(
-        "--score",
-        choices=("information", "entropy"),
-        default="information",
-        help="what ranks the tokens: information gives the best pictures (default), entropy is faster",
-    )
+    _add_budget(encode)
     encode.add_argument("--frames", type=_positive, metavar="N", help="stop after N frames")
     encode.add_argument("--snapshot", metavar="PNG", help="also save the last frame as it came in")
     encode.set_defaults(run=_encode)
+
+    stream = commands.add_parser("stream", parents=[common, model], help="a camera to tokens of what changes, live")
+    stream.add_argument("source", metavar="IN", help=_SOURCE_HELP)
+    stream.add_argument("-o", "--output", metavar="OUT.ttk", help="the token file to write (default: none)")
+    stream.add_argument("--fps", type=float, metavar="RATE", help="take at most so many frames per second")
+    stream.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    stream.add_argument("--max-kbps", type=float, metavar="K", help="bandwidth in kbit/s, kept in every second")
+    stream.add_argument(
+        "--max-loss-db",
+        type=float,
+        default=0.35,
+        metavar="DB",
+        help="PSNR that holding and filtering may cost against all tokens of every frame (default: 0.35)",
+    )
+    stream.add_argument(
+        "--keyframe-interval", type=int, default=300, metavar="N", help="frames between keyframes (default: 300)"
+    )
+    stream.add_argument(
+        "--refresh",
+        choices=("key", "rolling"),
+        help="keyframes (default), or a few cells refreshed in every frame (default with --max-kbps)",
+    )
+    stream.add_argument(
+        "--on-lag",
+        choices=("auto", "drop", "wait"),
+        default="auto",
+        help="drop frames that come too fast, or wait (default: drop those of live sources)",
+    )
+    _add_budget(stream)
+    stream.set_defaults(run=_stream)
 
     decode = commands.add_parser("decode", parents=[common, model], help="tokens to pictures")
     decode.add_argument("input", metavar="IN.ttk", help="the token file")
@@ -185,18 +207,78 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", parents=[common, model], help="speed on this machine")
     bench.add_argument(
+        "what",
+        nargs="?",
+        choices=("images", "stream"),
+        default="images",
+        help="single images, or a stream of the synthetic camera (default: images)",
+    )
+    bench.add_argument(
         "--sizes",
         type=_sizes,
         default=[(256, 256), (640, 480)],
         metavar="WxH,...",
         help="picture sizes (default: 256x256,640x480)",
     )
-    bench.add_argument("--repeats", type=_positive, default=30, metavar="N", help="runs per size (default: 30)")
+    bench.add_argument(
+        "--repeats", type=_positive, default=30, metavar="N", help="runs or frames per size (default: 30)"
+    )
     bench.set_defaults(run=_bench)
+
+    build = commands.add_parser("build", parents=[common], help="TensorRT engines of a model")
+    build.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a shipped model's name, or a bundle's path")
+    build.add_argument(
+        "--flavour",
+        choices=("auto", "trt", "rtx"),
+        default="auto",
+        help="TensorRT, or TensorRT-RTX, which also builds without a GPU (default: what is installed)",
+    )
+    build.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="precision (default: fp16)")
+    build.add_argument(
+        "--profiles",
+        default="auto",
+        metavar="FILE",
+        help="frame sizes and token counts as JSON, or 'auto': pictures up to 1920x1088 (default)",
+    )
+    build.add_argument(
+        "--calibrate",
+        nargs="+",
+        default=[],
+        metavar="VIDEO",
+        help="fit frame sizes and token counts to these videos, one per camera",
+    )
+    build.add_argument(
+        "--tau",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the score that --calibrate and --dtf keep, above 0 to 1 (default: 0.5)",
+    )
+    build.add_argument("--sm", type=_words, metavar="SM,...", help="GPU architectures (default: this machine's GPU)")
+    build.add_argument(
+        "--dtf", choices=("plugin", "onnx"), help="also an engine for token filtering, as a plugin or without one"
+    )
+    build.add_argument("-o", "--output", metavar="DIR", help="folder of the engines (default: 'cache', the user's)")
+    build.add_argument("--ignore-memory", action="store_true", help="build even with too little free memory")
+    build.set_defaults(run=_build)
 
     doctor = commands.add_parser("doctor", parents=[common], help="what this machine can run, and why not the rest")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    budget = command.add_argument_group("how many tokens (all limits given apply; without any, all tokens are kept)")
+    budget.add_argument("--tau", type=float, metavar="SHARE", help="share of the total score to keep, above 0 to 1")
+    budget.add_argument("--keep", type=float, metavar="SHARE", help="largest share of the patch tokens, 0 to 1")
+    budget.add_argument("--max-tokens", type=int, metavar="N", help="largest number of patch tokens per frame")
+    budget.add_argument("--max-bits", type=int, metavar="N", help="largest size of a frame in bits")
+    budget.add_argument(
+        "--score",
+        choices=("residual", "information", "entropy"),
+        help="what ranks the patches: what the global tokens leave of their pixels (residual, the default), or bits: "
+        "the information of their code, or its entropy",
+    )
 
 
 def _encode(args: argparse.Namespace) -> int:
@@ -209,6 +291,27 @@ def _encode(args: argparse.Namespace) -> int:
         commands.ModelChoice(args.model, args.backend, args.threads),
         frames=args.frames,
         snapshot=args.snapshot,
+        as_json=args.json,
+    )
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from tatok_edge import commands, stream_command
+
+    if args.seconds is not None and not args.seconds > 0:
+        raise _UsageError(f"--seconds must be above 0, got {args.seconds:g}")
+    return stream_command.stream(
+        args.source,
+        args.output,
+        _budget(args),
+        commands.ModelChoice(args.model, args.backend, args.threads),
+        fps=args.fps,
+        seconds=args.seconds,
+        max_kbps=args.max_kbps,
+        max_loss_db=args.max_loss_db,
+        keyframe_interval=args.keyframe_interval,
+        refresh=args.refresh,
+        on_lag=args.on_lag,
         as_json=args.json,
     )
 
@@ -269,7 +372,31 @@ def _bench(args: argparse.Namespace) -> int:
     from tatok_edge import commands
 
     choice = commands.ModelChoice(args.model, args.backend, args.threads)
+    if args.what == "stream":
+        return commands.bench_stream(args.sizes, args.repeats, choice, as_json=args.json)
     return commands.bench(args.sizes, args.repeats, choice, as_json=args.json)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from tatok_edge import build_command
+    from tatok_edge.bundle import DEFAULT_MODEL
+
+    if not 0 < args.tau <= 1:
+        raise _UsageError(f"--tau must be above 0 and at most 1, got {args.tau:g}")
+    return build_command.build(
+        args.bundle or DEFAULT_MODEL,
+        flavour=args.flavour,
+        precision=args.precision,
+        profiles=args.profiles,
+        calibrate=args.calibrate,
+        tau=args.tau,
+        sms=args.sm,
+        dtf=args.dtf,
+        output=args.output,
+        check_memory=not args.ignore_memory,
+        as_json=args.json,
+        verbose=args.debug,
+    )
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -286,6 +413,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
     return value
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _shares(text: str) -> list[float]:

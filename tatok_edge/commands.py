@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,10 +20,12 @@ from tatok_edge.container import Reader, Writer
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
 from tatok_edge.evaluation import evaluate_folder, psnr
 from tatok_edge.outputs import PICTURE_SUFFIXES, Image, check_target, open_output, write_image
+from tatok_edge.packet import unpack_delta
 from tatok_edge.progress import Progress
 from tatok_edge.sources import open_source
+from tatok_edge.stream_decoder import StreamDecoder
 from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenBudget
+from tatok_edge.tokens import DeltaFrame, TokenBudget, TokenFrame
 from tatok_edge.view import keep_overlay, rate_plot, side_by_side, stack
 
 TOKEN_SUFFIX = ".ttk"
@@ -71,12 +73,12 @@ def encode(
     if snapshot is not None:
         check_target(snapshot, PICTURE_SUFFIXES)
     tokenizer = choice.load()
-    statistics = _Statistics()
+    statistics = Statistics()
     problem: str | None = None
     last: Image | None = None
-    with open_source(source) as opened, _until_signal(opened.stop) as received:
+    with open_source(source) as opened, until_signal(opened.stop) as received:
         total = frames if opened.frames is None else min(frames or opened.frames, opened.frames)
-        metadata = {"source": opened.name, "backend": tokenizer.backend.name, "budget": _budget_record(budget)}
+        metadata = {"source": opened.name, "backend": tokenizer.backend.name, "budget": budget_record(budget)}
         writer = Writer(output, tokenizer.entropy_model, name=tokenizer.name, fps=opened.fps, metadata=metadata)
         start = time.perf_counter()
         try:
@@ -123,26 +125,27 @@ def encode(
             "problem": problem,
         }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        rows = _common_rows(report)
+        rows = common_rows(report)
         rows["speed"] = f"{report['frames_per_second']:.1f} frames/s ({seconds:.1f} s)"
         if opened.live:
             rows["dropped"] = f"{opened.dropped} frames came faster than they could be encoded"
         rows["backend"] = f"{tokenizer.backend.name}, {tokenizer.backend.threads} threads ({tokenizer.backend.reason})"
-        _print_table(f"{opened.name} -> {output}", rows)
+        print_table(f"{opened.name} -> {output}", rows)
     if problem:
-        _say("encode", f"{problem}; {output} holds the {statistics.frames} frames that are good")
-    return _exit_code("encode", problem is not None, received)
+        say("encode", f"{problem}; {output} holds the {statistics.frames} frames that are good")
+    return exit_code("encode", problem is not None, received)
 
 
 def decode(path: str, output: str, choice: ModelChoice, *, frame: int | None, fps: float | None, as_json: bool) -> int:
     """``tatok decode``: whole frames of a damaged file are decoded, the others reported."""
-    with _open_file(path, choice) as (tokenizer, reader), _until_signal() as received:
+    with _open_file(path, choice) as (tokenizer, reader), until_signal() as received:
         numbers = range(len(reader)) if frame is None else [_frame_number(reader, frame)]
         rate = fps or _frame_rate(reader)
         problems = _damage(reader)
         width = height = 0
+        decoder = _FileDecoder(reader, tokenizer)
         start = time.perf_counter()
         with (
             open_output(output, fps=rate, frames=len(numbers)) as target,
@@ -152,16 +155,16 @@ def decode(path: str, output: str, choice: ModelChoice, *, frame: int | None, fp
                 if received:
                     break
                 try:
-                    tokens = reader[number]
+                    image = decoder.image(number)
                 except FormatError as error:
                     problems.append(str(error))
                     continue
-                target.write(tokenizer.decode(tokens), number)
-                width, height = tokens.width, tokens.height
+                target.write(image, number)
+                height, width = image.shape[:2]
                 progress.update(target.written)
         if not target.written:
             if received:
-                return _exit_code("decode", True, received)
+                return exit_code("decode", True, received)
             raise FormatError(f"{problems[0] if problems else path}: no frame could be decoded")
         seconds = time.perf_counter() - start
     report = {
@@ -180,24 +183,24 @@ def decode(path: str, output: str, choice: ModelChoice, *, frame: int | None, fp
         "problem": problems[0] if problems else None,
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         rows = {
             "frames": f"{target.written} ({width}x{height})",
             "speed": f"{report['frames_per_second']:.1f} frames/s ({seconds:.1f} s)",
             "model": tokenizer.name,
         }
-        _print_table(f"{path} -> {output}", rows)
+        print_table(f"{path} -> {output}", rows)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        _say("decode", f"{problems[0]}{more}; {output} holds the {target.written} frames that are good")
-    return _exit_code("decode", bool(problems), received)
+        say("decode", f"{problems[0]}{more}; {output} holds the {target.written} frames that are good")
+    return exit_code("decode", bool(problems), received)
 
 
 def info(path: str, *, as_json: bool) -> int:
     """``tatok info``: reads every packet's header and checks its CRC; needs no model."""
     start = time.perf_counter()
-    statistics = _Statistics()
+    statistics = Statistics()
     with Reader(path) as reader:
         problems = _damage(reader)
         first = last = 0
@@ -227,14 +230,14 @@ def info(path: str, *, as_json: bool) -> int:
             "problem": problems[0] if problems else None,
         }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        rows = _common_rows(report)
+        rows = common_rows(report)
         rows["duration"] = f"{report['duration_seconds']:.2f} s" if fps else "no frame rate"
         rows["source"] = str(reader.metadata.get("source", "not stated"))
-        _print_table(path, rows)
+        print_table(path, rows)
     for problem in problems:
-        _say("info", problem)
+        say("info", problem)
     return 1 if problems else 0
 
 
@@ -243,8 +246,9 @@ def view(path: str, output: str, choice: ModelChoice, *, frame: int | None, sour
     check_target(output, PICTURE_SUFFIXES)
     with _open_file(path, choice) as (tokenizer, reader):
         number = _frame_number(reader, len(reader) // 2 if frame is None else frame)
-        tokens = reader[number]
-        decoded = tokenizer.decode(tokens)
+        decoder = _FileDecoder(reader, tokenizer)
+        decoded = decoder.image(number)
+        tokens = decoder.tokens(number)
         counts, problems = _token_counts(reader)
     kept = f"kept tokens: {tokens.n_tokens} of {tokens.n_patches} ({tokens.n_tokens / tokens.n_patches:.0%})"
     quality: float | None = None
@@ -283,12 +287,12 @@ def view(path: str, output: str, choice: ModelChoice, *, frame: int | None, sour
         "problem": problems[0] if problems else None,
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         suffix = "" if quality is None else f", {quality:.1f} dB"
         print(f"{output}: frame {number} of {path}, {kept}{suffix}")
     for problem in problems:
-        _say("view", problem)
+        say("view", problem)
     return 1 if problems else 0
 
 
@@ -297,7 +301,7 @@ def evaluate(folder: str, keeps: Sequence[float], choice: ModelChoice, *, as_jso
     tokenizer = choice.load()
     report = evaluate_folder(tokenizer, folder, keeps)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return 0
     print(f"{tokenizer.name} on {report['images']} pictures of {folder}, {tokenizer.backend.name}")
     print(f"{'keep':>8}{'PSNR dB':>10}{'tokens':>10}{'bits':>12}")
@@ -315,7 +319,7 @@ def bench(sizes: Sequence[tuple[int, int]], repeats: int, choice: ModelChoice, *
     tokenizer = choice.load()
     report = benchmark.bench(tokenizer, sizes, repeats)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return 0
     print(f"{tokenizer.name}: {tokenizer.backend}")
     print(f"PyTorch: {report['torch']}")
@@ -326,6 +330,29 @@ def bench(sizes: Sequence[tuple[int, int]], repeats: int, choice: ModelChoice, *
     for key, label in _TIMES.items():
         if any(row[key] for row in report["sizes"]):
             print(f"{label:<24}" + "".join(_time(row[key]).rjust(26) for row in report["sizes"]))
+    return 0
+
+
+def bench_stream(sizes: Sequence[tuple[int, int]], frames: int, choice: ModelChoice, *, as_json: bool) -> int:
+    """``tatok bench stream``: how long a stream takes here, beside every token of every frame."""
+    from tatok_edge import benchmark
+
+    tokenizer = choice.load()
+    report = benchmark.bench_stream(tokenizer, sizes, frames)
+    if as_json:
+        print_json(report)
+        return 0
+    print(f"{tokenizer.name}: {tokenizer.backend}")
+    print(
+        f"{'synthetic camera':<14}{'stream ms':>26}{'fixed rate ms':>26}{'tokens':>10}{'fixed rate':>12}{'updated':>10}"
+    )
+    for row in report["sizes"]:
+        print(
+            f"{row['width']}x{row['height']}".ljust(16)
+            + _time(row["stream_ms"]).rjust(26)
+            + _time(row["fixed_ms"]).rjust(26)
+            + f"{row['tokens_per_frame']:>10.0f}{row['fixed_tokens_per_frame']:>12}{row['updated_share']:>10.1%}"
+        )
     return 0
 
 
@@ -344,7 +371,7 @@ def _time(figure: dict[str, float] | None) -> str:
 
 
 @dataclass(slots=True)
-class _Statistics:
+class Statistics:
     """Running figures over frames: nothing here grows with their number."""
 
     frames: int = 0
@@ -389,7 +416,7 @@ class _Statistics:
 
 
 @contextmanager
-def _until_signal(stop: Callable[[], None] | None = None) -> Iterator[list[signal.Signals]]:
+def until_signal(stop: Callable[[], None] | None = None) -> Iterator[list[signal.Signals]]:
     """Makes Ctrl-C and SIGTERM end the work after the current frame; a second Ctrl-C ends it at once.
 
     Args:
@@ -428,6 +455,51 @@ def _open_file(path: str, choice: ModelChoice) -> Iterator[tuple[Tokenizer, Read
     tokenizer = choice.load(name)
     with Reader(path, tokenizer.entropy_model) as reader:
         yield tokenizer, reader
+
+
+class _FileDecoder:
+    """Pictures of a token file by number, whether its frames stand alone or are a stream."""
+
+    def __init__(self, reader: Reader, tokenizer: Tokenizer) -> None:
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._streamed = not all(reader.is_key(number) for number in range(len(reader)))
+        self._decoder = StreamDecoder(tokenizer)
+        self._next = 0
+
+    def image(self, number: int) -> Image:
+        """The picture of a frame; of a stream, everything from its keyframe on is read.
+
+        Raises:
+            FormatError: The frame, or one that it builds on, is damaged.
+        """
+        reader = self._reader
+        if not self._streamed:
+            return self._tokenizer.decode(reader[number])
+        if number < self._next or reader.keyframe_before(number) >= self._next:
+            self._next = reader.keyframe_before(number)
+            self._decoder = StreamDecoder(self._tokenizer)
+        while self._next < number:
+            self._next += 1
+            with suppress(FormatError):  # the frames that build on it will say what is missing
+                self._decoder.push(reader.packet(self._next - 1))
+        self._next = number + 1
+        decoded = self._decoder.decode(reader.packet(number))
+        if decoded.image is None or not decoded.complete:
+            raise FormatError(f"{reader.path}: frame {number}: {decoded.problem or 'patches are missing'}")
+        return decoded.image
+
+    def tokens(self, number: int) -> TokenFrame | DeltaFrame:
+        """What the packet of a frame holds; call :meth:`image` first.
+
+        Raises:
+            FormatError: It is damaged.
+        """
+        if self._reader.is_key(number):
+            return self._reader[number]
+        state = self._decoder.state
+        assert state is not None
+        return unpack_delta(self._reader.packet(number), self._tokenizer.entropy_model, state.global_ids)
 
 
 def _frame_number(reader: Reader, number: int) -> int:
@@ -482,14 +554,14 @@ def _source_frame(source: str, index: int) -> Image:
     raise SourceError(f"{source}: has no frame {index}; name what was encoded")
 
 
-def _budget_record(budget: TokenBudget) -> Report:
+def budget_record(budget: TokenBudget) -> Report:
     """The limits that were set."""
     default = TokenBudget()
     names = ("tau", "keep", "max_tokens", "max_bits", "min_tokens", "floor_bits", "score")
     return {name: getattr(budget, name) for name in names if getattr(budget, name) != getattr(default, name)}
 
 
-def _common_rows(report: Report) -> dict[str, str]:
+def common_rows(report: Report) -> dict[str, str]:
     """Rows that encode and info share."""
     if not report["frames"]:
         return {"frames": "none"}
@@ -508,22 +580,22 @@ def _common_rows(report: Report) -> dict[str, str]:
     }
 
 
-def _print_table(title: str, rows: dict[str, str]) -> None:
+def print_table(title: str, rows: dict[str, str]) -> None:
     print(title)
     for name, value in rows.items():
         print(f"  {name:<18}{value}")
 
 
-def _print_json(report: Report) -> None:
+def print_json(report: Report) -> None:
     print(json.dumps(report, indent=2, allow_nan=False))
 
 
-def _say(command: str, message: str) -> None:
+def say(command: str, message: str) -> None:
     print(f"tatok {command}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _exit_code(command: str, failed: bool, received: Sequence[signal.Signals]) -> int:
+def exit_code(command: str, failed: bool, received: Sequence[signal.Signals]) -> int:
     if received:
-        _say(command, "interrupted; what was whole is kept")
+        say(command, "interrupted; what was whole is kept")
         return 128 + received[0]
     return 1 if failed else 0

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from .bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
 from .entropy import IntegerEntropyModel
 from .errors import InputError
+from .networks import Clock, Networks, Prior
 from .packet import pack, unpack
 from .runtime import _kernels
 from .runtime.session import Backend, Session, open_session
@@ -34,35 +32,9 @@ class EncodeResult:
 
     frame: TokenFrame
     scores: NDArray[np.float32]
-    """Bits by which the patches were ranked, ``(h, w)``."""
+    """What the patches were ranked by, ``(h, w)``: bits, or grey levels squared for the score ``residual``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time per stage."""
-
-
-@dataclass(slots=True)
-class _Prior:
-    """Outputs of the context graph for one image, flat over the patch grid."""
-
-    context: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    log2_probs: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    expected: NDArray[np.float32]
-
-
-class _Clock:
-    """Adds up wall time per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class Tokenizer:
@@ -78,7 +50,8 @@ class Tokenizer:
         """What runs the networks, and why."""
         self.entropy_model: IntegerEntropyModel = bundle.entropy_model()
         """Integer frequencies for packets."""
-        self._session = session
+        self.networks = Networks(session, bundle.context_width)
+        """The networks."""
 
     @classmethod
     def load(
@@ -156,7 +129,7 @@ class Tokenizer:
         timestamp_us: int = 0,
     ) -> EncodeResult:
         """As :meth:`encode`, with the scores and the time of each stage."""
-        clock = _Clock()
+        clock = Clock()
         results = self._encode([image], [index], [timestamp_us], budget, bgr, clock)
         frame, scores = results[0]
         return EncodeResult(frame, scores, clock.seconds)
@@ -183,7 +156,7 @@ class Tokenizer:
         times = list(timestamps_us) if timestamps_us is not None else [0] * len(images)
         if len(numbers) != len(images) or len(times) != len(images):
             raise InputError(f"indices and timestamps_us must be as many as the {len(images)} images")
-        results = self._encode(images, numbers, times, budget, bgr, _Clock())
+        results = self._encode(images, numbers, times, budget, bgr, Clock())
         return TokenBatch.from_frames([frame for frame, _ in results])
 
     def _encode(
@@ -193,33 +166,35 @@ class Tokenizer:
         timestamps_us: Sequence[int],
         budget: TokenBudget,
         bgr: bool,
-        clock: _Clock,
+        clock: Clock,
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
         for number, image in enumerate(images):
             check_image(image, "image" if len(images) == 1 else f"images[{number}]")
         globals_, priors = [], []
         for image in images:
-            with clock.stage("cells"):
-                cells = _kernels.image_to_cells(image, bgr)
-            with clock.stage("global_encoder"):
-                codes = self._run("global_encoder", {"cells": cells[None]})["codes"]
-            with clock.stage("context"):
-                priors.append(self._prior(cast("NDArray[np.int32]", codes)))
-            globals_.append(np.ascontiguousarray(codes[0].reshape(len(self.levels), -1).T))
-        by_entropy = budget.score == "entropy"
-        if by_entropy:
-            with clock.stage("dtf"):
-                kept = [_filter(prior.entropy, budget) for prior in priors]
-        else:
+            codes = self.networks.global_codes(image, bgr, clock)
+            priors.append(self.networks.prior(codes, clock))
+            globals_.append(np.ascontiguousarray(codes.reshape(len(self.levels), -1).T))
+        # Where the score does not need the codes, only what is kept is encoded.
+        by_information = budget.score == "information"
+        if by_information:
+            ranked: list[NDArray[np.float32]] = []
             kept = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
+        else:
+            with clock.stage("score"):
+                pairs = zip(images, priors, strict=True)
+                ranked = [_score(image, bgr, prior, budget.score) for image, prior in pairs]
+            with clock.stage("dtf"):
+                kept = [_filter(scores, budget) for scores in ranked]
         codes_of = self._patch_codes(images, bgr, priors, kept, clock)
         results = []
         for number, image in enumerate(images):
             height, width = image.shape[:2]
             prior, positions, codes = priors[number], kept[number], codes_of[number]
-            scores = prior.entropy
-            if not by_entropy:
-                with clock.stage("information"):
+            if not by_information:
+                scores = ranked[number]
+            else:
+                with clock.stage("score"):
                     scores = _kernels.information(prior.log2_probs, codes, positions, self.levels)
                 with clock.stage("dtf"):
                     positions = _filter(scores, budget)
@@ -246,37 +221,24 @@ class Tokenizer:
         self,
         images: Sequence[Image],
         bgr: bool,
-        priors: Sequence[_Prior],
+        priors: Sequence[Prior],
         kept: Sequence[NDArray[np.int32]],
-        clock: _Clock,
+        clock: Clock,
     ) -> list[NDArray[np.int32]]:
         """Codes ``(T, D)`` of the patches ``kept`` of each image, all through one flat batch."""
         counts = [len(positions) for positions in kept]
         if sum(counts) == 0:
             return [np.zeros((0, len(self.levels)), np.int32) for _ in images]
         with clock.stage("gather"):
-            width = _WINDOW_VALUES + self.bundle.context_width + _PATCH_VALUES
-            features = np.empty((sum(counts), width), np.float32)
+            features = self.networks.features(sum(counts))
             start = 0
             for image, prior, positions in zip(images, priors, kept, strict=True):
                 columns = patch_grid(image.shape[1], image.shape[0])[1]
                 rows = features[start : start + len(positions)]
                 _kernels.gather_features(image, bgr, prior.context, prior.mean, positions, columns, out=rows)
                 start += len(positions)
-        with clock.stage("patch_encoder"):
-            codes = cast("NDArray[np.int32]", self._run("patch_encoder", {"features": features})["codes"])
+        codes = self.networks.patch_codes(features, clock)
         return list(np.split(codes, np.cumsum(counts)[:-1]))
-
-    def _prior(self, global_codes: NDArray[np.int32]) -> _Prior:
-        """Context of one image from its global codes ``(1, D, hc, wc)``."""
-        outputs = self._run("context", {"codes": global_codes})
-        flat = {
-            name: cast(
-                "NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1)
-            )
-            for name, value in outputs.items()
-        }
-        return _Prior(**flat)
 
     def reduce(self, result: EncodeResult, budget: TokenBudget) -> TokenFrame:
         """Filter an encoded image again: the tokens that :meth:`encode` would keep with ``budget``.
@@ -331,18 +293,18 @@ class Tokenizer:
         Raises:
             InputError: the frame belongs to another model, or has ids outside the vocabulary.
         """
-        return self._decode(frame, bgr, _Clock())
+        return self._decode(frame, bgr, Clock())
 
     def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
         """As :meth:`decode`, with the wall time of each stage."""
-        clock = _Clock()
+        clock = Clock()
         return self._decode(frame, bgr, clock), clock.seconds
 
     def decode_batch(self, batch: TokenBatch, *, bgr: bool = False) -> list[Image]:
         """Decode every frame of a ragged batch."""
         return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
 
-    def _decode(self, frame: TokenFrame, bgr: bool, clock: _Clock) -> Image:
+    def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock) -> Image:
         if frame.model != self.tag:
             raise InputError(
                 f"the frame was made by model {frame.model.hex()}, this is {self.name} {self.tag.hex()}: "
@@ -356,17 +318,12 @@ class Tokenizer:
                 codes = _kernels.codes_from_ids(frame.ids, self.levels)
             except ValueError as error:
                 raise InputError(f"the frame does not fit model {self.name}: {error}") from None
-            grid = np.ascontiguousarray(global_codes.T).reshape(1, len(self.levels), hc, wc)
-        with clock.stage("context"):
-            prior = self._prior(grid)
+        prior = self.networks.prior(global_codes.T.reshape(len(self.levels), hc, wc), clock)
         with clock.stage("scatter"):
             state = _kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, self.levels)
-        with clock.stage("decoder"):
-            inputs = {"state": state, "context": prior.context, "mean": prior.mean}
-            shaped = {name: value.reshape(1, -1, rows, columns) for name, value in inputs.items()}
-            pixels = cast("NDArray[np.float32]", self._run("decoder", shaped)["pixels"])
+        pixels = self.networks.pixels(state, prior.context, prior.mean, (rows, columns), clock)
         with clock.stage("assemble"):
-            return _kernels.assemble(pixels.reshape(pixels.shape[1], -1), columns, frame.height, frame.width, bgr)
+            return _kernels.assemble(pixels, columns, frame.height, frame.width, bgr)
 
     # --- packets ----------------------------------------------------------------------------------
 
@@ -384,12 +341,9 @@ class Tokenizer:
 
     # --- the rest ---------------------------------------------------------------------------------
 
-    def _run(self, graph: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._session.run(graph, inputs))
-
     def close(self) -> None:
         """Free the networks."""
-        self._session.close()
+        self.networks.session.close()
 
     def __enter__(self) -> Tokenizer:
         return self
@@ -401,10 +355,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, tag={self.tag.hex()}, backend={self.backend})"
-
-
-_WINDOW_VALUES = 16 * 16 * 3
-_PATCH_VALUES = 8 * 8 * 3
 
 
 def check_image(image: object, name: str = "image") -> None:
@@ -429,6 +379,15 @@ def check_image(image: object, name: str = "image") -> None:
 def _subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
     """The tokens ``chosen`` (indices into the frame's tokens, rising) of a frame."""
     return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
+
+
+def _score(image: Image, bgr: bool, prior: Prior, score: str) -> NDArray[np.float32]:
+    """Scores ``(N,)`` of all patches that do not need their codes."""
+    if score == "entropy":
+        return prior.entropy
+    everything = np.arange(prior.entropy.size, dtype=np.int32)
+    columns = patch_grid(image.shape[1], image.shape[0])[1]
+    return _kernels.patch_residual(image, bgr, prior.mean, everything, everything, columns)
 
 
 def _filter(scores: NDArray[np.float32], budget: TokenBudget) -> NDArray[np.int32]:

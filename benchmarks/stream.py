@@ -1,0 +1,397 @@
+"""Streams against the fixed-rate tokenizer (same networks, every patch token of every frame), on clips.
+
+``python benchmarks/stream.py ../shared/data/videos --threads 2 --out benchmarks/results``, on a quiet machine. Tokens,
+PSNR, encode time, the time that a transformer takes to read them (needs PyTorch), how surely small new objects are
+seen, and live cameras: latency, a slow consumer, several cameras, memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.benchmark import machine
+from tatok_edge.evaluation import psnr
+from tatok_edge.networks import Clock
+from tatok_edge.runtime import _kernels
+from tatok_edge.sources import open_source
+from tatok_edge.stream import Stream
+from tatok_edge.stream_encoder import StreamEncoder, encode_frames
+from tatok_edge.synthetic import Scene, render
+from tatok_edge.tokenizer import Tokenizer
+from tatok_edge.tokens import TokenBudget
+
+Image = NDArray[np.uint8]
+
+EVERY_PATCH = TokenBudget(min_tokens=1 << 24, score="entropy")
+"""The fixed-rate tokenizer; the score costs nothing and decides nothing."""
+PSNR_STEP = 4
+"""PSNR is measured on every so many-th frame."""
+LAYERS, WIDTH, HEADS = 12, 384, 6
+READ_FRAMES = (5, 10, 20)
+OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
+
+
+# --- clips -----------------------------------------------------------------------------------------
+
+
+def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -> dict[str, Any]:
+    """Everything that is measured on one clip."""
+    fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
+    fixed_db, stream_db, tokens, globals_, updated, bits = [], [], [], [], [], 0
+    encoder = StreamEncoder(tokenizer)
+    with open_source(path) as source:
+        for number, frame in enumerate(source):
+            if number == limit:
+                break
+            image = frame.image
+            start = time.perf_counter()
+            result = tokenizer.encode_detailed(image, budget=EVERY_PATCH)
+            fixed_ms.append(1e3 * (time.perf_counter() - start))
+            start = time.perf_counter()
+            encoded = encoder.encode(image)
+            stream_ms.append(1e3 * (time.perf_counter() - start))
+            for seconds, times in ((result.seconds, fixed_patch_ms), (encoded.seconds, stream_patch_ms)):
+                times.append(1e3 * sum(seconds.get(stage, 0.0) for stage in ("gather", "patch_encoder")))
+            tokens.append(encoded.n_tokens)
+            globals_.append(encoded.n_globals)
+            updated.append(encoded.n_updated)
+            bits += 8 * len(encoded.packet)
+            if number % PSNR_STEP == 0:
+                fixed_db.append(psnr(image, tokenizer.decode(result.frame)))
+                stream_db.append(psnr(image, picture(tokenizer, encoder)))
+    count, full = len(tokens), result.frame
+    total = full.n_patches + full.n_globals
+    return {
+        "clip": path.stem,
+        "camera": camera,
+        "size": f"{full.width}x{full.height}",
+        "frames": count,
+        "fixed_tokens": total,
+        "tokens": round(float(np.mean(tokens) + np.mean(globals_)), 2),
+        "patch_tokens": round(float(np.mean(tokens)), 2),
+        "fewer": round(total * count / (sum(tokens) + sum(globals_)), 3),
+        "fewer_patch_tokens": round(full.n_patches * count / max(sum(tokens), 1), 3),
+        "updated_share": round(float(np.mean(updated)) / full.n_patches, 4),
+        "bits_per_pixel": round(bits / count / (full.width * full.height), 5),
+        "psnr_fixed": round(float(np.mean(fixed_db)), 3),
+        "psnr_loss": round(float(np.mean(fixed_db) - np.mean(stream_db)), 3),
+        "fixed_ms": round(float(np.mean(fixed_ms)), 3),
+        "stream_ms": round(float(np.mean(stream_ms)), 3),
+        "stream_ms_p95": round(float(np.percentile(stream_ms, 95)), 3),
+        "fixed_patch_ms": round(float(np.mean(fixed_patch_ms)), 3),
+        "stream_patch_ms": round(float(np.mean(stream_patch_ms)), 3),
+        "first_tokens": [t + g for t, g in zip(tokens, globals_, strict=True)][: max(READ_FRAMES)],
+    }
+
+
+def picture(tokenizer: Tokenizer, encoder: StreamEncoder) -> Image:
+    """What a receiver sees after the last frame: encoder and decoder hold the same entries."""
+    state = encoder.state
+    assert state is not None
+    pixels = state.pixels(tokenizer.networks, Clock())
+    return _kernels.assemble(pixels, state.grid[1], state.height, state.width)
+
+
+# --- long sequences ---------------------------------------------------------------------------------
+
+
+class Reader:
+    """A plain causal transformer with a cache of keys and values; random weights do for timing."""
+
+    def __init__(self, threads: int | None) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self._torch = torch
+        self._layers = [
+            {
+                "qkv": torch.randn(3 * WIDTH, WIDTH) * WIDTH**-0.5,
+                "out": torch.randn(WIDTH, WIDTH) * WIDTH**-0.5,
+                "up": torch.randn(4 * WIDTH, WIDTH) * WIDTH**-0.5,
+                "down": torch.randn(WIDTH, 4 * WIDTH) * (4 * WIDTH) ** -0.5,
+            }
+            for _ in range(LAYERS)
+        ]
+        self._times: dict[tuple[int, ...], list[float]] = {}
+
+    def read(self, counts: list[int]) -> list[float]:
+        """Seconds from the start until each frame is read, with so many tokens per frame."""
+        key = tuple(counts)
+        if key not in self._times:
+            with self._torch.inference_mode():
+                self._times[key] = self._read(counts)
+        return self._times[key]
+
+    def _read(self, counts: list[int]) -> list[float]:
+        torch, functional = self._torch, self._torch.nn.functional
+        size = WIDTH // HEADS
+        total = sum(counts)
+        caches = [(torch.empty(1, HEADS, total, size), torch.empty(1, HEADS, total, size)) for _ in self._layers]
+        start, past, times = time.perf_counter(), 0, []
+        for count in counts:
+            x = torch.randn(count, WIDTH)
+            # Tokens of a frame see those before them in the frame, and all of earlier frames.
+            mask = torch.ones(count, past + count, dtype=torch.bool).tril(past)
+            for layer, (keys, values) in zip(self._layers, caches, strict=True):
+                if not count:
+                    break
+                qkv = functional.linear(functional.layer_norm(x, (WIDTH,)), layer["qkv"])
+                query, key, value = (part.reshape(count, HEADS, size).transpose(0, 1)[None] for part in qkv.chunk(3, 1))
+                keys[:, :, past : past + count] = key
+                values[:, :, past : past + count] = value
+                seen = slice(0, past + count)
+                attended = functional.scaled_dot_product_attention(
+                    query, keys[:, :, seen], values[:, :, seen], attn_mask=mask
+                )
+                x = x + functional.linear(attended[0].transpose(0, 1).reshape(count, WIDTH), layer["out"])
+                hidden = functional.gelu(functional.linear(functional.layer_norm(x, (WIDTH,)), layer["up"]))
+                x = x + functional.linear(hidden, layer["down"])
+            past += count
+            times.append(time.perf_counter() - start)
+        return times
+
+
+# --- small objects, noise ---------------------------------------------------------------------------
+
+
+def detection(tokenizer: Tokenizer, images: list[Image], trials: int) -> dict[str, Any]:
+    """Share of new objects that get a patch token in their first frame, and of patches that noise alone updates."""
+    rng = np.random.default_rng(0)
+
+    def noisy(image: NDArray[np.float32]) -> Image:
+        noise = rng.standard_normal(image.shape, np.float32) * SIGMA
+        return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+    seen = updated = patches = 0
+    for number, image in enumerate(images):
+        # Room above and below, so that the object and the noise are not clipped.
+        scene = image.astype(np.float32) * ((255 - 2 * CONTRAST) / 255) + CONTRAST
+        encoder = StreamEncoder(tokenizer, keyframe_interval=0)
+        encoder.encode(noisy(scene))
+        for _ in range(30):
+            frame = encoder.encode(noisy(scene))
+            updated += frame.n_updated
+            patches += frame.tokens.n_patches
+        columns = frame.tokens.grid[1]
+        for _ in range(trials // len(images) + (number < trials % len(images))):
+            trial = fork(encoder)
+            height, width = scene.shape[:2]
+            y, x = int(rng.integers(0, height - OBJECT + 1)), int(rng.integers(0, width - OBJECT + 1))
+            with_object = scene.copy()
+            with_object[y : y + OBJECT, x : x + OBJECT] += CONTRAST * (1 if rng.random() < 0.5 else -1)
+            encoded = trial.encode(noisy(with_object))
+            rows, cols = np.divmod(encoded.tokens.positions, columns)
+            inside = (rows * 8 < y + OBJECT) & (rows * 8 + 8 > y) & (cols * 8 < x + OBJECT) & (cols * 8 + 8 > x)
+            seen += bool(inside.any())
+    return {"trials": trials, "seen": round(seen / trials, 4), "updated_by_noise": round(updated / patches, 5)}
+
+
+def fork(encoder: StreamEncoder) -> StreamEncoder:
+    """A copy that goes on from the same entries."""
+    kept = {id(encoder.tokenizer): encoder.tokenizer, id(encoder._key_requested): encoder._key_requested}
+    return copy.deepcopy(encoder, kept)
+
+
+# --- live -------------------------------------------------------------------------------------------
+
+
+def live(tokenizer: Tokenizer, seconds: float) -> dict[str, Any]:
+    """Latency of a 640x480 camera at 15 frames per second, with a consumer in time and one five times too slow."""
+    results = {}
+    for name, factor in (("in_time", 0.0), ("slow", 5.0)):
+        source = open_source("synthetic:live=1,width=640,height=480,fps=15")
+        with source, Stream(tokenizer, source) as stream:
+            begun, count = time.monotonic(), 0
+            for _ in stream:
+                count += 1
+                time.sleep(factor / 15)
+                if time.monotonic() - begun > seconds:
+                    break
+            latency = np.asarray(stream.statistics.latency_ms)
+            results[name] = {
+                "frames": count,
+                "dropped": source.dropped,
+                "latency_ms": {f"p{share}": round(float(np.percentile(latency, share)), 1) for share in (50, 95, 100)},
+            }
+    return results
+
+
+def cameras(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
+    """Frames per second of four 320x240 cameras, one by one and in common steps."""
+    clips = [[render(Scene(width=320, height=240, seed=seed), i) for i in range(frames)] for seed in range(4)]
+    rates = {}
+    for name in ("one_by_one", "together"):
+        encoders = [StreamEncoder(tokenizer) for _ in clips]
+        encode_frames(encoders, [clip[0] for clip in clips])
+        start = time.perf_counter()
+        for images in zip(*(clip[1:] for clip in clips), strict=True):
+            if name == "together":
+                encode_frames(encoders, images)
+            else:
+                for encoder, image in zip(encoders, images, strict=True):
+                    encoder.encode(image)
+        rates[name] = round(4 * (frames - 1) / (time.perf_counter() - start), 2)
+    return {**rates, "ratio": round(rates["together"] / rates["one_by_one"], 3)}
+
+
+def memory(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
+    """Growth of the resident memory over ``frames`` frames of a 640x480 camera, after a first tenth."""
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    loop = [render(Scene(width=640, height=480), i) for i in range(60)]
+    encoder = StreamEncoder(tokenizer)
+    first = 0.0
+    for number in range(frames):
+        encoder.encode(loop[number % len(loop)])
+        if number == frames // 10:
+            first = resident()
+    return {"frames": frames, "rss_mb": round(first, 1), "growth": round(resident() / first - 1, 5)}
+
+
+# --- the report -------------------------------------------------------------------------------------
+
+
+def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures."""
+    with (folder / "manifest.csv").open(newline="") as file:
+        clips = [(folder / row["file"], row["camera"]) for row in csv.DictReader(file)]
+    rows = []
+    for path, camera in clips:
+        rows.append(clip_row(tokenizer, path, camera, options.frames))
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "first_tokens"}), flush=True)
+    if not options.no_reader:
+        reader = Reader(options.threads)
+        for row in rows:
+            ours = row.pop("first_tokens")
+            fixed = reader.read([row["fixed_tokens"]] * len(ours))
+            streamed = reader.read(ours)
+            for count in READ_FRAMES:
+                if count <= len(ours):
+                    row[f"read_{count}"] = round(fixed[count - 1] / streamed[count - 1], 3)
+            row["read_fixed_s"], row["read_stream_s"] = round(fixed[-1], 3), round(streamed[-1], 3)
+            print(row["clip"], row.get("read_20"), flush=True)
+    backgrounds = []
+    for path, camera in clips:
+        if camera == "static":
+            with open_source(path) as source:
+                frames = iter(source)
+                for _ in range(10):
+                    image = next(frames).image
+                backgrounds.append(image)
+    return {
+        "machine": machine(),
+        "load_average": os.getloadavg()[0],
+        "backend": str(tokenizer.backend),
+        "model": tokenizer.name,
+        "tag": tokenizer.tag.hex(),
+        "clips": rows,
+        "detection": detection(tokenizer, backgrounds, options.trials),
+        "live": live(tokenizer, options.seconds),
+        "cameras": cameras(tokenizer, 60),
+        "memory": memory(tokenizer, options.memory_frames),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"{report['machine']['cpu']}, {report['backend']}; {report['model']} `{report['tag']}`. Tokens are "
+        "patch and global tokens; times are means per frame; *read* is the time that a causal transformer (12 layers, "
+        "width 384, KV cache) takes for the first frames, keyframe included.",
+        "",
+        "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
+        "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(report["clips"], key=lambda row: row["camera"] != "static"):
+        reads = ", ".join(f"{row[f'read_{count}']:.1f}" for count in READ_FRAMES if f"read_{count}" in row)
+        lines.append(
+            f"| {row['clip']} | {row['camera']} | {row['fixed_tokens']} | {row['tokens']:.0f} | {row['fewer']:.1f}x | "
+            f"{row['updated_share']:.1%} | {row['psnr_fixed']:.2f} | {row['psnr_loss']:.2f} | {row['fixed_ms']:.1f} | "
+            f"{row['stream_ms']:.1f} | {row['fixed_ms'] / row['stream_ms']:.1f}x | "
+            f"{row['fixed_patch_ms'] / row['stream_patch_ms']:.1f}x | {reads} |"
+        )
+    for camera in ("static", "moving"):
+        rows = [row for row in report["clips"] if row["camera"] == camera]
+        if not rows:
+            continue
+        fixed, ours = (sum(row[key] for row in rows) for key in ("fixed_ms", "stream_ms"))
+        fixed_patch, patch = (sum(row[key] for row in rows) for key in ("fixed_patch_ms", "stream_patch_ms"))
+        reads = [
+            np.mean([row[f"read_{count}"] for row in rows if f"read_{count}" in row])
+            for count in READ_FRAMES
+            if any(f"read_{count}" in row for row in rows)
+        ]
+        lines.append(
+            f"| **mean** | {camera} | | | **{np.mean([row['fewer'] for row in rows]):.1f}x** (least "
+            f"{min(row['fewer'] for row in rows):.1f}x) | {np.mean([row['updated_share'] for row in rows]):.1%} | | "
+            f"{np.mean([row['psnr_loss'] for row in rows]):.2f} (most {max(row['psnr_loss'] for row in rows):.2f}) | "
+            f"{fixed / len(rows):.1f} | {ours / len(rows):.1f} | **{fixed / ours:.1f}x** | "
+            f"**{fixed_patch / patch:.1f}x** | {', '.join(f'{value:.1f}' for value in reads)} |"
+        )
+    found, cameras_, memory_ = report["detection"], report["cameras"], report["memory"]
+    lines += [
+        "",
+        "| what | figure |",
+        "|---|---|",
+        f"| {OBJECT}x{OBJECT}-pixel object of contrast {CONTRAST} in noise of {SIGMA:g} gets a patch token in its "
+        f"first frame | {found['seen']:.1%} of {found['trials']} |",
+        f"| patches that this noise alone updates | {found['updated_by_noise']:.2%} |",
+    ]
+    for name, label in (("in_time", "consumer in time"), ("slow", "consumer five times too slow")):
+        one = report["live"][name]
+        latency = one["latency_ms"]
+        lines.append(
+            f"| 640x480 camera, 15 frames/s, {label}: latency median, 95 %, largest "
+            f"| {latency['p50']:.0f}, {latency['p95']:.0f}, {latency['p100']:.0f} ms; {one['dropped']} of "
+            f"{one['frames'] + one['dropped']} frames dropped |"
+        )
+    lines += [
+        f"| four 320x240 cameras, frames/s one by one and together | {cameras_['one_by_one']:.0f} and "
+        f"{cameras_['together']:.0f} ({cameras_['ratio']:.2f}x) |",
+        f"| growth of memory over {memory_['frames']} frames of 640x480 | {memory_['growth']:+.2%} of "
+        f"{memory_['rss_mb']:.0f} MB |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of clips with their manifest.csv")
+    parser.add_argument("--model", default="tatok-s8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--frames", type=int, help="only so many frames of each clip")
+    parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
+    parser.add_argument("--memory-frames", type=int, default=27000, help="frames of the memory run (30 min at 15/s)")
+    parser.add_argument("--no-reader", action="store_true", help="leave out the transformer, which needs PyTorch")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with Tokenizer.load(options.model, threads=options.threads) as tokenizer:
+        report = run(tokenizer, options.folder, options)
+    text = markdown(report)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "stream.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.out / "stream.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

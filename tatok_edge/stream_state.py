@@ -1,0 +1,175 @@
+"""The entries that both ends of a stream hold, one per patch, and how a delta packet changes them.
+
+For each patch: its context, mean pixels, code (or conditional mean), keep bit and entropy as of the frame in which it
+was last updated. A delta packet says which patches are updated, carries the global tokens that changed and the codes of
+the patches that need one; everything else stays. Both ends compute the context from the same global codes, so nothing
+drifts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .networks import PATCH_VALUES, Clock, Networks, Prior
+from .runtime import _kernels
+from .tokenizer import Tokenizer
+from .tokens import CELL, PATCH, DeltaFrame, TokenFrame, cell_grid, patch_grid
+
+Window = tuple[int, int, int, int]
+"""First row, first column, rows and columns of an area of cells."""
+
+PATCHES: Final = CELL // PATCH
+"""Patches along a side of a cell."""
+HALO: Final = 2
+"""Cells around the updated ones that their context is computed with."""
+
+
+@dataclass(slots=True)
+class StreamState:
+    """The entries that encoder and decoder hold of a stream, flat over ``N`` patches."""
+
+    width: int
+    """Width of the images in pixels."""
+    height: int
+    """Height of the images in pixels."""
+    index: int
+    """Number of the last frame."""
+    crc: int
+    """Checks that a delta packet follows the packet that left this state."""
+    global_codes: NDArray[np.int32]
+    """Codes of the global tokens ``(D, hc, wc)``."""
+    global_ids: NDArray[np.int32]
+    """The same as ids ``(hc * wc,)``."""
+    ids: NDArray[np.int32]
+    """Id of the token of each patch ``(N,)``, -1 where it has none."""
+    context: NDArray[np.float32]
+    """``(Dc, N)``."""
+    mean: NDArray[np.float32]
+    """``(192, N)``."""
+    state: NDArray[np.float32]
+    """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(self.width, self.height)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return cell_grid(self.width, self.height)
+
+    def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
+        """The reconstruction, ``(192, N)`` in [-1, 1]."""
+        return networks.pixels(self.state, self.context, self.mean, self.grid, clock)
+
+    def update(self, prior: Prior, delta: DeltaFrame, codes: NDArray[np.int32], levels: tuple[int, ...]) -> None:
+        """Write the entries of the patches that ``delta`` updates.
+
+        Args:
+            prior: Prior of the patches under the window of ``delta``.
+            delta: What is updated.
+            codes: Codes of its tokens ``(T, D)``.
+            levels: FSQ levels.
+        """
+        columns = self.grid[1]
+        tokens = inside(delta.positions, delta.window, columns)
+        state = _kernels.decoder_state(codes, tokens, prior.expected, prior.entropy, levels)
+        source = inside(delta.updated, delta.window, columns)
+        for array, held in ((prior.context, self.context), (prior.mean, self.mean), (state, self.state)):
+            _kernels.scatter_columns(array, source, held, delta.updated)
+        self.ids[delta.updated] = -1
+        self.ids[delta.positions] = delta.ids
+
+
+def empty_state(width: int, height: int, dims: int, context_width: int) -> StreamState:
+    """Entries that nothing has been written to."""
+    rows, columns = patch_grid(width, height)
+    hc, wc = cell_grid(width, height)
+    patches = rows * columns
+    return StreamState(
+        width=width,
+        height=height,
+        index=-1,
+        crc=0,
+        global_codes=np.zeros((dims, hc, wc), np.int32),
+        global_ids=np.zeros(hc * wc, np.int32),
+        ids=np.full(patches, -1, np.int32),
+        context=np.zeros((context_width, patches), np.float32),
+        mean=np.zeros((PATCH_VALUES, patches), np.float32),
+        state=np.zeros((dims + 2, patches), np.float32),
+    )
+
+
+def whole(cells: tuple[int, int]) -> Window:
+    """The window of all cells."""
+    return 0, 0, *cells
+
+
+def inside(positions: NDArray[np.int32], window: Window, columns: int) -> NDArray[np.int32]:
+    """Positions in a patch grid of ``columns`` columns as positions in the patch grid of a window of cells."""
+    top, left, _, width = window
+    row, column = np.divmod(positions, columns)
+    moved: NDArray[np.int32] = ((row - top * PATCHES) * (width * PATCHES) + column - left * PATCHES).astype(np.int32)
+    return moved
+
+
+def window_around(cells: NDArray[np.integer], grid: tuple[int, int], halo: int = HALO) -> Window:
+    """The smallest window that holds ``cells`` (raster order, at least one) and ``halo`` more on each side."""
+    row, column = np.divmod(cells, grid[1])
+    top, left = max(int(row.min()) - halo, 0), max(int(column.min()) - halo, 0)
+    bottom, right = min(int(row.max()) + halo + 1, grid[0]), min(int(column.max()) + halo + 1, grid[1])
+    return top, left, bottom - top, right - left
+
+
+def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
+    """The cell of each patch, both in raster order; ``columns`` is the width of the patch grid."""
+    row, column = np.divmod(positions, columns)
+    cells: NDArray[np.int32] = (row // PATCHES * (columns // PATCHES) + column // PATCHES).astype(np.int32)
+    return cells
+
+
+def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
+    """The entries that a keyframe leaves.
+
+    Raises:
+        InputError: The frame is of another model.
+    """
+    levels, (hc, wc) = tokenizer.levels, frame.cells
+    rows, columns = frame.grid
+    global_codes = _kernels.codes_from_ids(frame.global_ids, levels)
+    grid = np.ascontiguousarray(global_codes.T).reshape(len(levels), hc, wc)
+    prior = tokenizer.networks.prior(grid, Clock())
+    codes = _kernels.codes_from_ids(frame.ids, levels)
+    ids = np.full(rows * columns, -1, np.int32)
+    ids[frame.positions] = frame.ids
+    return StreamState(
+        width=frame.width,
+        height=frame.height,
+        index=frame.index,
+        crc=crc,
+        global_codes=grid,
+        global_ids=frame.global_ids.copy(),
+        ids=ids,
+        context=prior.context,
+        mean=prior.mean,
+        state=_kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, levels),
+    )
+
+
+def apply_delta(delta: DeltaFrame, crc: int, state: StreamState, tokenizer: Tokenizer) -> None:
+    """Update ``state`` in place; ``crc`` is that of the packet."""
+    levels = tokenizer.levels
+    if delta.cells.size:
+        flat = state.global_codes.reshape(len(levels), -1)
+        flat[:, delta.cells] = _kernels.codes_from_ids(delta.global_ids, levels).T
+        state.global_ids[delta.cells] = delta.global_ids
+    if delta.n_updated:
+        top, left, height, width = delta.window
+        prior = tokenizer.networks.prior(state.global_codes[:, top : top + height, left : left + width], Clock())
+        state.update(prior, delta, _kernels.codes_from_ids(delta.ids, levels), levels)
+    state.index, state.crc = delta.index, crc
