@@ -514,6 +514,8 @@ def test_wrong_arguments(tokenizer: Tokenizer, scene: list[Image]) -> None:
         encode_frames([encoder], [])
     with pytest.raises(InputError, match=r"images\[1\]"):
         encode_frames([encoder, StreamEncoder(tokenizer)], [scene[2], scene[2].astype(np.float32)])
+    with pytest.raises(InputError, match="must be different ones"):
+        encode_frames([encoder, encoder], [scene[2], scene[2]])
     with pytest.raises(InputError, match="at least one source"):
         MultiStream(tokenizer, [])
 
