@@ -35,7 +35,7 @@ setup(
     package_dir={"tatok_edge.export": "export", "tatok_edge.runtime": "runtime"},
     package_data={
         "tatok_edge": ["py.typed", "models/**"],
-        "tatok_edge.runtime": ["*.pyi", "cpp/*.hpp"],
+        "tatok_edge.runtime": ["*.pyi", "cpp/*.hpp", "cuda/*", "plugin/*"],
     },
     ext_modules=cythonize([extension("_kernels"), extension("_coder")], build_dir="build/cython", language_level=3),
 )

@@ -133,7 +133,7 @@ def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], tau: float) 
     from tatok_edge.tokenizer import Tokenizer
     from tatok_edge.tokens import TokenBudget
 
-    budget = TokenBudget(tau=tau, score="entropy")
+    budget = TokenBudget(tau=tau)
     counts: dict[str, module.TokenCounts] = {}
     with Tokenizer.load(bundle.path) as tokenizer:
         for number, video in enumerate(videos):
@@ -199,7 +199,8 @@ def _print_table(report: dict[str, Any]) -> None:
     for engine in report["engines"]:
         how = "was there" if engine["reused"] else f"{engine['seconds']:.1f} s"
         size = f"{engine['bytes'] / 1e6:.1f} MB"
-        print(f"  {engine['graph']:<16}{engine['profiles']:>2} profiles{size:>10}{how:>11}")
+        plural = "s" if engine["profiles"] > 1 else ""
+        print(f"  {engine['graph']:<16}{engine['profiles']:>2} {'profile' + plural:<8}{size:>10}{how:>11}")
     edges = report["profiles"]["tokens"]
     print(f"  patches per call: up to {', '.join(map(str, edges))}")
     notes = report["profiles"]["notes"]

@@ -13,16 +13,18 @@ INTERVAL = 0.1
 
 
 class Progress:
-    """Counts frames on standard error while its ``with`` block runs.
+    """Counts frames, or something else, on standard error while its ``with`` block runs.
 
     Args:
         label: What is going on.
         total: Number of frames to come; None where it is not known.
+        unit: What is counted.
     """
 
-    def __init__(self, label: str, total: int | None) -> None:
+    def __init__(self, label: str, total: int | None, *, unit: str = "frames") -> None:
         self._label = label
         self._total = total
+        self._unit = unit
         self._shown = sys.stderr.isatty()
         self._start = self._last = time.monotonic()
 
@@ -33,12 +35,12 @@ class Progress:
             return
         self._last = now
         rate = done / max(now - self._start, 1e-6)
-        text = f"{done} frames"
+        text = f"{done} {self._unit}"
         if self._total:
             filled = min(WIDTH * done // self._total, WIDTH)
             left = max(self._total - done, 0) / max(rate, 1e-6)
             text = f"[{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{self._total}, {left:.0f} s left"
-        print(f"\r{self._label} {text}, {rate:.1f} frames/s {note}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{self._label} {text}, {rate:.1f} {self._unit}/s {note}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self
