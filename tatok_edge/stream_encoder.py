@@ -53,6 +53,8 @@ LONGEST_LIFE: Final = 8.0
 """Frames that a token is taken to last at most, and in a new scene."""
 LIFE_RATE: Final = 0.3
 """Weight of the newest interval in the mean time between updates of a patch."""
+SAME_SHARE: Final = 1.0
+"""A token that would not change is not sent, unless the mean of its patch has moved by this share of its loss."""
 FIRST_PROBE: Final = 3
 """Frames from a new scene to the first measurement of the loss; the intervals then grow."""
 FIRST_GAIN: Final = 0.5
@@ -296,8 +298,11 @@ class StreamEncoder:
             visible = changed & (change - np.float32(noise) > VISIBLE)
             self._age += 1
             pending.life = life = np.clip(np.maximum(self._life, self._age), 1, LONGEST_LIFE)
-            wanted = changed & (pending.loss * life > CANDIDATE_SHARE * self._threshold)
-            wanted |= visible | (self._held_loss * life > self._threshold)
+            value = pending.loss * life
+            due = visible | (changed & (value > self._threshold)) | (self._held_loss * life > self._threshold)
+            wanted = due | (changed & (value > CANDIDATE_SHARE * self._threshold))
+            # What may wait for a token must not widen the window, which is what the context costs.
+            wanted &= box_around(due.reshape(state.grid)).ravel()
             if self.budget.max_bits is not None:
                 self._leave_for_later(wanted, pending.loss, state, self.budget.max_bits)
             refreshed, announced = self._refresh_round(state)
@@ -498,6 +503,14 @@ class StreamEncoder:
             token = pending.token
             rows = np.searchsorted(pending.encoded, candidates[token])
             codes = np.ascontiguousarray(codes[rows])
+            if prior is not None:
+                same = self._says_the_same(pending, codes, state, prior)
+                # The token that is held is what a new one would be: the patch is as good as updated.
+                still = candidates[token][same]
+                _kernels.update_reference(pending.image, pending.bgr, self._reference, still)
+                loss[still] = self._held_loss[still] = 0.0
+                token[np.flatnonzero(token)[same]] = False
+                codes = np.ascontiguousarray(codes[~same])
             # Best first: what an update gains for its bits; a token costs some eight times those of an update without.
             gain = np.where(token, loss[candidates] / 8, loss[candidates] - pending.cost)
             order = np.argsort(-gain, kind="stable")
@@ -553,6 +566,21 @@ class StreamEncoder:
             self._probe_interval = min(2 * self._probe_interval, PROBE_INTERVAL)
             self._until_probe = self._probe_interval
         return StreamFrame(delta, packet, len(pending.encoded), clock.seconds)
+
+    def _says_the_same(
+        self, pending: _Pending, codes: NDArray[np.int32], state: StreamState, prior: Prior
+    ) -> NDArray[np.bool_]:
+        """Which of the new tokens are those that are held already, with a mean that has hardly moved."""
+        chosen = pending.candidates[pending.token]
+        same = (_kernels.ids_from_codes(codes, self.tokenizer.levels) == state.ids[chosen]) & ~(
+            pending.refreshed[pending.token]
+        )
+        here = chosen[same]
+        if len(here):
+            moved = prior.mean[:, inside(here, pending.window, state.grid[1])] - state.mean[:, here]
+            energy = (moved * moved).mean(0) * np.float32(127.5**2)
+            same[same] = energy < SAME_SHARE * pending.loss[here]
+        return same
 
     # --- parts of the work ------------------------------------------------------------------------
 
@@ -764,6 +792,15 @@ def choose(loss: NDArray[np.float32], life: NDArray[np.float32], allowed: float)
     chosen[order[dropped:]] = True
     chosen &= loss > 0
     return chosen, float(value[order[dropped]]) if dropped < len(order) else float("inf")
+
+
+def box_around(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The smallest box of whole rows and columns that holds all ``marks`` ``(h, w)``, as a mask."""
+    box = np.zeros_like(marks)
+    rows, columns = np.flatnonzero(marks.any(1)), np.flatnonzero(marks.any(0))
+    if len(rows):
+        box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return box
 
 
 def best_per_cell(scores: NDArray[np.float32], among: NDArray[np.bool_], cells: NDArray[np.int32]) -> NDArray[np.int64]:
