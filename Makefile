@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 SOURCES := setup.py pyproject.toml $(shell find tatok_edge export runtime -type f \
-	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '*.cpp')
+	-not -path '*/__pycache__/*' -not -name '*.so')
 
 .PHONY: help demo test clean
 .DELETE_ON_ERROR:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +14,6 @@ from .errors import InputError
 from .networks import PATCH_VALUES, Clock, Prior
 from .packet import body_crc, pack, pack_delta
 from .runtime import _kernels
-from .runtime.session import default_threads
 from .stream_state import PATCHES, StreamState, Window, cell_of, inside, whole, window_around
 from .tokenizer import Image, Tokenizer, check_image
 from .tokens import PATCH, DeltaFrame, TokenBudget, TokenFrame, cell_grid, patch_grid
@@ -65,9 +61,6 @@ GAIN_STEPS: Final = (0.3, 1.5)
 """Limits of its change by one measurement: one frame says less about the next ones where little is lost."""
 PROBE_INTERVAL: Final = 64
 """Frames between looks at the error of the reconstruction."""
-
-
-Result = TypeVar("Result")
 
 
 class KeyframeTooLarge(InputError):
@@ -276,6 +269,7 @@ class StreamEncoder:
             raise InputError(f"index must be at least {following}, the number after the frame before; got {index}")
         pending = _Pending(image, bgr, index, timestamp_us)
         if state is None or (state.width, state.height) != (width, height):
+            self._usual_change = None
             return self._begin_key(pending, new_scene=True)
         with pending.clock.stage("change"):
             changes = _kernels.patch_change(image, bgr, self._reference, out=self._changes)
@@ -491,7 +485,6 @@ class StreamEncoder:
         self._key_requested.clear()
         if pending.new_scene:
             self._age, self._life = np.zeros(rows * columns, np.float32), pending.life
-            self._usual_change = None
             self._gain = FIRST_GAIN
             self._until_probe = self._probe_interval = FIRST_PROBE
 
@@ -742,35 +735,23 @@ def encode_frames(
         raise InputError("encoders must share one tokenizer")
     for camera, image in enumerate(images):  # ahead of everything that changes an encoder
         check_image(image, "image" if count == 1 else f"images[{camera}]")
-    pending = _each(
-        lambda encoder, image, number, time: encoder._begin(image, bgr, number, time), encoders, images, numbers, times
-    )
+    pending = [
+        encoder._begin(image, bgr, number, time)
+        for encoder, image, number, time in zip(encoders, images, numbers, times, strict=True)
+    ]
     rows = [one.features for one in pending if one.features is not None]
     codes = np.zeros((0, len(tokenizer.levels)), np.int32)
     clock = Clock()
     if rows:
         codes = tokenizer.networks.patch_codes(rows[0] if len(rows) == 1 else np.concatenate(rows), clock)
-    parts, start = [], 0
-    for one in pending:
+    frames, start = [], 0
+    for encoder, one in zip(encoders, pending, strict=True):
         stop = start + (0 if one.features is None else len(one.features))
         if stop > start:  # the time of the common call is shared out by patches
             one.clock.seconds["patch_encoder"] = clock.seconds["patch_encoder"] * (stop - start) / len(codes)
-        parts.append(codes[start:stop])
+        frames.append(encoder._finish(one, codes[start:stop]))
         start = stop
-    return _each(lambda encoder, one, part: encoder._finish(one, part), encoders, pending, parts)
-
-
-def _each(work: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
-    """``work`` for every camera; several are worked on at a time, since most of it waits for no other thread."""
-    if len(arguments[0]) == 1:
-        return [work(*(values[0] for values in arguments))]
-    return list(_workers(os.getpid()).map(work, *arguments))
-
-
-@functools.cache
-def _workers(_process: int) -> ThreadPoolExecutor:
-    """The threads of this process: those of its parent do not come along with a fork."""
-    return ThreadPoolExecutor(default_threads(), thread_name_prefix="tatok cameras")
+    return frames
 
 
 # --- choices ---------------------------------------------------------------------------------------

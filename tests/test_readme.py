@@ -40,6 +40,20 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     assert len(list((tmp_path / "frames").iterdir())) == 30
 
 
+def test_build_command_runs(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX builds the engines")
+    (line,) = block("build").strip().splitlines()
+    done = subprocess.run(
+        [sys.executable, "-m", "tatok_edge", *shlex.split(line)[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "engines").glob("*.json"))) >= 4
+
+
 @pytest.mark.parametrize("name", ["python", "stream"])
 def test_python_runs(tmp_path: Path, name: str) -> None:
     done = subprocess.run(

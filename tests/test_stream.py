@@ -195,6 +195,10 @@ def test_a_scene_cut_makes_a_keyframe(tokenizer: Tokenizer, scene: list[Image]) 
     frames = [encoder.encode(image) for image in (*scene[:10], *cut[:10])]
     assert [frame.index for frame in frames if frame.kind == "key"] == [0, 10]
     assert frames[10].scene_cut and not frames[0].scene_cut
+    # Much motion from the start on is no cut after another.
+    shaken = StreamEncoder(tokenizer)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 96, 3), np.uint8)
+    assert [shaken.encode(image).kind for image in noise][2:] == 6 * ["delta"]
     rolling = StreamEncoder(tokenizer, refresh="rolling")
     assert [rolling.encode(image).kind for image in (*scene[:3], *cut[:3])] == ["key"] + 5 * ["delta"]
 
