@@ -565,9 +565,8 @@ class StreamEncoder:
     ) -> NDArray[np.bool_]:
         """Which of the new tokens are those that are held already, with a mean that has hardly moved."""
         chosen = pending.candidates[pending.token]
-        same = (_kernels.ids_from_codes(codes, self.tokenizer.levels) == state.ids[chosen]) & ~(
-            pending.refreshed[pending.token]
-        )
+        same: NDArray[np.bool_] = _kernels.ids_from_codes(codes, self.tokenizer.levels) == state.ids[chosen]
+        same &= ~pending.refreshed[pending.token]
         here = chosen[same]
         if len(here):
             moved = prior.mean[:, inside(here, pending.window, state.grid[1])] - state.mean[:, here]
