@@ -215,7 +215,15 @@ def test_an_interrupted_build_leaves_no_half_engine(
     tmp_path: Path, rtx: Flavour, profile_file: Path, number: signal.Signals, delay: float
 ) -> None:
     command = [sys.executable, "-m", "tatok_edge", *BUILD, "--profiles", str(profile_file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # Tests that run in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "context: 1 profile" in line:
