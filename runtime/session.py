@@ -68,15 +68,15 @@ class OnnxSession:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        # Token counts and windows change from call to call, and a pattern is planned anew for every shape: in streams
-        # the context took 1.5 times as long with it, while calls of one shape gain nothing from it.
-        options.enable_mem_pattern = False
         # Frames come at camera rate: threads that spin between them would burn the cores that the rest needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._outputs: dict[str, list[str]] = {}
         for name, data in graphs.items():
+            # Token counts and windows change from call to call, and a memory pattern is planned anew for every shape:
+            # in streams the context took 1.5 times as long with it. The other graphs see frames of one size.
+            options.enable_mem_pattern = name not in ("context", "patch_encoder")
             try:
                 session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             except Exception as error:
