@@ -17,7 +17,7 @@ from tatok_edge import TokenBudget, Tokenizer, open_source
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default="synthetic:frames=30,width=320,height=240")
-    parser.add_argument("--tau", type=float, default=0.75, help="share of the information to keep (default: 0.75)")
+    parser.add_argument("--tau", type=float, default=0.75, help="share of the total score to keep (default: 0.75)")
     parser.add_argument("--frames", type=int, default=30, help="stop after so many frames (default: 30)")
     args = parser.parse_args()
 

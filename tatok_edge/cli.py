@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
-_SOURCE_HELP = "picture, folder of pictures, video file, camera number, rtsp:// URL, or 'synthetic' (a rendered clip)"
+_SOURCE_HELP = (
+    "picture, folder of pictures, video file, camera number, rtsp:// URL, csi:N (Jetson), gst:PIPELINE, "
+    "or 'synthetic' (a rendered clip)"
+)
 _EXAMPLES = """examples:
   tatok encode clip.mp4 -o clip.ttk --keep 0.35     keep the 35 % of the tokens that say most
   tatok encode 0 -o camera.ttk --tau 0.8            from the first camera, until Ctrl-C
@@ -149,9 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument(
         "--max-loss-db",
         type=float,
-        default=0.35,
         metavar="DB",
-        help="PSNR that holding and filtering may cost against all tokens of every frame (default: 0.35)",
+        help="PSNR that holding and filtering may cost against all tokens of every frame (default: 0.4)",
     )
     stream.add_argument(
         "--keyframe-interval", type=int, default=300, metavar="N", help="frames between keyframes (default: 300)"

@@ -50,7 +50,7 @@ def evaluate_folder(tokenizer: Tokenizer, folder: str | Path, keeps: Sequence[fl
     with Progress("evaluating", len(paths)) as progress:
         for number, path in enumerate(paths):
             image = read_image(path)
-            # A patch without any information is not kept unless it is asked for.
+            # A patch that scores nothing is not kept unless it is asked for.
             everything = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
             for row, budget in enumerate(budgets):
                 frame = tokenizer.reduce(everything, budget)

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from .errors import InputError
 from .frames import Image, Source, SourceFrame
 from .sources import open_source
-from .stream_encoder import KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
+from .stream_encoder import MAX_LOSS_DB, KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
 from .tokenizer import Tokenizer
 from .tokens import TokenBudget
 
@@ -102,7 +102,7 @@ class Stream:
         source: Source | str | int | Path | Iterable[Image],
         *,
         budget: TokenBudget | None = None,
-        max_loss_db: float = 0.35,
+        max_loss_db: float = MAX_LOSS_DB,
         keyframe_interval: int = 300,
         refresh: Literal["key", "rolling"] | None = None,
         on_lag: Literal["auto", "drop", "wait"] = "auto",
@@ -255,7 +255,7 @@ class MultiStream:
         sources: Sequence[Source | str | int | Path | Iterable[Image]],
         *,
         budget: TokenBudget | None = None,
-        max_loss_db: float = 0.35,
+        max_loss_db: float = MAX_LOSS_DB,
         keyframe_interval: int = 300,
         refresh: Literal["key", "rolling"] = "key",
         on_lag: Literal["auto", "drop", "wait"] = "auto",

@@ -26,7 +26,7 @@ from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.outputs import check_target
 from tatok_edge.sources import open_source
 from tatok_edge.stream import Stream
-from tatok_edge.stream_encoder import StreamFrame
+from tatok_edge.stream_encoder import MAX_LOSS_DB, StreamFrame
 from tatok_edge.tokens import TokenBudget
 
 STATUS_SECONDS = 0.5
@@ -42,7 +42,7 @@ def stream(
     fps: float | None,
     seconds: float | None,
     max_kbps: float | None,
-    max_loss_db: float,
+    max_loss_db: float | None,
     keyframe_interval: int,
     refresh: Literal["key", "rolling"] | None,
     on_lag: Literal["auto", "drop", "wait"],
@@ -62,7 +62,7 @@ def stream(
             fps=fps,
             budget=budget,
             max_kbps=max_kbps,
-            max_loss_db=max_loss_db,
+            max_loss_db=MAX_LOSS_DB if max_loss_db is None else max_loss_db,
             keyframe_interval=keyframe_interval,
             refresh=refresh,
         )

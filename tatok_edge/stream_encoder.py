@@ -14,10 +14,12 @@ from .errors import InputError
 from .networks import PATCH_VALUES, Clock, Prior
 from .packet import body_crc, pack, pack_delta
 from .runtime import _kernels
-from .stream_state import PATCHES, StreamState, Window, cell_of, inside, whole, window_around
+from .stream_state import PATCHES, StreamState, Window, cell_of, inside, window_around
 from .tokenizer import Image, Tokenizer, check_image
 from .tokens import PATCH, DeltaFrame, TokenBudget, TokenFrame, cell_grid, patch_grid
 
+MAX_LOSS_DB: Final = 0.4
+"""Loss of PSNR that a stream may cost where nothing else is said: what `benchmarks/stream.py` measures."""
 NOISE_SHARE: Final = 0.1
 """The noise is read off the patch at this rank: flat and still areas, of which even a moving camera sees some."""
 NOISE_CORRECTION: Final = 1.13
@@ -190,7 +192,7 @@ class StreamEncoder:
         tokenizer: Tokenizer,
         *,
         budget: TokenBudget | None = None,
-        max_loss_db: float = 0.4,
+        max_loss_db: float = MAX_LOSS_DB,
         keyframe_interval: int = 300,
         refresh: Literal["key", "rolling"] = "key",
         recompute: Literal["changed", "always"] = "changed",
@@ -318,7 +320,7 @@ class StreamEncoder:
         pending.key, pending.new_scene = True, new_scene
         pending.global_codes = networks.global_codes(pending.image, pending.bgr, pending.clock)
         pending.prior = prior = networks.prior(pending.global_codes, pending.clock)
-        pending.window = whole(cell_grid(width, height))
+        pending.window = (0, 0, *cell_grid(width, height))
         pending.candidates = np.arange(patches, dtype=np.int32)
         pending.refreshed = np.zeros(patches, np.bool_)
         with pending.clock.stage("select"):

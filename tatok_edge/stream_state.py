@@ -105,11 +105,6 @@ def empty_state(width: int, height: int, dims: int, context_width: int) -> Strea
     )
 
 
-def whole(cells: tuple[int, int]) -> Window:
-    """The window of all cells."""
-    return 0, 0, *cells
-
-
 def inside(positions: NDArray[np.int32], window: Window, columns: int) -> NDArray[np.int32]:
     """Positions in a patch grid of ``columns`` columns as positions in the patch grid of a window of cells."""
     top, left, _, width = window
