@@ -88,17 +88,6 @@ def find_flavour(wanted: str = "auto") -> Flavour:
     raise BackendError("; ".join(problems))
 
 
-def survey() -> dict[FlavourName, Flavour | str]:
-    """Each flavour, or in one line why it is not usable."""
-    found: dict[FlavourName, Flavour | str] = {}
-    for name in TITLES:
-        try:
-            found[name] = _load(name)
-        except BackendError as error:
-            found[name] = str(error)
-    return found
-
-
 def _load(name: FlavourName) -> Flavour:
     module = MODULES[name]
     try:
