@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from tatok_edge.benchmark import machine
 from tatok_edge.evaluation import psnr
-from tatok_edge.networks import Clock
-from tatok_edge.runtime import _kernels
 from tatok_edge.sources import open_source
 from tatok_edge.stream import Stream
+from tatok_edge.stream_decoder import StreamDecoder
 from tatok_edge.stream_encoder import StreamEncoder, encode_frames
 from tatok_edge.synthetic import Scene, render
 from tatok_edge.tokenizer import Tokenizer
@@ -48,8 +47,8 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -
     """Everything that is measured on one clip."""
     fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
     unpacked_ms, stream_unpacked_ms = [], []
-    fixed_db, stream_db, tokens, globals_, updated, bits = [], [], [], [], [], 0
-    encoder = StreamEncoder(tokenizer)
+    fixed_db, stream_db, tokens, globals_, vectors, updated, bits = [], [], [], [], [], [], 0
+    encoder, decoder = StreamEncoder(tokenizer), StreamDecoder(tokenizer)
     with open_source(path) as source:
         for number, frame in enumerate(source):
             if number == limit:
@@ -69,11 +68,16 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -
                 times.append(1e3 * sum(seconds.get(stage, 0.0) for stage in ("gather", "patch_encoder")))
             tokens.append(encoded.n_tokens)
             globals_.append(encoded.n_globals)
+            vectors.append(encoded.n_vectors)
             updated.append(encoded.n_updated)
             bits += 8 * len(encoded.packet)
-            if number % PSNR_STEP == 0:
+            if number % PSNR_STEP:
+                decoder.push(encoded.packet)
+            else:
+                shown = decoder.decode(encoded.packet).image
+                assert shown is not None
                 fixed_db.append(psnr(image, tokenizer.decode(result.frame)))
-                stream_db.append(psnr(image, picture(tokenizer, encoder)))
+                stream_db.append(psnr(image, shown))
     count, full = len(tokens), result.frame
     total = full.n_patches + full.n_globals
     return {
@@ -82,9 +86,10 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -
         "size": f"{full.width}x{full.height}",
         "frames": count,
         "fixed_tokens": total,
-        "tokens": round(float(np.mean(tokens) + np.mean(globals_)), 2),
+        "tokens": round(float(np.mean(tokens) + np.mean(globals_) + np.mean(vectors)), 2),
+        "vectors": round(float(np.mean(vectors)), 2),
         "patch_tokens": round(float(np.mean(tokens)), 2),
-        "fewer": round(total * count / (sum(tokens) + sum(globals_)), 3),
+        "fewer": round(total * count / (sum(tokens) + sum(globals_) + sum(vectors)), 3),
         "fewer_patch_tokens": round(full.n_patches * count / max(sum(tokens), 1), 3),
         "updated_share": round(float(np.mean(updated)) / full.n_patches, 4),
         "bits_per_pixel": round(bits / count / (full.width * full.height), 5),
@@ -97,16 +102,8 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -
         "stream_unpacked_ms": round(float(np.mean(stream_unpacked_ms)), 3),
         "fixed_patch_ms": round(float(np.mean(fixed_patch_ms)), 3),
         "stream_patch_ms": round(float(np.mean(stream_patch_ms)), 3),
-        "first_tokens": [t + g for t, g in zip(tokens, globals_, strict=True)][: max(READ_FRAMES)],
+        "first_tokens": [sum(counts) for counts in zip(tokens, globals_, vectors, strict=True)][: max(READ_FRAMES)],
     }
-
-
-def picture(tokenizer: Tokenizer, encoder: StreamEncoder) -> Image:
-    """What a receiver sees after the last frame: encoder and decoder hold the same entries."""
-    state = encoder.state
-    assert state is not None
-    pixels = state.pixels(tokenizer.networks, Clock())
-    return _kernels.assemble(pixels, state.grid[1], state.height, state.width)
 
 
 # --- long sequences ---------------------------------------------------------------------------------
@@ -317,10 +314,10 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
-        f"{report['machine']['cpu']}, {report['backend']}; {report['model']} `{report['tag']}`. Tokens are "
-        "patch and global tokens; times are means per frame, from the frame to the packet and (in brackets) to the "
-        "tokens; *read* is the time that a causal transformer (12 layers, width 384, KV cache) takes for the first "
-        "frames, keyframe included.",
+        f"{report['machine']['cpu']}, {report['backend']}; {report['model']} `{report['tag']}`. Tokens "
+        "are patch tokens, global tokens and motion vectors; times are means per frame, from the frame to the packet "
+        "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
+        "cache) takes for the first frames, keyframe included.",
         "",
         "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
         "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",

@@ -45,6 +45,18 @@ def patch_change(
 def update_reference(
     image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8], positions: NDArray[np.int32]
 ) -> None: ...
+def find_motion(
+    image: NDArray[np.uint8],
+    bgr: bool,
+    reference: NDArray[np.uint8],
+    active: NDArray[np.uint8],
+    cap: int,
+    cost: int,
+    vectors: NDArray[np.int32],
+) -> None: ...
+def move_cells(
+    source: NDArray[np.uint8], vectors: NDArray[np.int32], out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]: ...
 def patch_error(
     pixels: NDArray[np.float32],
     image: NDArray[np.uint8],

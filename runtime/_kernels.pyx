@@ -70,6 +70,16 @@ cdef extern from "change.hpp" namespace "tatok" nogil:
     int32_t c_change_quantile "tatok::change_quantile"(const int32_t* changes, index_t n, double share)
 
 
+cdef extern from "motion.hpp" namespace "tatok" nogil:
+    const int kMaxMotion
+
+    void c_find_motion "tatok::find_motion"(
+        ImageView image, const uint8_t* reference, index_t rows, index_t columns, const uint8_t* active, int32_t cap,
+        int64_t cost, int32_t* vectors) except +
+    void c_move_cells "tatok::move_cells"(
+        const uint8_t* source, index_t rows, index_t columns, const int32_t* vectors, uint8_t* target)
+
+
 cdef extern from "codes.hpp" namespace "tatok" nogil:
     const int kMaxDims
 
@@ -466,6 +476,75 @@ def update_reference(image, bint bgr, reference, positions):
             c_update_reference(view, &target[0, 0, 0], columns, &position_view[0], count)
     if bad != kOk:
         _raise_position(position_view, bad, rows * columns)
+
+
+def find_motion(image, bint bgr, reference, active, int32_t cap, int64_t cost, vectors):
+    """Finds where in a reference picture the content of each cell was, in place.
+
+    In raster order each cell takes the vector with the least difference on the green channel: the squared differences
+    of each of its 16 patches, summed over 64 pixels and at most ``cap``, plus ``cost`` where it is not the vector of
+    the cell before (none ahead of the first). The image is padded as the reference is.
+
+    Args:
+        image: uint8 (H, W, 3), any strides.
+        bgr: whether the channels of ``image`` are in blue, green, red order.
+        reference: uint8 (Hp, Wp, 3), RGB, C-contiguous, of the size padded to multiples of 32.
+        active: uint8 (Hp / 32, Wp / 32), which cells are searched; others take the vector before them or none.
+        cap: largest difference of a patch that counts, 0 to 2^22.
+        cost: what another vector must gain, 0 to 2^40.
+        vectors: int32 (Hp / 32, Wp / 32, 2), (y, x) in half pixels: those of the frame before on entry, at most 62
+            either way; the new ones on return.
+    """
+    cdef const uint8_t[:, :, :] pixels = _check_image(image)
+    cdef Py_ssize_t rows = _grid_side(pixels.shape[0]) // 4, columns = _grid_side(pixels.shape[1]) // 4
+    _check(reference, "reference", _uint8, (rows * 32, columns * 32, 3))
+    _check(active, "active", _uint8, (rows, columns))
+    _check_vectors(vectors, (rows, columns, 2), True)
+    if not (0 <= cap <= 1 << 22 and 0 <= cost <= 1 << 40):
+        raise ValueError(f"cap must be from 0 to 2^22 and cost from 0 to 2^40, got {cap} and {cost}")
+    cdef const uint8_t[:, :, ::1] reference_view = reference
+    cdef const uint8_t[:, ::1] active_view = active
+    cdef int32_t[:, :, ::1] vector_view = vectors
+    cdef ImageView view = _view(pixels, bgr)
+    with nogil:
+        c_find_motion(view, &reference_view[0, 0, 0], rows, columns, &active_view[0, 0], cap, cost,
+                      &vector_view[0, 0, 0])
+
+
+def move_cells(source, vectors, out=None):
+    """The picture whose cells show what ``source`` has at their place plus their vector; its edge is repeated.
+
+    Between pixels a value is ``(9 * (b + c) - (a + d) + 8) >> 4`` of four neighbours a, b, c, d, cut to 0 to 255;
+    across first, then down.
+
+    Args:
+        source: uint8 (Hp, Wp, 3), C-contiguous, sides multiples of 32.
+        vectors: int32 (Hp / 32, Wp / 32, 2), (y, x) in half pixels, at most 62 either way.
+        out: uint8 (Hp, Wp, 3) to write into, apart from ``source``.
+
+    Returns:
+        uint8 (Hp, Wp, 3).
+    """
+    _check(source, "source", _uint8, ("H", "W", 3))
+    cdef const uint8_t[:, :, ::1] source_view = source
+    cdef Py_ssize_t rows = source_view.shape[0] // 32, columns = source_view.shape[1] // 32
+    if rows * 32 != source_view.shape[0] or columns * 32 != source_view.shape[1]:
+        raise ValueError(f"sides of source must be multiples of 32, got {source.shape[0]} x {source.shape[1]}")
+    _check_vectors(vectors, (rows, columns, 2), False)
+    cdef const int32_t[:, :, ::1] vector_view = vectors
+    result = _output(out, "out", _uint8, (rows * 32, columns * 32, 3))
+    _check_apart(source, "source", result, "out")
+    cdef uint8_t[:, :, ::1] target = result
+    with nogil:
+        c_move_cells(&source_view[0, 0, 0], rows, columns, &vector_view[0, 0, 0], &target[0, 0, 0])
+    return result
+
+
+cdef int _check_vectors(object vectors, tuple shape, bint writable) except -1:
+    _check(vectors, "vectors", _int32, shape, True, writable)
+    if vectors.min() < -kMaxMotion or vectors.max() > kMaxMotion:
+        raise ValueError(f"vectors must be from {-kMaxMotion} to {kMaxMotion} half pixels")
+    return 0
 
 
 def patch_error(pixels, image, bint bgr, Py_ssize_t grid_width, out=None):

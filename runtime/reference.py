@@ -158,6 +158,27 @@ def update_reference(
         reference[square] = padded[square]
 
 
+def move_cells(source: NDArray[np.uint8], vectors: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """See :func:`tatok_edge.runtime._kernels.move_cells`."""
+    height, width = source.shape[:2]
+    out = source.copy()
+
+    def between(values: NDArray[np.int32]) -> NDArray[np.int32]:
+        a, b, c, d = values[:-3], values[1:-2], values[2:-1], values[3:]
+        moved: NDArray[np.int32] = np.clip((9 * (b + c) - (a + d) + 8) >> 4, 0, 255)
+        return moved
+
+    for row, column in np.argwhere(vectors.any(2)):
+        dy, dx = (int(part) for part in vectors[row, column])
+        lines = np.clip(np.arange(-1, 34) + 32 * row + (dy >> 1), 0, height - 1)
+        columns = np.clip(np.arange(-1, 34) + 32 * column + (dx >> 1), 0, width - 1)
+        block = source[lines][:, columns].astype(np.int32)
+        block = between(block.swapaxes(0, 1)).swapaxes(0, 1) if dx & 1 else block[:, 1:33]
+        block = between(block) if dy & 1 else block[1:33]
+        out[32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = block
+    return out
+
+
 def patch_error(
     pixels: NDArray[np.float32], image: NDArray[np.uint8], bgr: bool, grid_width: int
 ) -> NDArray[np.float32]:

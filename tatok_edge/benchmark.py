@@ -165,7 +165,7 @@ def bench_stream(tokenizer: Tokenizer, sizes: Sequence[tuple[int, int]], frames:
             if number:
                 times["stream_ms"].append(1e3 * (middle - start))
                 times["fixed_ms"].append(1e3 * (end - middle))
-                tokens += encoded.n_tokens + encoded.n_globals
+                tokens += encoded.n_tokens + encoded.n_globals + encoded.n_vectors
                 updated += encoded.n_updated
                 size += len(encoded.packet)
         row: dict[str, Any] = {"width": width, "height": height, "frames": frames}

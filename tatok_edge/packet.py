@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from .errors import FormatError, InputError
 from .runtime._coder import RangeDecoder, RangeEncoder
 from .runtime._kernels import codes_from_ids, ids_from_codes
-from .tokens import MAX_SIDE, MIN_SIDE, TAG_BYTES, DeltaFrame, TokenFrame, cell_grid, patch_grid
+from .tokens import MAX_SIDE, MAX_VECTOR, MIN_SIDE, TAG_BYTES, DeltaFrame, TokenFrame, cell_grid, patch_grid
 
 SYNC: Final = 0xA9
 """First byte of every packet."""
-VERSION: Final = 1
-"""Version of the packet format that is written; the newest that is read."""
+VERSION: Final = 2
+"""Newest version of the packet format that is read. Packets with motion have version 2, all others are written as 1."""
 MAX_PACKET: Final = 64 << 20
 """Largest size of a packet in bytes."""
 MIN_PACKET: Final = 12
 """Smallest size of a packet in bytes."""
-MAX_HEADER: Final = 71
+MAX_HEADER: Final = 74
 """So many bytes from the start of a packet hold its whole header."""
 
 _DELTA: Final = 0b0001
@@ -103,6 +103,8 @@ class PacketInfo:
     """Delta packets: number of patches that are updated."""
     n_updated_cells: int | None = None
     """Delta packets: number of global tokens that change."""
+    n_vectors: int | None = None
+    """Delta packets: number of motion vectors."""
     update_map: Literal["bitmap", "gaps"] | None = None
     """Delta packets: how the positions of the updated patches are coded."""
     follows: int | None = None
@@ -177,9 +179,13 @@ def pack_delta(
             "global_ids must hold those of the delta in its cells; pass the ids of all cells as they are after it"
         )
     head = varint(delta.index - delta.reference) + delta.follows.to_bytes(4, "little") + varint(delta.n_updated)
-    if not delta.n_updated:
-        return _assemble(delta, head, b"", _DELTA, embed_model)
     encoder = RangeEncoder()
+    if delta.n_vectors:
+        head += varint(delta.n_vectors)
+        encoder.bitmap(_map_of(delta.turns, cells))
+        encoder.symbols(_vector_steps(delta.vectors), _vector_rows(delta.n_vectors))
+    if not delta.n_updated:
+        return _assemble(delta, head, encoder.finish() if delta.n_vectors else b"", _DELTA, embed_model)
     try:
         global_codes = codes_from_ids(global_ids, model.levels)
         update_map = delta.update_map()
@@ -271,6 +277,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
     grid = patch_grid(info.width, info.height)
     decoder = RangeDecoder(view[info.header_size : info.size - 4])
     try:
+        turns, vectors = _decode_motion(decoder, info)
         updated, changed, changed_codes = _decode_update(decoder, info, model)
         global_codes[changed] = changed_codes
         if info.positions == "gaps":
@@ -293,6 +300,8 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
             follows=cast("int", info.follows),
             window=cast("tuple[int, int, int, int]", info.window),
             timestamp_us=info.timestamp_us,
+            turns=turns,
+            vectors=vectors,
         )
     except ValueError as error:
         raise FormatError(f"packet of frame {info.index}: {error}") from None
@@ -312,6 +321,7 @@ def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.in
     _check_delta(info, model)
     decoder = RangeDecoder(view[info.header_size : info.size - 4])
     try:
+        _decode_motion(decoder, info)
         _, changed, codes = _decode_update(decoder, info, model)
         return changed, ids_from_codes(codes, model.levels)
     except ValueError as error:
@@ -365,18 +375,23 @@ def peek(data: Buffer) -> PacketInfo:
         at += TAG_BYTES
         if len(model) < TAG_BYTES:
             raise FormatError(f"packet is cut off in its header, after {len(view)} bytes")
-    reference = updated = updated_cells = follows = window = None
+    reference = updated = updated_cells = vectors = follows = window = None
     tokens, most = 0, rows * columns
     if flags & _DELTA:
         back, at = read_varint(view, at, "distance to the reference frame", index, 1)
         follows = int.from_bytes(view[at : at + 4], "little")
         at += 4
         updated, at = read_varint(view, at, "number of updated patches", most)
+        vectors = 0
+        if version > 1:
+            vectors, at = read_varint(view, at, "number of vectors", hc * wc, 1)
         reference, updated_cells, most, window = index - back, 0, updated, (0, 0, 0, 0)
         if updated:
             updated_cells, at = read_varint(view, at, "number of updated cells", hc * wc)
     elif flags & _UPDATE_GAPS:
         raise FormatError("packet is damaged: a key packet has no update map, but its flags name the coding of one")
+    elif version > 1:
+        raise FormatError("packet is damaged: a key packet has no motion, but its version is 2")
     if updated != 0:
         tokens, at = read_varint(view, at, "number of tokens", most)
     if updated:
@@ -402,6 +417,7 @@ def peek(data: Buffer) -> PacketInfo:
         reference=reference,
         n_updated=updated,
         n_updated_cells=updated_cells,
+        n_vectors=vectors,
         follows=follows,
         window=window,
         update_map=None if updated is None else "gaps" if flags & _UPDATE_GAPS else "bitmap",
@@ -540,7 +556,8 @@ def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags:
         rest += frame.model
     rest += counts
     rest += body
-    packet = bytearray((SYNC, VERSION << 4 | flags))
+    version = 2 if isinstance(frame, DeltaFrame) and frame.n_vectors else 1
+    packet = bytearray((SYNC, version << 4 | flags))
     packet += varint(len(rest) + 4)
     packet += rest
     packet += zlib.crc32(packet).to_bytes(4, "little")
@@ -583,10 +600,33 @@ def _decode_bitmap(
     return np.flatnonzero(decoder.bitmap(*grid, count, places)).astype(np.int32)
 
 
+def _vector_steps(vectors: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What each vector differs by from the one before, the first from (0, 0), as symbols ``(2 * M,)``."""
+    return (np.diff(vectors, axis=0, prepend=np.zeros((1, 2), np.int32)) + 2 * MAX_VECTOR).reshape(-1).astype(np.int32)
+
+
+def _vector_rows(count: int) -> NDArray[np.uint16]:
+    """Rows for :func:`_vector_steps`, ``(2 * M, L)``: small steps are likely."""
+    size = np.abs(np.arange(-2 * MAX_VECTOR, 2 * MAX_VECTOR + 1))
+    row = 1 + 1536 // (1 + size) ** 2
+    row[2 * MAX_VECTOR] += 4096 - row.sum()
+    return np.ascontiguousarray(np.broadcast_to(row.astype(np.uint16), (2 * count, len(row))))
+
+
+def _decode_motion(decoder: RangeDecoder, info: PacketInfo) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """What the body of a delta packet begins with: where the motion changes ``(M,)``, and the vectors ``(M, 2)``."""
+    count = info.n_vectors or 0
+    if not count:
+        return np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    turns = _decode_bitmap(decoder, cell_grid(info.width, info.height), count)
+    steps = decoder.symbols(_vector_rows(count), 2 * count).reshape(-1, 2) - 2 * MAX_VECTOR
+    return turns, np.cumsum(steps, axis=0, dtype=np.int32)
+
+
 def _decode_update(
     decoder: RangeDecoder, info: PacketInfo, model: EntropyModel
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """What the body of a delta packet begins with: updated patches ``(U,)``, cells ``(C,)``, their codes ``(C, D)``."""
+    """What follows in the body of a delta packet: updated patches ``(U,)``, cells ``(C,)``, their codes ``(C, D)``."""
     cells, dims = cell_grid(info.width, info.height), len(model.levels)
     n_updated, n_cells = info.n_updated or 0, info.n_updated_cells or 0
     if info.update_map == "gaps":

@@ -54,7 +54,7 @@ def stream(
     tokenizer = choice.load()
     statistics = Statistics()
     problem: str | None = None
-    updated = global_tokens = keyframes = 0
+    updated = global_tokens = vectors = keyframes = 0
     with open_source(source, on_lag=on_lag) as opened, until_signal(opened.stop) as received:
         encoder = Stream(
             tokenizer,
@@ -81,6 +81,7 @@ def stream(
                 statistics.add(tokens.width, tokens.height, tokens.n_tokens, tokens.n_patches, len(frame.packet))
                 updated += frame.n_updated
                 global_tokens += frame.n_globals
+                vectors += frame.n_vectors
                 keyframes += frame.kind == "key"
                 status.show(encoder, frame)
                 if seconds is not None and (
@@ -109,6 +110,7 @@ def stream(
             "seconds": round(elapsed, 3),
             "frames_per_second": round(statistics.frames / max(elapsed, 1e-9), 2),
             "global_tokens_per_frame": {"mean": round(global_tokens / statistics.frames, 3)},
+            "vectors_per_frame": {"mean": round(vectors / statistics.frames, 3)},
             "keyframes": keyframes,
             "updated_share": round(updated / statistics.patches, 6),
             "kbit_per_second": round(8 * statistics.size / 1000 / span, 3),

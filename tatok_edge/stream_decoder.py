@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from .networks import Clock
 from .packet import PacketInfo, body_crc, peek, unpack, unpack_delta, unpack_delta_cells, verify
 from .runtime import _kernels
-from .stream_state import StreamState, apply_delta, empty_state, state_of
+from .stream_state import StreamState, apply_delta, empty_state, in_motion, state_of
 from .tokenizer import Image, Tokenizer
-from .tokens import patch_grid
+from .tokens import PATCH, patch_grid
 
 LATE: Final = 256
 """Key packets of up to so many frames ago are late; older numbers belong to a stream that began anew."""
@@ -65,6 +65,8 @@ class StreamDecoder:
         """The entries after the last packet that was used; None ahead of the first one."""
         self._on_loss = on_loss
         self._stale = np.zeros((0, 0), np.bool_)
+        self._picture: Image | None = None
+        self._moved: Image | None = None
         self._early: dict[tuple[int, int], bytes] = {}
         self._joining: _Joining | None = None
         self._lost = False
@@ -90,8 +92,7 @@ class StreamDecoder:
         if state is None:
             stale = np.ones(patch_grid(info.width, info.height), np.bool_)
             return DecodedFrame(None, info.index, info.timestamp_us, info.kind, stale, problem)
-        pixels = state.pixels(self.tokenizer.networks, Clock())
-        image = _kernels.assemble(pixels, state.grid[1], state.height, state.width, bgr)
+        image = self._shown(state)[: state.height, : state.width, :: -1 if bgr else 1].copy()
         stale = np.ones_like(self._stale) if self._lost else self._stale.copy()
         return DecodedFrame(image, info.index, info.timestamp_us, info.kind, stale, problem)
 
@@ -131,15 +132,34 @@ class StreamDecoder:
         frame = unpack(packet, self.tokenizer.entropy_model)
         self.state = state_of(frame, body_crc(packet), self.tokenizer)
         self._stale = np.zeros(frame.grid, np.bool_)
+        self._picture = self._moved = None
         self._lost, self._joining = False, None
         self._catch_up(self.state)
         return None
 
     def _apply(self, packet: bytes | bytearray | memoryview, state: StreamState) -> None:
         delta = unpack_delta(packet, self.tokenizer.entropy_model, state.global_ids)
+        if delta.n_vectors:
+            motion = delta.motion()
+            self._moved = _kernels.move_cells(self._shown(state), motion)
+            if self._stale.any():  # pixels that move may have been decoded beside entries that are not there yet
+                self._stale |= in_motion(motion)
+        if delta.n_vectors or delta.n_updated:
+            self._picture = None
         apply_delta(delta, body_crc(packet), state, self.tokenizer)
         self._stale.ravel()[delta.updated] = False
         self._lost, self._joining = False, None
+
+    def _shown(self, state: StreamState) -> Image:
+        """The picture, uint8 RGB, padded to whole cells."""
+        if self._picture is None:
+            rows, columns = state.grid
+            pixels = state.pixels(self.tokenizer.networks, Clock())
+            self._picture = _kernels.assemble(pixels, columns, rows * PATCH, columns * PATCH, False)
+            if self._moved is not None:
+                moved = np.flatnonzero(state.moved).astype(np.int32)
+                _kernels.update_reference(self._moved, False, self._picture, moved)
+        return self._picture
 
     def _catch_up(self, state: StreamState) -> None:
         """Apply packets that came ahead of their turn."""
@@ -193,6 +213,7 @@ class StreamDecoder:
         if held is not None and held.grid == state.grid:  # better than nothing, and flagged
             state.context, state.mean, state.state = held.context, held.mean, held.state
         self._stale = np.ones(state.grid, np.bool_)
+        self._picture = self._moved = None
         self.state = state
         self._apply(packet, state)
         return True

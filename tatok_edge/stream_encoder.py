@@ -14,7 +14,17 @@ from .errors import InputError
 from .networks import PATCH_VALUES, Clock, Prior
 from .packet import body_crc, pack, pack_delta
 from .runtime import _kernels
-from .stream_state import PATCHES, StreamState, Window, cell_of, inside, window_around
+from .stream_state import (
+    PATCHES,
+    StreamState,
+    Window,
+    cell_of,
+    inside,
+    move_flags,
+    sources,
+    turns_of,
+    window_around,
+)
 from .tokenizer import Image, Tokenizer, check_image
 from .tokens import PATCH, DeltaFrame, TokenBudget, TokenFrame, cell_grid, patch_grid
 
@@ -53,11 +63,33 @@ LIFE_RATE: Final = 0.3
 """Weight of the newest interval in the mean time between updates of a patch."""
 SAME_SHARE: Final = 1.0
 """A token that would not change is not sent, unless the mean of its patch has moved by this share of its loss."""
+MOTION_CAP: Final = 3.0
+"""Difference at which a patch is taken to need a token whatever its motion, in thresholds of tokens."""
+MOTION_COST: Final = 1.0
+"""What a motion vector must save, in tokens."""
+VECTOR_BITS: Final = 24
+"""Bits of a motion vector at most, beside one for every cell."""
+MOTION_SHARE: Final = 0.05
+"""Share of the patches whose tokens motion must save in a frame: to know what it costs takes a picture now and then."""
+LOOK_INTERVAL: Final = 3
+"""Frames between looks at moved pictures."""
+LOOK_STEPS: Final = (0.7, 1.3)
+"""Limits of the change of the allowance by one such look."""
+MOVING_INTERVAL: Final = 24
+"""Frames between measurements of the loss at most, while pictures move."""
+UNKNOWN_EXCESS: Final = 1.0
+"""How much more patches that a look cannot know lack than those it knows: they changed twice within its frames."""
+LEAST_MOVING_GAIN: Final = 0.1
+"""Below this share of the allowance, motion costs more than it saves."""
+MOTION_PAUSE: Final = 60
+"""Frames until motion is tried again where it did not suit."""
+FAR_BEYOND: Final = 4.0
+"""So many times the allowed loss says at once that motion does not suit the scene."""
 FIRST_PROBE: Final = 3
 """Frames from a new scene to the first measurement of the loss; the intervals then grow."""
 FIRST_GAIN: Final = 0.5
 """Share of the allowance that is used in a new scene: the estimates say too little more often than too much."""
-GAIN_LIMITS: Final = (0.1, 10.0)
+GAIN_LIMITS: Final = (0.05, 10.0)
 """Limits of that share once it has been measured."""
 GAIN_STEPS: Final = (0.3, 1.5)
 """Limits of its change by one measurement: one frame says less about the next ones where little is lost."""
@@ -121,6 +153,12 @@ class StreamFrame:
         return int(self.tokens.global_ids.size)
 
     @property
+    def n_vectors(self) -> int:
+        """Motion vectors in the packet."""
+        tokens = self.tokens
+        return 0 if isinstance(tokens, TokenFrame) else tokens.n_vectors
+
+    @property
     def n_updated(self) -> int:
         """Patches whose entry the packet changes."""
         tokens = self.tokens
@@ -161,6 +199,10 @@ class _Pending:
     """Codes of all cells after this frame ``(D, hc, wc)``."""
     window: Window = (0, 0, 0, 0)
     """Cells whose context is computed."""
+    motion: NDArray[np.int32] | None = None
+    """Vector of each cell ``(hc, wc, 2)``; None where nothing moves."""
+    held_loss: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """What the entry of each patch lacks already, where it has moved to, ``(N,)``."""
     prior: Prior | None = None
     """Prior of the patches under them."""
     features: NDArray[np.float32] | None = None
@@ -227,6 +269,10 @@ class StreamEncoder:
         self._noise_limit = MAX_NOISE
         self._threshold = 0.0
         self._scale = TYPICAL_SCALE
+        self._failed_looks = self._moves_from = 0
+        self._error_of_detail = 0.0
+        self._shown: NDArray[np.uint8] | None = None
+        self._shown_later: list[tuple[NDArray[np.int32] | None, NDArray[np.int32]]] = []
 
     def request_keyframe(self) -> None:
         """Make the next frame a keyframe; may be called from any thread."""
@@ -274,7 +320,11 @@ class StreamEncoder:
             self._usual_change = None
             return self._begin_key(pending, new_scene=True)
         with pending.clock.stage("change"):
+            pending.held_loss = self._held_loss
             changes = _kernels.patch_change(image, bgr, self._reference, out=self._changes)
+        with pending.clock.stage("motion"):
+            changes = self._find_motion(pending, state, changes)
+        with pending.clock.stage("change"):
             # In detail, and as far as codes can follow: in means of 4x4 pixels.
             change, coarse = changes.astype(np.float32) * np.float32(1 / PATCH_VALUES)
             noise = self._update_noise(changes[0])
@@ -290,12 +340,12 @@ class StreamEncoder:
             # Detail that codes cannot follow costs next to nothing, but it has changed.
             beyond = np.where(changed, np.maximum(coarse - np.float32(noise / 16), LEAST_CHANGE), np.float32(0))
             # What a patch costs if it is held: what its entry lacks already, and what has changed since.
-            pending.loss = self._held_loss + beyond
+            pending.loss = pending.held_loss + beyond
             visible = changed & (change - np.float32(noise) > VISIBLE)
             self._age += 1
             pending.life = life = np.clip(np.maximum(self._life, self._age), 1, LONGEST_LIFE)
             value = pending.loss * life
-            due = visible | (changed & (value > self._threshold)) | (self._held_loss * life > self._threshold)
+            due = visible | (changed & (value > self._threshold)) | (pending.held_loss * life > self._threshold)
             wanted = due | (changed & (value > CANDIDATE_SHARE * self._threshold))
             # What may wait for a token must not widen the window, which is what the context costs.
             wanted &= box_around(due.reshape(state.grid)).ravel()
@@ -410,7 +460,7 @@ class StreamEncoder:
         height, width = pending.image.shape[:2]
         if pending.new_scene and self.max_loss_db > 0:
             everything = np.ones(patches, np.bool_)
-            self._error = self._error_with(everything, codes, prior, pending)
+            self._set_error(self._error_with(everything, codes, prior, pending), pending.image, pending.bgr)
             token, _ = choose(pending.cost, pending.life, self._allowed())
             if 0 < np.count_nonzero(token) < patches:
                 # The estimate of what a dropped token costs holds on average over scenes; correct it for this one.
@@ -467,6 +517,7 @@ class StreamEncoder:
                 context=prior.context,
                 mean=prior.mean,
                 state=_kernels.decoder_state(full[kept], kept, prior.expected, prior.entropy, levels),
+                moved=np.zeros(patches, np.bool_),
             )
             self._set_threshold(pending.cost, pending.life)
             self._held_loss = pending.cost
@@ -480,6 +531,11 @@ class StreamEncoder:
         self._reference = np.empty((rows * PATCH, columns * PATCH, 3), np.uint8)
         _kernels.update_reference(pending.image, pending.bgr, self._reference, pending.candidates)
         self._changes = np.empty((2, rows * columns), np.int32)
+        self._moved_reference, self._moved_changes = np.empty_like(self._reference), np.empty_like(self._changes)
+        self._motion = np.zeros((*state.cells, 2), np.int32)
+        self._shown = None
+        self._shown_later.clear()
+        self._failed_looks = 0
         # Room for the features of entries that are not written yet.
         self._context, self._mean = state.context.copy(), state.mean.copy()
         self._noise_limit = noise_limit(self._reference)
@@ -487,12 +543,22 @@ class StreamEncoder:
         self._key_requested.clear()
         if pending.new_scene:
             self._age, self._life = np.zeros(rows * columns, np.float32), pending.life
-            self._gain = FIRST_GAIN
+            self._gain, self._moves_from = FIRST_GAIN, 0
             self._until_probe = self._probe_interval = FIRST_PROBE
 
     def _finish_delta(self, pending: _Pending, codes: NDArray[np.int32], state: StreamState) -> StreamFrame:
         tokenizer, clock, prior, candidates = self.tokenizer, pending.clock, pending.prior, pending.candidates
         levels, loss = tokenizer.levels, pending.loss
+        if pending.motion is not None:
+            if self._shown is None:
+                height, width = self._reference.shape[:2]
+                with clock.stage("probe"):
+                    pixels = state.pixels(tokenizer.networks, Clock())
+                    self._shown = _kernels.assemble(pixels, width // PATCH, height, width, False)
+            self._reference, self._moved_reference = self._moved_reference, self._reference
+            self._held_loss = pending.held_loss
+            state.move(pending.motion)
+        turns, vectors = turns_of(pending.motion)
         with clock.stage("select"):
             self._limit_by_information(pending, codes, loss.size)
             token = pending.token
@@ -535,6 +601,8 @@ class StreamEncoder:
                 timestamp_us=pending.timestamp_us,
                 reference=state.index,
                 follows=state.crc,
+                turns=turns,
+                vectors=vectors,
             )
             return delta, pack_delta(delta, tokenizer.entropy_model, global_ids)
 
@@ -556,6 +624,7 @@ class StreamEncoder:
             self._set_threshold(without_token, pending.life)
         self._since_key += 1
         self._until_probe -= 1
+        self._follow_motion(pending, state, delta)
         if self.max_loss_db > 0 and self._until_probe <= 0:
             self._probe(pending.image, pending.bgr, state, clock)
             self._probe_interval = min(2 * self._probe_interval, PROBE_INTERVAL)
@@ -568,7 +637,7 @@ class StreamEncoder:
         """Which of the new tokens are those that are held already, with a mean that has hardly moved."""
         chosen = pending.candidates[pending.token]
         same: NDArray[np.bool_] = _kernels.ids_from_codes(codes, self.tokenizer.levels) == state.ids[chosen]
-        same &= ~pending.refreshed[pending.token]
+        same &= ~pending.refreshed[pending.token] & ~state.moved[chosen]
         here = chosen[same]
         if len(here):
             moved = prior.mean[:, inside(here, pending.window, state.grid[1])] - state.mean[:, here]
@@ -578,10 +647,14 @@ class StreamEncoder:
 
     # --- parts of the work ------------------------------------------------------------------------
 
+    def _allowed_share(self) -> float:
+        """What holding and filtering may add to the squared error, as a share of it."""
+        share: float = 10.0 ** (self.max_loss_db / 10) - 1
+        return share
+
     def _allowed(self) -> float:
         """Squared error that holding and filtering may add to a frame, summed over its patches."""
-        share: float = 10.0 ** (self.max_loss_db / 10) - 1
-        return share * self._error * self._gain
+        return self._allowed_share() * self._error * self._gain
 
     def _set_threshold(self, loss: NDArray[np.float32], life: NDArray[np.float32]) -> None:
         """What a token must be worth, from what this frame would lose without tokens."""
@@ -614,17 +687,136 @@ class StreamEncoder:
             codes = networks.patch_codes(features, inner)
             full = _kernels.decoder_state(codes, everything, prior.expected, prior.entropy, levels)
             errors = [
-                float(_kernels.patch_error(pixels, image, bgr, columns).sum(dtype=np.float64))
+                _kernels.patch_error(pixels, image, bgr, columns)
                 for pixels in (
                     networks.pixels(full, prior.context, prior.mean, state.grid, inner),
                     state.pixels(networks, inner),
                 )
             ]
-            self._error = errors[0]
-            allowed = 10.0 ** (self.max_loss_db / 10) - 1
-            actual = max(errors[1] / max(errors[0], 1e-6) - 1, 1e-6)
-            self._gain = float(np.clip(self._gain * np.clip(allowed / actual, *GAIN_STEPS), *GAIN_LIMITS))
+            self._set_error(float(errors[0].sum(dtype=np.float64)), image, bgr)
+            known = np.ones(rows * columns, np.bool_)
+            if self._shown is not None and state.moved.any():
+                errors[1], known = self._shown_error(image, bgr, state)
+            self._correct(_excess(errors[1], errors[0], known), GAIN_STEPS)
             self._noise_limit = noise_limit(self._reference)
+
+    def _shown_error(
+        self, image: Image, bgr: bool, state: StreamState
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Squared error of each patch of the picture that a decoder shows, nearly.
+
+        Where pixels have moved, only a decoder knows the picture, and decoding every frame would cost more than motion
+        saves. So it is made up for some frames at a time, from one decoding: patches that were updated twice in
+        that time show their last update too early.
+        """
+        grid = state.grid
+        pixels = state.pixels(self.tokenizer.networks, Clock())
+        decoded = _kernels.assemble(pixels, grid[1], grid[0] * PATCH, grid[1] * PATCH, False)
+        assert self._shown is not None
+        last = np.full(state.ids.size, -1)
+        for number, (_, updated) in enumerate(self._shown_later):
+            last[updated] = number
+        unknown = np.zeros(state.ids.size, np.bool_)
+        for number, (motion, updated) in enumerate(self._shown_later):
+            if motion is not None:
+                self._shown = _kernels.move_cells(self._shown, motion)
+                unknown = move_flags(unknown.reshape(grid), motion).ravel()
+            _kernels.update_reference(decoded, False, self._shown, updated)
+            unknown[updated] = last[updated] > number
+        self._shown_later.clear()
+        unmoved = np.flatnonzero(~state.moved).astype(np.int32)
+        _kernels.update_reference(decoded, False, self._shown, unmoved)
+        error = _kernels.patch_change(image, bgr, self._shown)[0].astype(np.float32) * np.float32(1 / PATCH_VALUES)
+        unknown[unmoved] = False
+        return error, ~unknown
+
+    def _follow_motion(self, pending: _Pending, state: StreamState, delta: DeltaFrame) -> None:
+        """Keep what a look at the picture needs while pixels move, and look now and then."""
+        if self._shown is None:
+            return
+        if not state.moved.any():
+            self._shown = None
+            self._shown_later.clear()
+            return
+        self._shown_later.append((pending.motion, delta.updated))
+        self._until_probe = min(self._until_probe, MOVING_INTERVAL)
+        if len(self._shown_later) >= LOOK_INTERVAL and self._until_probe > 0:
+            with pending.clock.stage("probe"):
+                self._look(pending, state)
+
+    def _look(self, pending: _Pending, state: StreamState) -> None:
+        """Correct the allowance by the error of moved pictures; give motion up where it does not suit the scene."""
+        shown, known = self._shown_error(pending.image, pending.bgr, state)
+        expected = np.float32(self._error_of_detail) * self._detail(pending.image, pending.bgr)
+        self._error = float(expected.sum(dtype=np.float64))
+        excess = _excess(shown, expected, known)
+        self._correct(excess, LOOK_STEPS)
+        if excess > FAR_BEYOND * self._allowed_share():
+            self._failed_looks += 2
+        else:
+            self._failed_looks = self._failed_looks + 1 if self._gain < LEAST_MOVING_GAIN else 0
+        if self._failed_looks >= 2:
+            self._moves_from, self._gain = pending.index + MOTION_PAUSE, FIRST_GAIN
+            self._failed_looks = 0
+            self._held_loss[state.moved] += shown[state.moved]
+
+    def _detail(self, image: Image, bgr: bool) -> NDArray[np.float32]:
+        """Energy of each patch beyond means of 4x4 pixels; the error of all tokens follows it in a scene."""
+        rows, columns = patch_grid(image.shape[1], image.shape[0])
+        total, coarse = _kernels.patch_change(image, bgr, np.zeros((rows * PATCH, columns * PATCH, 3), np.uint8))
+        detail: NDArray[np.float32] = (total - coarse).astype(np.float32) * np.float32(1 / PATCH_VALUES)
+        return detail
+
+    def _set_error(self, error: float, image: Image, bgr: bool) -> None:
+        """Take note of the squared error that all tokens leave in a frame, summed over its patches."""
+        self._error = error
+        self._error_of_detail = error / max(float(self._detail(image, bgr).sum(dtype=np.float64)), 1e-6)
+
+    def _correct(self, excess: float, steps: tuple[float, float]) -> None:
+        """Correct the allowance by what holding and filtering added to the squared error, as a share of it."""
+        step = np.clip(self._allowed_share() / max(excess, 1e-6), *steps)
+        self._gain = float(np.clip(self._gain * step, *GAIN_LIMITS))
+
+    def _find_motion(self, pending: _Pending, state: StreamState, changes: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Move the reference picture where that saves tokens; returns the changes against what it is then."""
+        threshold = self._threshold
+        # Who joins a rolling refresh in the middle could never tell which moved pixels are right.
+        if self.refresh == "rolling" or pending.index < self._moves_from or not 0 < threshold < np.inf:
+            return changes
+        noise = np.float32((self._noise or 0.0) / 16)
+        life = np.clip(np.maximum(self._life, self._age), 1, LONGEST_LIFE)
+
+        def tokens(changes: NDArray[np.int32], held: NDArray[np.float32]) -> NDArray[np.float32]:
+            """About how many tokens each cell takes."""
+            coarse = changes[1].astype(np.float32) * np.float32(1 / PATCH_VALUES)
+            value = (held + np.maximum(coarse - noise, 0)) * life
+            rows, columns = state.cells
+            patches = np.minimum(value / threshold, 1).reshape(rows, PATCHES, columns, PATCHES)
+            cells: NDArray[np.float32] = patches.sum((1, 3))
+            return cells
+
+        now = tokens(changes, self._held_loss)
+        active = now > MOTION_COST
+        if not active.any():
+            return changes
+        cap = int(min(MOTION_CAP * 64 * threshold / float(np.median(life)), 1 << 22))
+        motion = self._motion.copy()
+        _kernels.find_motion(
+            pending.image, pending.bgr, self._reference, active.view(np.uint8), cap, int(MOTION_COST * cap), motion
+        )
+        self._motion = motion
+        if not motion.any():
+            return changes
+        _kernels.move_cells(self._reference, motion, out=self._moved_reference)
+        moved = _kernels.patch_change(pending.image, pending.bgr, self._moved_reference, out=self._moved_changes)
+        held_loss = self._held_loss[sources(motion)]
+        vectors = len(turns_of(motion)[0])
+        saved = float((now - tokens(moved, held_loss)).sum()) - MOTION_COST * vectors
+        bits = VECTOR_BITS * vectors + now.size
+        if saved <= MOTION_SHARE * state.ids.size or bits > (self.budget.max_bits or np.inf) / 4:
+            return changes
+        pending.motion, pending.held_loss = motion, held_loss
+        return moved
 
     def _update_noise(self, changes: NDArray[np.int32]) -> float:
         """Energy of the difference of two frames that noise alone makes, per value."""
@@ -753,6 +945,15 @@ def encode_frames(
         frames.append(encoder._finish(one, codes[start:stop]))
         start = stop
     return frames
+
+
+def _excess(shown: NDArray[np.float32], best: NDArray[np.float32], known: NDArray[np.bool_]) -> float:
+    """What a picture lacks against the best one, as a share of the error of that, from the patches that are known."""
+    least = float(best[known].sum(dtype=np.float64))
+    if least <= 0:
+        return 0.0
+    excess = float(shown[known].sum(dtype=np.float64)) / least - 1
+    return excess * (1 + UNKNOWN_EXCESS * (1 - float(known.mean())))
 
 
 # --- choices ---------------------------------------------------------------------------------------

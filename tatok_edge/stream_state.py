@@ -3,7 +3,7 @@
 For each patch: its context, mean pixels, code (or conditional mean), keep bit and entropy as of the frame in which it
 was last updated. A delta packet says which patches are updated, carries the global tokens that changed and the codes of
 the patches that need one; everything else stays. Both ends compute the context from the same global codes, so nothing
-drifts.
+drifts. What moves keeps its pixels: cells may show the picture before from another place, until they are updated.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class StreamState:
     """``(192, N)``."""
     state: NDArray[np.float32]
     """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
+    moved: NDArray[np.bool_]
+    """Which patches show moved pixels of earlier pictures instead of what their entry says ``(N,)``."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -64,8 +66,12 @@ class StreamState:
         return cell_grid(self.width, self.height)
 
     def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
-        """The reconstruction, ``(192, N)`` in [-1, 1]."""
+        """What the entries say, ``(192, N)`` in [-1, 1]; patches that are :attr:`moved` show something else."""
         return networks.pixels(self.state, self.context, self.mean, self.grid, clock)
+
+    def move(self, motion: NDArray[np.int32]) -> None:
+        """Mark the patches of the cells that move, ``motion`` is int32 ``(hc, wc, 2)``."""
+        self.moved |= in_motion(motion).ravel()
 
     def update(self, prior: Prior, delta: DeltaFrame, codes: NDArray[np.int32], levels: tuple[int, ...]) -> None:
         """Write the entries of the patches that ``delta`` updates.
@@ -82,6 +88,7 @@ class StreamState:
         source = inside(delta.updated, delta.window, columns)
         for array, held in ((prior.context, self.context), (prior.mean, self.mean), (state, self.state)):
             _kernels.scatter_columns(array, source, held, delta.updated)
+        self.moved[delta.updated] = False
         self.ids[delta.updated] = -1
         self.ids[delta.positions] = delta.ids
 
@@ -102,6 +109,7 @@ def empty_state(width: int, height: int, dims: int, context_width: int) -> Strea
         context=np.zeros((context_width, patches), np.float32),
         mean=np.zeros((PATCH_VALUES, patches), np.float32),
         state=np.zeros((dims + 2, patches), np.float32),
+        moved=np.zeros(patches, np.bool_),
     )
 
 
@@ -126,6 +134,46 @@ def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     row, column = np.divmod(positions, columns)
     cells: NDArray[np.int32] = (row // PATCHES * (columns // PATCHES) + column // PATCHES).astype(np.int32)
     return cells
+
+
+def turns_of(motion: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where in raster order another motion begins ``(M,)``, and the vectors from there on ``(M, 2)``."""
+    if motion is None:
+        return np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    flat = motion.reshape(-1, 2)
+    turns = np.flatnonzero(np.diff(flat, axis=0, prepend=np.zeros((1, 2), np.int32)).any(1)).astype(np.int32)
+    return turns, np.ascontiguousarray(flat[turns])
+
+
+def in_motion(motion: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which patches lie in a cell that moves, as a map ``(h, w)``; ``motion`` is ``(hc, wc, 2)``."""
+    moves: NDArray[np.bool_] = (motion != 0).any(2).repeat(PATCHES, 0).repeat(PATCHES, 1)
+    return moves
+
+
+def sources(motion: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The patch nearest to where each patch comes from, ``(N,)``."""
+    steps = (motion + PATCH) // (2 * PATCH)
+    steps = steps.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    rows, columns = steps.shape[:2]
+    row = np.clip(np.arange(rows)[:, None] + steps[:, :, 0], 0, rows - 1)
+    column = np.clip(np.arange(columns) + steps[:, :, 1], 0, columns - 1)
+    sources: NDArray[np.int64] = (row * columns + column).ravel()
+    return sources
+
+
+def move_flags(flags: NDArray[np.bool_], motion: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Flags ``(h, w)`` of patches whose pixels move: set where one of those that they come from is."""
+    rows, columns = flags.shape
+    steps = motion.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    moved = np.zeros_like(flags)
+    # A patch reads from one pixel ahead of it to two behind it (interpolation), so it may touch three in a row.
+    for y in (-1, 3 * PATCH // 4, PATCH + 1):
+        row = np.clip((2 * PATCH * np.arange(rows)[:, None] + steps[:, :, 0] + 2 * y) // (2 * PATCH), 0, rows - 1)
+        for x in (-1, 3 * PATCH // 4, PATCH + 1):
+            column = np.clip((2 * PATCH * np.arange(columns) + steps[:, :, 1] + 2 * x) // (2 * PATCH), 0, columns - 1)
+            moved |= flags[row, column]
+    return np.where(in_motion(motion), moved, flags)
 
 
 def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
@@ -153,12 +201,15 @@ def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
         context=prior.context,
         mean=prior.mean,
         state=_kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, levels),
+        moved=np.zeros(rows * columns, np.bool_),
     )
 
 
 def apply_delta(delta: DeltaFrame, crc: int, state: StreamState, tokenizer: Tokenizer) -> None:
     """Update ``state`` in place; ``crc`` is that of the packet."""
     levels = tokenizer.levels
+    if delta.n_vectors:
+        state.move(delta.motion())
     if delta.cells.size:
         flat = state.global_codes.reshape(len(levels), -1)
         flat[:, delta.cells] = _kernels.codes_from_ids(delta.global_ids, levels).T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,6 +16,8 @@ PATCH = 8
 """Side of a patch in pixels: one patch token each."""
 CELL = 32
 """Side of the image area that one global token describes, in pixels."""
+MAX_VECTOR = 62
+"""Largest part of a motion vector, in half pixels."""
 MIN_SIDE = 32
 """Smallest width and height of an image, in pixels."""
 MAX_SIDE = 16384
@@ -234,6 +236,12 @@ class DeltaFrame:
     """Number of the state that is updated, as :func:`tatok_edge.packet.body_crc` gives it, 0 to 2^32 - 1."""
     timestamp_us: int = 0
     """Time of the frame in microseconds; a signed 64-bit number."""
+    turns: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Raster index of each cell that moves otherwise than the cell before it (the first one: that moves), int32
+    ``(M,)``, strictly increasing."""
+    vectors: Int32Array = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    """Where the content of these cells, and of those after them up to the next one, was in the picture before:
+    (y, x) in half pixels, int32 ``(M, 2)``, at most 62 either way."""
 
     def __post_init__(self) -> None:
         _check_header(self)
@@ -263,6 +271,8 @@ class DeltaFrame:
         if self.cells.size and not self.updated.size:
             raise InputError(f"cells must be empty where no patch is updated, got {self.cells.size}")
         _set(self, "window", _window(self.window, touched_cells(update_map)))
+        _check_positions("turns", self.turns, rows * columns)
+        _check_vectors(self.vectors, self.turns.size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -295,6 +305,19 @@ class DeltaFrame:
         """Number of global tokens that change."""
         return int(self.cells.size)
 
+    @property
+    def n_vectors(self) -> int:
+        """Number of motion vectors."""
+        return int(self.turns.size)
+
+    def motion(self) -> Int32Array:
+        """Vector of every cell, (y, x) in half pixels, int32 ``(rows, columns, 2)`` of the cell grid; a new array."""
+        rows, columns = self.cell_grid
+        lengths = np.diff(self.turns, append=np.int32(rows * columns))
+        dense = np.zeros((rows * columns, 2), np.int32)
+        dense[rows * columns - int(lengths.sum()) :] = np.repeat(self.vectors, lengths, axis=0)
+        return dense.reshape(rows, columns, 2)
+
     def update_map(self) -> NDArray[np.bool_]:
         """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
         return _map_of(self.updated, self.grid)
@@ -315,6 +338,8 @@ class DeltaFrame:
             and np.array_equal(self.ids, other.ids)
             and np.array_equal(self.cells, other.cells)
             and np.array_equal(self.global_ids, other.global_ids)
+            and np.array_equal(self.turns, other.turns)
+            and np.array_equal(self.vectors, other.vectors)
         )
 
     __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
@@ -324,6 +349,7 @@ class DeltaFrame:
         return (
             f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "
             f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {rows * columns} global tokens, "
+            f"{self.n_vectors} vectors, "
             f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
             f"follows={self.follows:08x}, timestamp_us={self.timestamp_us})"
         )
@@ -463,6 +489,18 @@ def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int
     if np.count_nonzero(touched[top : top + rows, left : left + columns]) < np.count_nonzero(touched):
         raise InputError(f"window must hold all cells that contain an updated patch, got {tuple(window)}")
     return top, left, rows, columns
+
+
+def _check_vectors(vectors: Any, count: int) -> None:
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.int32 or vectors.shape != (count, 2):
+        got = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise InputError(f"vectors must be an int32 numpy array ({count}, 2), one for each of turns, got {got}")
+    if not count:
+        return
+    if vectors.min() < -MAX_VECTOR or vectors.max() > MAX_VECTOR:
+        raise InputError(f"vectors must be from {-MAX_VECTOR} to {MAX_VECTOR} half pixels")
+    if not vectors[0].any() or (vectors[1:] == vectors[:-1]).all(1).any():
+        raise InputError("vectors must differ from the one before, the first one from (0, 0)")
 
 
 def _map_of(positions: Int32Array, grid: tuple[int, int]) -> NDArray[np.bool_]:

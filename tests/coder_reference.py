@@ -287,6 +287,11 @@ def unpack(data: bytes, levels: Sequence[int], global_rows: GlobalRows, patch_ro
     }
 
 
+STEPS = [1 + 1536 // (1 + abs(step)) ** 2 for step in range(-124, 125)]
+"""Row of the steps from one motion vector to the next; the middle takes what is left of 4096."""
+STEPS[124] += 4096 - sum(STEPS)
+
+
 def grid_of(chosen: Sequence[int], rows: int, columns: int) -> list[list[int]]:
     """Raster indices as a map of zeros and ones."""
     members = set(chosen)
@@ -326,11 +331,20 @@ def pack_delta(
     dims = len(levels)
     global_codes = [code_from_id(i, levels) for i in global_ids]
     coder = Encoder()
+    turns = list(delta["turns"])  # type: ignore[call-overload]
+    if turns:
+        encode_bitmap(coder, grid_of(turns, *cells))
+        before = [0, 0]
+        for vector in delta["vectors"]:  # type: ignore[attr-defined]
+            for new, old in zip(vector, before, strict=True):
+                encode_symbols(coder, [new - old + 124], [STEPS])
+            before = vector
     if update_gaps:
         encode_gaps(coder, updated)
-    else:
+    elif updated:
         encode_bitmap(coder, grid_of(updated, *grid))
-    encode_bitmap(coder, grid_of(changed, *cells))
+    if updated:
+        encode_bitmap(coder, grid_of(changed, *cells))
     rows = global_rows(cells)
     for cell in changed:
         encode_symbols(coder, global_codes[cell], rows[cell * dims : (cell + 1) * dims])
@@ -343,12 +357,14 @@ def pack_delta(
     rest = varint(index) + varint(2 * time if time >= 0 else -2 * time - 1)
     rest += varint(width) + varint(height) + (tag or b"") + varint(index - reference)
     rest += int(delta["follows"]).to_bytes(4, "little") + varint(len(updated))  # type: ignore[call-overload]
+    if turns:
+        rest += varint(len(turns))
     if updated:
         rest += varint(len(changed)) + varint(len(positions))
         rest += b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
-    rest += coder.finish()
+    rest += coder.finish() if updated or turns else b""
     flags = 1 | (2 if tag else 0) | (4 if gaps else 0) | (8 if update_gaps else 0)
-    packet = bytes([0xA9, 0x10 | flags]) + varint(len(rest) + 4) + rest
+    packet = bytes([0xA9, (0x20 if turns else 0x10) | flags]) + varint(len(rest) + 4) + rest
     return packet + zlib.crc32(packet).to_bytes(4, "little"), coder
 
 
@@ -356,7 +372,7 @@ def unpack_delta(
     data: bytes, global_ids: Sequence[int], levels: Sequence[int], global_rows: GlobalRows, patch_rows: PatchRows
 ) -> dict[str, object]:
     """Inverse of :func:`pack_delta`, but ``global_ids`` are those of all cells before the update."""
-    assert data[0] == 0xA9 and data[1] >> 4 == 1 and data[1] & 1
+    assert data[0] == 0xA9 and data[1] >> 4 in (1, 2) and data[1] & 1
     length, at = read_varint(data, 2)
     assert at + length == len(data) and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     index, at = read_varint(data, at)
@@ -368,7 +384,9 @@ def unpack_delta(
     back, at = read_varint(data, at)
     follows = int.from_bytes(data[at : at + 4], "little")
     n_updated, at = read_varint(data, at + 4)
-    n_cells = count = 0
+    n_cells = count = n_vectors = 0
+    if data[1] >> 4 == 2:
+        n_vectors, at = read_varint(data, at)
     window = [0, 0, 0, 0]
     if n_updated:
         n_cells, at = read_varint(data, at)
@@ -379,6 +397,15 @@ def unpack_delta(
     grid = (cells[0] * 4, cells[1] * 4)
     dims = len(levels)
     coder = Decoder(data[at:-4])
+    turns: list[int] = []
+    vectors: list[list[int]] = []
+    if n_vectors:
+        turns = members_of(decode_bitmap(coder, *cells, n_vectors))
+        y = x = 0
+        for _ in turns:
+            y += decode_symbols(coder, [STEPS])[0] - 124
+            x += decode_symbols(coder, [STEPS])[0] - 124
+            vectors.append([y, x])
     if data[1] & 8:
         updated = decode_gaps(coder, n_updated, grid[0] * grid[1])
     else:
@@ -406,5 +433,7 @@ def unpack_delta(
         "reference": index - back,
         "follows": follows,
         "window": tuple(window),
+        "turns": turns,
+        "vectors": vectors,
         "timestamp_us": time // 2 if time % 2 == 0 else -(time + 1) // 2,
     }

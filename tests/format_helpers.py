@@ -138,6 +138,7 @@ def make_delta(
     *,
     index: int | None = None,
     timestamp_us: int = 0,
+    vectors: int = 0,
 ) -> tuple[DeltaFrame, NDArray[np.int32]]:
     """So many updates of arithmetic nonsense to a frame, and the global ids of all its cells after them."""
     places = sorted(spread(before.n_patches, seed)[:updated])
@@ -166,6 +167,9 @@ def make_delta(
         follows=seed * 2654435761 % 2**32,
         window=window,
         timestamp_us=timestamp_us,
+        turns=int32(sorted(spread(hc * wc, seed + 3)[:vectors])),
+        # Neighbours differ by 23, so no two in a row are equal; none is (0, 0).
+        vectors=int32([((i * 23 + seed) % 61 + 1, (i * 37 + seed) % 125 - 62) for i in range(vectors)]).reshape(-1, 2),
     )
     return delta, after
 
@@ -191,21 +195,25 @@ def example_delta() -> tuple[DeltaFrame, NDArray[np.int32]]:
 
 
 def golden_stream() -> tuple[TokenFrame, list[tuple[DeltaFrame, NDArray[np.int32]]]]:
-    """A key frame and what comes after it: every coding of the maps, nothing, everything, a gap in the numbers."""
+    """A key frame and what comes after it: all codings of the maps, nothing, everything, a gap, motion."""
     key = make_frame(360, 232, 500, 5, index=1000, timestamp_us=0)
     deltas: list[tuple[DeltaFrame, NDArray[np.int32]]] = []
     state = key
-    for number, (updated, tokens, cells, index) in enumerate(
+    for number, (updated, tokens, cells, index, vectors) in enumerate(
         [
-            (300, 120, 40, 1001),
-            (200, 3, 0, 1002),
-            (9, 5, 4, 1003),
-            (0, 0, 0, 1004),
-            (1536, 1536, 96, 1200),
-            (1536, 0, 1, 1201),
+            (300, 120, 40, 1001, 0),
+            (200, 3, 0, 1002, 0),
+            (9, 5, 4, 1003, 0),
+            (0, 0, 0, 1004, 0),
+            (1536, 1536, 96, 1200, 0),
+            (1536, 0, 1, 1201, 0),
+            (300, 120, 40, 1202, 11),
+            (0, 0, 0, 1203, 96),
         ]
     ):
-        delta, after = make_delta(state, updated, tokens, cells, number, index=index, timestamp_us=40000 * number)
+        delta, after = make_delta(
+            state, updated, tokens, cells, number, index=index, timestamp_us=40000 * number, vectors=vectors
+        )
         deltas.append((delta, after))
         state = replace(state, global_ids=after, index=index)
     return key, deltas

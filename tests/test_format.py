@@ -63,6 +63,9 @@ OTHER_TAG = b"other!!!"
 PAGE = Path(__file__).parents[1] / "docs" / "format.md"
 
 
+DELTA_ARRAYS = ("updated", "positions", "ids", "cells", "global_ids", "turns", "vectors")
+
+
 def as_dict(frame: TokenFrame) -> dict[str, object]:
     return {
         "ids": frame.ids.tolist(),
@@ -76,7 +79,7 @@ def as_dict(frame: TokenFrame) -> dict[str, object]:
 
 
 def delta_as_dict(delta: DeltaFrame) -> dict[str, object]:
-    arrays = {name: getattr(delta, name).tolist() for name in ("updated", "positions", "ids", "cells", "global_ids")}
+    arrays = {name: getattr(delta, name).tolist() for name in DELTA_ARRAYS}
     numbers = {
         name: getattr(delta, name) for name in ("width", "height", "index", "reference", "follows", "timestamp_us")
     }
@@ -285,7 +288,8 @@ def test_any_bytes_are_told(data: bytes) -> None:
     ("packet", "message"),
     [
         (b"PNG" * 9, "no packet begins here: the first byte must be 0xa9, got 0x50"),
-        (make_packet(0, 0, 64, 64, 0, version=2), "format version 2, this release reads up to 1; update tatok-edge"),
+        (make_packet(0, 0, 64, 64, 0, version=3), "format version 3, this release reads up to 2; update tatok-edge"),
+        (make_packet(0, 0, 64, 64, 0, version=2), "a key packet has no motion, but its version is 2"),
         (make_packet(0, 0, 64, 64, 0, version=0), "its format version is 0"),
         (make_packet(0, 0, 31, 64, 0), "width must be from 32 to 16384, got 31"),
         (make_packet(0, 0, 16385, 64, 0), "width must be from 32 to 16384, got 16385"),
@@ -408,20 +412,22 @@ KEY = make_frame(100, 70, 60, index=40)
     [(0, 0, 0), (1, 0, 0), (1, 1, 1), (30, 12, 4), (2, 1, 12), (30, 30, 0), (192, 0, 12), (192, 192, 12)],
 )
 @pytest.mark.parametrize("embed_model", [True, False])
-def test_a_delta_comes_back(updated: int, tokens: int, cells: int, embed_model: bool) -> None:
-    delta, after = make_delta(KEY, updated, tokens, cells, index=42, timestamp_us=-5)
+@pytest.mark.parametrize("vectors", [0, 1, 12])
+def test_a_delta_comes_back(updated: int, tokens: int, cells: int, embed_model: bool, vectors: int) -> None:
+    delta, after = make_delta(KEY, updated, tokens, cells, index=42, timestamp_us=-5, vectors=vectors)
     data = pack_delta(delta, MODEL, after, embed_model=embed_model)
     before = KEY.global_ids.copy()
     for kind in (bytes, bytearray, memoryview):
         read = unpack_delta(kind(data), MODEL, before)
         assert read == delta
-        for name in ("updated", "positions", "ids", "cells", "global_ids"):
+        for name in DELTA_ARRAYS:
             assert getattr(read, name).dtype == np.int32
     assert before.tolist() == KEY.global_ids.tolist()  # what the caller holds is left alone
     info = peek(data)
     assert info == verify(data)
     assert info.model == (TAG if embed_model else None)
-    assert (info.kind, info.version, info.size, info.n_tokens) == ("delta", 1, len(data), tokens)
+    assert (info.kind, info.size, info.n_tokens) == ("delta", len(data), tokens)
+    assert (info.version, info.n_vectors) == (2 if vectors else 1, vectors)  # what has no motion is read by all
     assert (info.width, info.height, info.index, info.reference, info.timestamp_us) == (100, 70, 42, 40, -5)
     assert (info.n_patches, info.n_updated, info.n_updated_cells) == (192, updated, cells)
     assert (info.follows, info.window) == (delta.follows, delta.window)
@@ -569,7 +575,8 @@ def any_delta(draw: st.DrawFn) -> tuple[TokenFrame, DeltaFrame, Any]:
     tokens = draw(st.one_of(st.sampled_from([0, updated]), st.integers(0, updated)))
     cells = draw(st.one_of(st.sampled_from([0, n]), st.integers(0, n // 16)))
     time = draw(st.integers(-(2**63), 2**63 - 1))
-    return key, *make_delta(key, updated, tokens, cells, seed, index=index, timestamp_us=time)
+    vectors = min(n // 16, draw(st.sampled_from([0, 0, 1, 3, n])))
+    return key, *make_delta(key, updated, tokens, cells, seed, index=index, timestamp_us=time, vectors=vectors)
 
 
 @given(any_delta())
@@ -616,8 +623,8 @@ def test_a_chain_of_deltas_leaves_the_same_state_on_both_sides(steps: list[tuple
 
 
 def test_a_delta_packet_that_is_cut_off_anywhere_is_told() -> None:
-    delta, after = make_delta(KEY, 40, 20, 5)
-    for change, ids in ((delta, after), make_delta(KEY, 0, 0, 0)):
+    delta, after = make_delta(KEY, 40, 20, 5, vectors=4)
+    for change, ids in ((delta, after), make_delta(KEY, 0, 0, 0), make_delta(KEY, 0, 0, 0, vectors=3)):
         data = pack_delta(change, MODEL, ids)
         for end in range(len(data)):
             for call in (
@@ -630,7 +637,7 @@ def test_a_delta_packet_that_is_cut_off_anywhere_is_told() -> None:
 
 
 def test_every_flipped_bit_of_a_delta_packet_is_told() -> None:
-    delta, after = make_delta(KEY, 40, 20, 5)
+    delta, after = make_delta(KEY, 40, 20, 5, vectors=4)
     data = pack_delta(delta, MODEL, after)
     for bit in range(8 * len(data)):
         flipped = bytearray(data)

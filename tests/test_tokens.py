@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import InputError, TaTokError
+from tatok_edge.stream_state import turns_of
 from tatok_edge.tokens import DeltaFrame, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid, touched_cells
 
 # --- frames -------------------------------------------------------------------------------------
@@ -112,7 +114,8 @@ def test_a_delta_says_what_it_is() -> None:
         np.testing.assert_array_equal(np.flatnonzero(chosen), positions)
     assert repr(delta) == (
         "DeltaFrame(100x70, 50 of 192 patches updated, 20 patch tokens, 3 of 12 global tokens, "
-        "window=(0, 0, 3, 4), model=0123456789abcdef, index=6, reference=4, follows=00000000, timestamp_us=-5)"
+        "0 vectors, window=(0, 0, 3, 4), model=0123456789abcdef, index=6, reference=4, follows=00000000, "
+        "timestamp_us=-5)"
     )
 
 
@@ -175,6 +178,14 @@ def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int,
         ({"window": (0, 0, 0, 0)}, r"window must lie in the 1 x 2 cells"),
         ({"window": (0, 0, 1)}, r"window must be four integers .*, got \(0, 0, 1\)"),
         ({"window": None}, "window must be four integers .*, got None"),
+        (
+            {"turns": int32([0])},
+            r"vectors must be an int32 numpy array \(1, 2\), one for each of turns, got int32 \(0, 2\)",
+        ),
+        ({"turns": int32([2]), "vectors": int32([[1, 0]])}, "turns must be"),
+        ({"turns": int32([0]), "vectors": int32([[0, 63]])}, "vectors must be from -62 to 62 half pixels"),
+        ({"turns": int32([0]), "vectors": int32([[0, 0]])}, r"vectors must differ .* the first one from \(0, 0\)"),
+        ({"turns": int32([0, 1]), "vectors": int32([[3, 4], [3, 4]])}, "vectors must differ from the one before"),
         ({"window": (0, 0, 1.0, 2)}, r"window must be an integer, got 1\.0"),
         ({"follows": -1}, r"follows must be from 0 to 2\^32 - 1, got -1"),
         ({"follows": 1 << 32}, r"follows must be from 0 to 2\^32 - 1, got 4294967296"),
@@ -207,6 +218,17 @@ def test_what_a_delta_does_not_take(change: dict[str, Any], message: str) -> Non
     with pytest.raises(InputError, match=message) as caught:
         DeltaFrame(**{**values, **change})
     assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.integers(-2, 2), min_size=12, max_size=12), st.integers(0, 12))
+def test_motion_is_that_of_its_turns(values: list[int], still: int) -> None:
+    dense = int32([(v, -v) for v in values]).reshape(3, 4, 2)
+    dense.reshape(-1, 2)[:still] = 0
+    turns, vectors = turns_of(dense)
+    delta, _ = make_delta(make_frame(100, 70, 30), 0, 0, 0)
+    delta = replace(delta, turns=turns, vectors=vectors)
+    assert delta.n_vectors == len(turns)
+    np.testing.assert_array_equal(delta.motion(), dense)
 
 
 # --- batches ------------------------------------------------------------------------------------
