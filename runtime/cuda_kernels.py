@@ -34,7 +34,7 @@ FOLDER = Path(__file__).resolve().parent
 SOURCE = FOLDER / "cuda" / "tatok_cuda.cu"
 SMS = ("7.5", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
 """GPU architectures of the product: Turing, Ampere, Orin, Ada, Hopper, Thor and Blackwell desktops."""
-ABI = 1
+ABI = 2
 """Version of the C functions, as in ``cuda/tatok_cuda.h``."""
 MAX_PATCHES = 1 << 16
 """Scores per image that token filtering takes."""
@@ -140,6 +140,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "tatok_features": (ctypes.POINTER(_Frames), _POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER, _POINTER),
     "tatok_assemble": (_POINTER, _INT, _INT, _INT, ctypes.c_int, _POINTER, _POINTER),
     "tatok_change": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _POINTER),
+    "tatok_residual": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _POINTER),
     "tatok_update_reference": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _INT, _POINTER),
     "tatok_decoder_state": (
         *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
@@ -271,6 +272,10 @@ class Kernels:
     def patch_change(self, frames: Frames, reference: int, changes: int, *, stream: int = 0) -> None:
         """``reference.patch_change``: int32 (images, 2, patches); ``reference`` lies at a multiple of 4 bytes."""
         self._call("tatok_change", ctypes.byref(_frames(frames)), reference, changes, stream)
+
+    def patch_residual(self, frames: Frames, mean: int, residual: int, *, stream: int = 0) -> None:
+        """``reference.patch_residual`` of every patch: float32 (images, patches) from mean (images, 192, patches)."""
+        self._call("tatok_residual", ctypes.byref(_frames(frames)), mean, residual, stream)
 
     def update_reference(self, frames: Frames, reference: int, positions: int, count: int, *, stream: int = 0) -> None:
         """``reference.update_reference`` for flat positions (count,); one outside the batch is skipped."""

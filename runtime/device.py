@@ -648,6 +648,15 @@ class Device:
         with self.current():
             self._driver.launch(graph.handle, stream)
 
+    def destroy_graph(self, graph: Graph) -> None:
+        """Destroy what :meth:`capture` gave; where it still runs, once it has ended."""
+        with self._lock:
+            if graph.handle not in self._graphs:
+                raise InputError("this graph is not of this device, or it was destroyed before")
+            self._graphs.remove(graph.handle)
+        with self.current():
+            self._driver.destroy_graph(graph.handle)
+
     def close(self) -> None:
         """Wait for the streams made here, free everything, and release the GPU; a second call does nothing."""
         with self._lock:
@@ -776,6 +785,32 @@ def stream_handle(stream: Any) -> int:
     )
 
 
+class CudaArray(Protocol):
+    """An array in device memory, as PyTorch, CuPy, pycuda and Numba give it."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any: ...
+
+
+class DlpackArray(Protocol):
+    """An array that says through DLPack where it is."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+
+    def __dlpack_device__(self) -> Any: ...
+
+
+OnDevice = CudaArray | DlpackArray
+"""What :func:`device_array` takes."""
+
+
+def is_on_device(value: object) -> bool:
+    """Whether this is an array, and not one of numpy, that :func:`device_array` may take."""
+    if isinstance(value, np.ndarray):
+        return False
+    return any(hasattr(type(value), name) for name in ("__cuda_array_interface__", "__dlpack_device__"))
+
+
 def device_array(value: Any, *, stream: int = 0) -> DeviceArray:
     """An array in device memory as it is, through ``__cuda_array_interface__`` or DLPack; nothing is copied.
 
@@ -791,7 +826,8 @@ def device_array(value: Any, *, stream: int = 0) -> DeviceArray:
     if not callable(getattr(value, "__dlpack_device__", None)) or _dlpack_kind(value) == _DLPACK_CUDA:
         with contextlib.suppress(AttributeError, RuntimeError, TypeError):
             interface = value.__cuda_array_interface__
-    if interface is not None:
+    # PyTorch's interface does not say on which stream the values appear; its DLPack lets the stream here wait for them.
+    if interface is not None and ("stream" in interface or not callable(getattr(value, "__dlpack__", None))):
         return _from_interface(interface, value)
     if not callable(getattr(value, "__dlpack__", None)) or not callable(getattr(value, "__dlpack_device__", None)):
         raise InputError(f"an array on the GPU has __cuda_array_interface__ or __dlpack__; got {type(value).__name__}")

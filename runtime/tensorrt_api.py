@@ -198,6 +198,13 @@ class TensorIOMode(Protocol):
     OUTPUT: object
 
 
+class DataType(Protocol):
+    """Types of values."""
+
+    FLOAT: object
+    INT32: object
+
+
 _Builder: TypeAlias = Builder
 _OnnxParser: TypeAlias = OnnxParser
 _Runtime: TypeAlias = Runtime
@@ -207,6 +214,7 @@ _BuilderFlag: TypeAlias = BuilderFlag
 _MemoryPoolType: TypeAlias = MemoryPoolType
 _ExecutionContextAllocationStrategy: TypeAlias = ExecutionContextAllocationStrategy
 _TensorIOMode: TypeAlias = TensorIOMode
+_DataType: TypeAlias = DataType
 
 
 class Api(Protocol):
@@ -222,6 +230,7 @@ class Api(Protocol):
     MemoryPoolType: type[_MemoryPoolType]
     ExecutionContextAllocationStrategy: type[_ExecutionContextAllocationStrategy]
     TensorIOMode: type[_TensorIOMode]
+    DataType: type[_DataType]
 
     def Builder(self, logger: object, /) -> _Builder: ...
 

@@ -7,20 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
 from .entropy import IntegerEntropyModel
-from .errors import InputError
+from .errors import BackendError, InputError
 from .networks import Clock, Networks, Prior
 from .packet import pack, unpack
 from .runtime import _kernels
-from .runtime.session import Backend, Session, open_session
+from .runtime.session import Backend, Session, TokenFilter, as_frame_session, open_session
 from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
 
+if TYPE_CHECKING:
+    from .runtime.device import DeviceArray, OnDevice
+
 Image = NDArray[np.uint8]
+AnyImage = Union[Image, "OnDevice"]
+"""An image on the host or, for a tokenizer on a GPU, in its memory: an array of PyTorch, CuPy, pycuda, ..."""
 
 ALL_TOKENS = TokenBudget()
 """The default budget keeps every patch token."""
@@ -35,6 +41,15 @@ class EncodeResult:
     """What the patches were ranked by, ``(h, w)``: bits, or grey levels squared for the score ``residual``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time per stage."""
+
+
+class _Tokens(NamedTuple):
+    """Tokens of one image, as codes."""
+
+    global_codes: NDArray[np.int32]  # (D, hc, wc)
+    positions: NDArray[np.int32]  # (T,)
+    codes: NDArray[np.int32]  # (T, D)
+    scores: NDArray[np.float32]  # (N,), or none at all where nobody needs them
 
 
 class Tokenizer:
@@ -55,14 +70,24 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path = DEFAULT_MODEL, *, backend: str = "auto", threads: int | None = None
+        cls,
+        name_or_path: str | Path = DEFAULT_MODEL,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        engines: str | Path | None = None,
+        stream: Any = None,
     ) -> Tokenizer:
         """Load a model.
 
         Args:
             name_or_path: A shipped model's name, or the path of a bundle folder or zip.
-            backend: ``"auto"`` or a backend's name; :attr:`backend` says what runs and why.
+            backend: ``"auto"``, ``"onnxruntime"`` (the CPU), ``"tensorrt"`` or ``"tensorrt-rtx"``. Auto takes TensorRT
+                where ``tatok build`` has made engines for this machine's GPU; :attr:`backend` says what runs and why.
             threads: CPU threads of the networks; by default the cores of this process, at most 8.
+            engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
+            stream: CUDA stream to work on, of PyTorch, CuPy, pycuda or cuda-python, or its handle; by default one of
+                the tokenizer's own.
 
         Raises:
             BundleError: unknown model, damaged bundle, newer format.
@@ -71,7 +96,15 @@ class Tokenizer:
         bundle = open_bundle(name_or_path)
         graphs = {name: bundle.read(name) for name in GRAPHS}
         precision = str(bundle.manifest.get("precision", "fp32"))
-        session, chosen = open_session(graphs, backend=backend, threads=threads, precision=precision)
+        session, chosen = open_session(
+            graphs,
+            backend=backend,
+            threads=threads,
+            precision=precision,
+            engines=engines,
+            model=str(name_or_path),
+            stream=stream,
+        )
         return cls(bundle, session, chosen)
 
     @property
@@ -98,7 +131,7 @@ class Tokenizer:
 
     def encode(
         self,
-        image: Image,
+        image: AnyImage,
         *,
         budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
@@ -108,7 +141,8 @@ class Tokenizer:
         """Encode one image.
 
         Args:
-            image: uint8 ``(H, W, 3)``, RGB, at least 32x32 pixels, any strides.
+            image: uint8 ``(H, W, 3)``, RGB, at least 32x32 pixels, any strides. A tokenizer on a GPU also takes arrays
+                in its memory, through ``__cuda_array_interface__`` or DLPack, without a copy.
             budget: How many patch tokens to keep; all of them by default.
             bgr: The channels are in BGR order, as OpenCV delivers them.
             index: Frame number that the result carries.
@@ -117,11 +151,11 @@ class Tokenizer:
         Raises:
             InputError: an image or budget that cannot be taken.
         """
-        return self.encode_detailed(image, budget=budget, bgr=bgr, index=index, timestamp_us=timestamp_us).frame
+        return self._encode([image], [index], [timestamp_us], budget, bgr, Clock(), detailed=False)[0][0]
 
     def encode_detailed(
         self,
-        image: Image,
+        image: AnyImage,
         *,
         budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
@@ -130,13 +164,13 @@ class Tokenizer:
     ) -> EncodeResult:
         """As :meth:`encode`, with the scores and the time of each stage."""
         clock = Clock()
-        results = self._encode([image], [index], [timestamp_us], budget, bgr, clock)
+        results = self._encode([image], [index], [timestamp_us], budget, bgr, clock, detailed=True)
         frame, scores = results[0]
         return EncodeResult(frame, scores, clock.seconds)
 
     def encode_batch(
         self,
-        images: Sequence[Image],
+        images: Sequence[AnyImage],
         *,
         budget: TokenBudget = ALL_TOKENS,
         bgr: bool = False,
@@ -156,25 +190,78 @@ class Tokenizer:
         times = list(timestamps_us) if timestamps_us is not None else [0] * len(images)
         if len(numbers) != len(images) or len(times) != len(images):
             raise InputError(f"indices and timestamps_us must be as many as the {len(images)} images")
-        results = self._encode(images, numbers, times, budget, bgr, Clock())
+        results = self._encode(images, numbers, times, budget, bgr, Clock(), detailed=False)
         return TokenBatch.from_frames([frame for frame, _ in results])
 
     def _encode(
         self,
-        images: Sequence[Image],
+        images: Sequence[AnyImage],
         indices: Sequence[int],
         timestamps_us: Sequence[int],
         budget: TokenBudget,
         bgr: bool,
         clock: Clock,
+        *,
+        detailed: bool,
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
-        for number, image in enumerate(images):
-            check_image(image, "image" if len(images) == 1 else f"images[{number}]")
+        names = ["image"] if len(images) == 1 else [f"images[{number}]" for number in range(len(images))]
+        session = as_frame_session(self.networks.session)
+        if session is None:
+            hosted: list[Image] = []
+            for image, name in zip(images, names, strict=True):
+                check_image(image, name)
+                hosted.append(cast("Image", image))
+            frames: Sequence[Image | DeviceArray] = hosted
+            encoded = self._tokens(hosted, budget, bgr, clock)
+        else:
+            frames = [_on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
+            patches = [int(np.prod(patch_grid(frame.shape[1], frame.shape[0]))) for frame in frames]
+            filters = [_token_filter(count, budget) for count in patches]
+            encoded = [
+                _Tokens(
+                    made.global_codes,
+                    made.positions,
+                    made.codes,
+                    np.empty(0, np.float32) if made.scores is None else made.scores,
+                )
+                for made in session.encode_frames(
+                    frames,
+                    bgr=bgr,
+                    score=budget.score,
+                    filters=filters,
+                    levels=self.levels,
+                    with_scores=detailed or budget.max_bits is not None,
+                    stage=clock.stage,
+                )
+            ]
+        results = []
+        for number, (taken, tokens) in enumerate(zip(frames, encoded, strict=True)):
+            height, width = taken.shape[:2]
+            with clock.stage("ids"):
+                global_codes = np.ascontiguousarray(tokens.global_codes.reshape(len(self.levels), -1).T)
+                frame = TokenFrame(
+                    ids=_kernels.ids_from_codes(tokens.codes, self.levels),
+                    positions=tokens.positions,
+                    global_ids=_kernels.ids_from_codes(global_codes, self.levels),
+                    width=width,
+                    height=height,
+                    model=self.tag,
+                    index=indices[number],
+                    timestamp_us=timestamps_us[number],
+                )
+            if budget.max_bits is not None:
+                with clock.stage("max_bits"):
+                    frame = self._fit_bits(frame, tokens.scores, budget.max_bits)
+            results.append((frame, tokens.scores.reshape(patch_grid(width, height) if tokens.scores.size else -1)))
+        return results
+
+    def _tokens(self, images: Sequence[Image], budget: TokenBudget, bgr: bool, clock: Clock) -> list[_Tokens]:
+        """Tokens of checked images, with what is between the networks on the CPU."""
         globals_, priors = [], []
         for image in images:
             codes = self.networks.global_codes(image, bgr, clock)
             priors.append(self.networks.prior(codes, clock))
-            globals_.append(np.ascontiguousarray(codes.reshape(len(self.levels), -1).T))
+            globals_.append(codes)
         # Where the score does not need the codes, only what is kept is encoded.
         by_information = budget.score == "information"
         if by_information:
@@ -188,9 +275,8 @@ class Tokenizer:
                 kept = [_filter(scores, budget) for scores in ranked]
         codes_of = self._patch_codes(images, bgr, priors, kept, clock)
         results = []
-        for number, image in enumerate(images):
-            height, width = image.shape[:2]
-            prior, positions, codes = priors[number], kept[number], codes_of[number]
+        for number, prior in enumerate(priors):
+            positions, codes = kept[number], codes_of[number]
             if not by_information:
                 scores = ranked[number]
             else:
@@ -200,21 +286,7 @@ class Tokenizer:
                     positions = _filter(scores, budget)
                 with clock.stage("ids"):
                     codes = codes[positions]
-            with clock.stage("ids"):
-                frame = TokenFrame(
-                    ids=_kernels.ids_from_codes(codes, self.levels),
-                    positions=positions,
-                    global_ids=_kernels.ids_from_codes(globals_[number], self.levels),
-                    width=width,
-                    height=height,
-                    model=self.tag,
-                    index=indices[number],
-                    timestamp_us=timestamps_us[number],
-                )
-            if budget.max_bits is not None:
-                with clock.stage("max_bits"):
-                    frame = self._fit_bits(frame, scores, budget.max_bits)
-            results.append((frame, scores.reshape(patch_grid(width, height))))
+            results.append(_Tokens(globals_[number], positions, codes, scores))
         return results
 
     def _patch_codes(
@@ -295,6 +367,33 @@ class Tokenizer:
         """
         return self._decode(frame, bgr, Clock())
 
+    def decode_into(self, frame: TokenFrame, out: OnDevice, *, bgr: bool = False) -> None:
+        """As :meth:`decode`, into memory of the GPU that the tokenizer works on.
+
+        Args:
+            frame: The tokens.
+            out: uint8 ``(H, W, 3)`` in C order, with ``__cuda_array_interface__`` or DLPack: of PyTorch, CuPy, ...
+            bgr: The channels in BGR order.
+
+        Raises:
+            InputError: another shape, dtype or layout, or a frame that :meth:`decode` does not take.
+            BackendError: the tokenizer does not prepare frames on a GPU; :attr:`backend` says why.
+        """
+        session = as_frame_session(self.networks.session)
+        if session is None:
+            raise BackendError(
+                f"decode_into needs a tokenizer that prepares frames on a GPU; this one runs {self.backend}"
+            )
+        from .runtime.device import device_array
+
+        target = device_array(out, stream=session.stream)
+        if target.dtype != np.uint8 or target.shape != (frame.height, frame.width, 3) or not target.contiguous:
+            raise InputError(
+                f"out must be uint8 {(frame.height, frame.width, 3)} in C order, got {target.dtype} {target.shape}"
+                f"{'' if target.contiguous else ' with gaps or in another order'}"
+            )
+        self._decode(frame, bgr, Clock(), target)
+
     def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
         """As :meth:`decode`, with the wall time of each stage."""
         clock = Clock()
@@ -304,7 +403,7 @@ class Tokenizer:
         """Decode every frame of a ragged batch."""
         return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
 
-    def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock) -> Image:
+    def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock, out: DeviceArray | None = None) -> Image:
         if frame.model != self.tag:
             raise InputError(
                 f"the frame was made by model {frame.model.hex()}, this is {self.name} {self.tag.hex()}: "
@@ -318,7 +417,15 @@ class Tokenizer:
                 codes = _kernels.codes_from_ids(frame.ids, self.levels)
             except ValueError as error:
                 raise InputError(f"the frame does not fit model {self.name}: {error}") from None
-        prior = self.networks.prior(global_codes.T.reshape(len(self.levels), hc, wc), clock)
+        cells = global_codes.T.reshape(len(self.levels), hc, wc)
+        session = as_frame_session(self.networks.session)
+        if session is not None:
+            size, levels = (frame.height, frame.width), self.levels
+            made = session.decode_frame(
+                cells, codes, frame.positions, size, bgr=bgr, levels=levels, out=out, stage=clock.stage
+            )
+            return np.empty((0, 0, 3), np.uint8) if made is None else made
+        prior = self.networks.prior(cells, clock)
         with clock.stage("scatter"):
             state = _kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, self.levels)
         pixels = self.networks.pixels(state, prior.context, prior.mean, (rows, columns), clock)
@@ -365,15 +472,34 @@ def check_image(image: object, name: str = "image") -> None:
     """
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} must be a numpy array uint8 (H, W, 3), got {type(image).__name__}")
-    if image.dtype != np.uint8:
-        raise InputError(f"{name} must be uint8 with values 0 to 255, got {image.dtype}; convert it first")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"{name} must have shape (H, W, 3), got {image.shape}")
-    height, width = image.shape[:2]
+    _check_pixels(image.dtype, image.shape, name)
+
+
+def _check_pixels(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> None:
+    if dtype != np.uint8:
+        raise InputError(f"{name} must be uint8 with values 0 to 255, got {dtype}; convert it first")
+    if len(shape) != 3 or shape[2] != 3:
+        raise InputError(f"{name} must have shape (H, W, 3), got {shape}")
+    height, width = shape[:2]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise InputError(
             f"{name} is {width}x{height} pixels; width and height must be between {MIN_SIDE} and {MAX_SIDE}"
         )
+
+
+def _on_device(image: object, name: str, stream: int) -> Image | DeviceArray:
+    """The image as a session that takes frames wants it: an array of the host, or what describes one on the GPU."""
+    from .runtime.device import device_array, is_on_device
+
+    if not is_on_device(image):
+        check_image(image, name)
+        return cast("Image", image)
+    try:
+        array = device_array(image, stream=stream)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    _check_pixels(array.dtype, array.shape, name)
+    return array
 
 
 def _subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
@@ -390,12 +516,22 @@ def _score(image: Image, bgr: bool, prior: Prior, score: str) -> NDArray[np.floa
     return _kernels.patch_residual(image, bgr, prior.mean, everything, everything, columns)
 
 
+def _token_filter(patches: int, budget: TokenBudget) -> TokenFilter:
+    """What a budget means for an image with so many patches."""
+    smallest, largest = budget.limits(patches)
+    return TokenFilter(budget.tau, smallest, largest, budget.floor_bits)
+
+
 def _filter(scores: NDArray[np.float32], budget: TokenBudget) -> NDArray[np.int32]:
     """Dynamic Token Filtering of one image: kept positions in raster order."""
-    smallest, largest = budget.limits(scores.size)
+    limits = _token_filter(scores.size, budget)
     try:
         indices, _ = _kernels.dtf(
-            scores[None], tau=budget.tau, min_tokens=smallest, max_tokens=largest, floor_bits=budget.floor_bits
+            scores[None],
+            tau=limits.tau,
+            min_tokens=limits.min_tokens,
+            max_tokens=limits.max_tokens,
+            floor_bits=limits.floor_bits,
         )
     except ValueError as error:
         raise InputError(f"patches cannot be ranked: {error}") from None

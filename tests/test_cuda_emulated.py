@@ -320,6 +320,23 @@ def test_change_equals_specification(
     assert references.tobytes() == wanted.tobytes()
 
 
+@given(seed=SEEDS, size=SIZES, images=st.integers(1, 3), layout=LAYOUTS, bgr=st.booleans())
+def test_residual_equals_specification(
+    kernels: Kernels, seed: int, size: tuple[int, int], images: int, layout: str, bgr: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    batch = make_batch(rng, images, *size, layout)
+    rows, columns = (-(-side // 32) * 4 for side in size)
+    mean = rng.uniform(-1.1, 1.1, (images, 192, rows * columns)).astype(np.float32)
+    residual, untouched = guarded((images, rows * columns), np.float32)
+    kernels.patch_residual(frames_of(batch, bgr), address(mean), address(residual))
+    assert untouched()
+    every = np.arange(rows * columns, dtype=np.int32)
+    for image, own, values in zip(batch, mean, residual, strict=True):
+        assert values.tobytes() == reference.patch_residual(image, bgr, own, every, every, columns).tobytes()
+        assert values.tobytes() == _kernels.patch_residual(image, bgr, own, every, every, columns).tobytes()
+
+
 # --- codes ----------------------------------------------------------------------------------------
 
 

@@ -230,9 +230,9 @@ def bindings(world: World) -> Any:
     )
 
 
-def pycuda_modules(world: World) -> tuple[Any, Any]:
+def pycuda_modules(world: World, driver: Any = None) -> tuple[Any, Any]:
     """Stand-ins for ``pycuda.driver`` and the driver library; streams free themselves as pycuda's do."""
-    driver = bindings(world)
+    driver = driver or bindings(world)
 
     class Error(Exception):
         pass
@@ -639,6 +639,23 @@ def test_dlpack_producers_are_told_the_stream() -> None:
     assert producer.stream == 1  # the default stream
     with pytest.raises(InputError, match="OnGpu is not in memory of a GPU"):
         device_array(OnGpu(1))
+
+
+def test_the_protocol_that_orders_the_work_is_taken() -> None:
+    class Both(OnGpu):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(2)
+            self.more = more
+
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            return {"data": (0x7000, False), "shape": (2, 2), "typestr": "<f4", "version": 3, **self.more}
+
+    silent = Both()  # as PyTorch: the interface says nothing of streams
+    assert device_array(silent, stream=0x55).pointer == silent.array.ctypes.data
+    assert silent.stream == 0x55
+    telling = Both(stream=7)  # as CuPy
+    assert (device_array(telling).pointer, device_array(telling).producer, telling.stream) == (0x7000, 7, None)
 
 
 def test_what_is_not_on_a_gpu_is_refused() -> None:

@@ -163,6 +163,17 @@ int tatok_change(const tatok_frames* frames, const uint8_t* reference, int32_t* 
     return launched();
 }
 
+int tatok_residual(const tatok_frames* frames, const float* mean, float* residual, void* stream) {
+    if (!valid_frames(frames)) return kInvalid;
+    if (frames->images == 0) return 0;
+    const Grid g = grid_of(frames->height, frames->width);
+    const dim3 grid(blocks(g.width, kChangePatches), static_cast<unsigned>(g.height),
+                    static_cast<unsigned>(frames->images));
+    const Frames view = view_of(*frames);
+    TATOK_LAUNCH(residual_kernel, grid, kResidualThreads, as_stream(stream), view, mean, g.height, g.width, residual);
+    return launched();
+}
+
 int tatok_update_reference(const tatok_frames* frames, uint8_t* reference, const int32_t* positions, int32_t count,
                            void* stream) {
     if (!valid_frames(frames) || count < 0 || reinterpret_cast<std::uintptr_t>(reference) % 4 != 0) return kInvalid;

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Of these functions; a library of another version is refused. */
-#define TATOK_CUDA_ABI 1
+#define TATOK_CUDA_ABI 2
 
 /* uint8 frames (images, height, width, 3) of any strides, in bytes. */
 typedef struct {
@@ -65,6 +65,8 @@ TATOK_API int tatok_assemble(const float* pixels, int32_t images, int32_t height
 /* changes (images, 2, patches) to reference (images, 32 * ceil(height / 32), 32 * ceil(width / 32), 3), packed RGB at
  * an address that is a multiple of 4. */
 TATOK_API int tatok_change(const tatok_frames* frames, const uint8_t* reference, int32_t* changes, void* stream);
+/* residual (images, patches): what mean (images, 192, patches) leaves unsaid of each patch. */
+TATOK_API int tatok_residual(const tatok_frames* frames, const float* mean, float* residual, void* stream);
 /* The patches at flat positions into reference. */
 TATOK_API int tatok_update_reference(const tatok_frames* frames, uint8_t* reference, const int32_t* positions,
                                      int32_t count, void* stream);
