@@ -19,16 +19,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.runtime.engines import Profile, ShapeRange, smallest_fitting
 
 if TYPE_CHECKING:
     from tatok_edge.bundle import Bundle
+    from tatok_edge.runtime.session import GraphName, Session, Tensors
     from tatok_edge.tokenizer import Tokenizer
     from tatok_edge.tokens import TokenBudget
 
@@ -36,10 +40,12 @@ __all__ = [
     "FrameRange",
     "ProfileSet",
     "calibrate",
+    "calibrated_edges",
     "count_tokens",
     "default_profiles",
     "equal_width",
     "graph_profiles",
+    "histogram_of",
     "load_profiles",
     "optimal_buckets",
     "parse_profiles",
@@ -55,7 +61,13 @@ MAX_BUCKETS = 32
 MAX_FRAMES = 16
 MAX_FILE_BYTES = 1 << 20
 BUCKETS = 8
-"""Buckets of a calibration."""
+"""Buckets of a calibration. Four waste too much of what streams need (``benchmarks/results/profiles.md``)."""
+NEAR = {0.8: 60, 0.9: 60, 1.1: 60, 1.25: 60, 1.5: 60}
+"""Thousandths of the frames of a count that a calibration expects at its multiples."""
+LADDER_STEP, LADDER_END, LADDER_SHARE = 1.35, 8, 100
+"""Ratio of neighbouring counts of the ladder, its last one, and the thousandths of all frames expected on it."""
+CountAs = Literal["stream", "frames"]
+COUNT_AS: tuple[CountAs, ...] = ("stream", "frames")
 MAX_PATCHES = 1 << 21
 """Patches of a batch of frames: above it, the widest layer has more values than TensorRT can index."""
 PATCH_VALUES = 192
@@ -160,6 +172,36 @@ def waste(histogram: Mapping[int, int], edges: Sequence[int]) -> float:
     needed = sum(t * n for t, n in counts.items())
     padded = sum((edges[smallest_fitting(edges, t)] - t) * n for t, n in counts.items())
     return padded / needed if needed else 0.0
+
+
+def calibrated_edges(histogram: Mapping[int, int], k: int, high: int) -> list[int]:
+    """The edges of at most ``k`` buckets for what a histogram is a sample of.
+
+    Edges that fit a sample exactly cost much later: a frame that needs one row more than any did before is padded to
+    ``high``. So a part of every count is spread over its neighbourhood (:data:`NEAR`), and a part of all over a ladder
+    of counts up to ``high``. On the second halves of clips, edges from the first halves then waste a third of what
+    exact ones do (``benchmarks/results/profiles.md``).
+
+    Args:
+        histogram: How often each count of patches occurred.
+        k: Largest number of buckets.
+        high: Largest count that may occur: the last edge.
+
+    Raises:
+        InputError: counts outside 1 to ``high``.
+    """
+    weights: Counter[int] = Counter()
+    for t, n in _check_histogram(histogram, 1, high).items():
+        weights[t] += n * (1000 - sum(NEAR.values()))
+        for factor, share in NEAR.items():
+            weights[min(high, max(1, round(t * factor)))] += n * share
+    ladder = [high]
+    while ladder[-1] > LADDER_END:
+        ladder.append(max(LADDER_END, round(ladder[-1] / LADDER_STEP)))
+    anywhere = sum(weights.values()) * LADDER_SHARE // 1000
+    for t in ladder:
+        weights[t] += anywhere // len(ladder)
+    return optimal_buckets(weights, k, 1, high)
 
 
 def _check_histogram(histogram: Mapping[int, int], low: int, high: int) -> dict[int, int]:
@@ -333,24 +375,40 @@ class TokenCounts:
     width: int
     """Of the frames, padded."""
     height: int
+    probes: int = 0
+    """How often all patches of a frame went through it in a call of their own: a stream looks now and then at what
+    holding costs."""
 
 
-def count_tokens(video: str, tokenizer: Tokenizer, budget: TokenBudget, *, frames: int | None = None) -> TokenCounts:
+def count_tokens(
+    video: str,
+    tokenizer: Tokenizer,
+    budget: TokenBudget,
+    *,
+    frames: int | None = None,
+    count_as: CountAs = "frames",
+) -> TokenCounts:
     """How many patches of each frame of ``video`` go through the patch encoder.
 
     Args:
         video: As :func:`tatok_edge.sources.open_source` takes it.
         tokenizer: The model.
-        budget: The budget that will be used. By information all patches are encoded, otherwise those that are kept.
+        budget: The budget that will be used. By information all patches of a single frame are encoded, otherwise those
+            that are kept.
         frames: Stop after so many.
+        count_as: ``"frames"`` encodes each frame for itself; ``"stream"`` as one of a stream, where what changed is
+            encoded, with the default loss and keyframes.
 
     Raises:
         SourceError: it cannot be opened, or holds no frame.
-        InputError: its frames change size.
+        InputError: its frames change size, or an unknown ``count_as``.
     """
     from tatok_edge.sources import open_source
     from tatok_edge.tokens import patch_grid
 
+    if count_as not in COUNT_AS:
+        raise InputError(f"count_as must be one of {', '.join(map(repr, COUNT_AS))}, got {count_as!r}")
+    encode, probed = _frame_counter(tokenizer, budget) if count_as == "frames" else _stream_counter(tokenizer, budget)
     counts: list[int] = []
     size: tuple[int, int] | None = None
     with open_source(video) as source:
@@ -360,13 +418,72 @@ def count_tokens(video: str, tokenizer: Tokenizer, budget: TokenBudget, *, frame
             if size not in (None, (rows, columns)):
                 raise InputError(f"{video}: its frames change size; calibrate with videos of one size each")
             size = rows, columns
-            # Information is known only when a patch has been encoded.
-            every = budget.score == "information"
-            counts.append(rows * columns if every else tokenizer.encode(frame.image, budget=budget).n_tokens)
+            counts.append(encode(frame.image))
             if len(counts) == frames:
                 break
     assert size is not None  # a source that opens delivers a frame
-    return TokenCounts(tuple(counts), width=size[1] * PATCH, height=size[0] * PATCH)
+    return TokenCounts(tuple(counts), width=size[1] * PATCH, height=size[0] * PATCH, probes=probed())
+
+
+def _frame_counter(
+    tokenizer: Tokenizer, budget: TokenBudget
+) -> tuple[Callable[[NDArray[np.uint8]], int], Callable[[], int]]:
+    def encode(image: NDArray[np.uint8]) -> int:
+        frame = tokenizer.encode(image, budget=budget)
+        # Information is known only when a patch has been encoded.
+        return frame.n_patches if budget.score == "information" else frame.n_tokens
+
+    return encode, lambda: 0
+
+
+def _stream_counter(
+    tokenizer: Tokenizer, budget: TokenBudget
+) -> tuple[Callable[[NDArray[np.uint8]], int], Callable[[], int]]:
+    from tatok_edge.stream_encoder import StreamEncoder
+
+    calls = _Calls(tokenizer.networks.session)
+    counting = type(tokenizer)(tokenizer.bundle, calls, tokenizer.backend)
+    encoder = StreamEncoder(counting, budget=budget)
+    encoded = 0
+
+    def encode(image: NDArray[np.uint8]) -> int:
+        nonlocal encoded
+        count = encoder.encode(image).n_encoded
+        encoded += count > 0
+        return count
+
+    return encode, lambda: calls.count - encoded
+
+
+class _Calls:
+    """A session that counts the calls of the patch encoder."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.count = 0
+
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        self.count += graph == "patch_encoder"
+        return self._session.run(graph, inputs)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def histogram_of(videos: Sequence[TokenCounts]) -> tuple[Counter[int], Counter[int]]:
+    """How often each number of patches goes through the patch encoder in one call.
+
+    Returns:
+        For single cameras, and for steps: the sums over all cameras, where there are several.
+    """
+    frames = Counter(t for video in videos for t in video.counts)
+    for video in videos:
+        if video.probes:
+            frames[(video.width // PATCH) * (video.height // PATCH)] += video.probes
+    steps: Counter[int] = Counter()
+    if len(videos) > 1:
+        steps.update(map(sum, zip(*(video.counts for video in videos), strict=False)))
+    return frames, steps
 
 
 def calibrate(videos: Mapping[str, TokenCounts], *, buckets: int = BUCKETS, budget: str = "") -> ProfileSet:
@@ -382,14 +499,11 @@ def calibrate(videos: Mapping[str, TokenCounts], *, buckets: int = BUCKETS, budg
     """
     if not videos:
         raise InputError("a calibration needs at least one video")
-    frames = Counter(t for video in videos.values() for t in video.counts)
-    steps: Counter[int] = Counter()
-    if len(videos) > 1:
-        steps.update(map(sum, zip(*(video.counts for video in videos.values()), strict=False)))
+    frames, steps = histogram_of(list(videos.values()))
     histogram = {t: n for t, n in sorted((frames + steps).items()) if t}
     patches = {name: (video.width // PATCH) * (video.height // PATCH) for name, video in videos.items()}
     most = sum(patches.values())
-    edges = optimal_buckets(histogram, buckets, 1, most)
+    edges = calibrated_edges(histogram, buckets, most)
     sizes = Counter((video.height, video.width) for video in videos.values())
     ranges = tuple(
         FrameRange((1, 1, cameras), (height, height, height), (width, width, width))
@@ -399,7 +513,8 @@ def calibrate(videos: Mapping[str, TokenCounts], *, buckets: int = BUCKETS, budg
         "source": "calibration",
         "videos": list(videos),
         "budget": budget,
-        "frames": sum(frames.values()),
+        "frames": sum(len(video.counts) for video in videos.values()),
+        "probes": sum(video.probes for video in videos.values()),
         "steps": sum(steps.values()),
         "histogram": [[t, n] for t, n in sorted(frames.items())],
         "step_histogram": [[t, n] for t, n in sorted(steps.items())],

@@ -18,10 +18,12 @@ from tatok_edge.errors import InputError
 from tatok_edge.progress import Progress
 
 if TYPE_CHECKING:
-    from tatok_edge.export.profiles import ProfileSet
+    from tatok_edge.export.profiles import CountAs, ProfileSet
     from tatok_edge.export.tensorrt import BuiltEngine, Precision
     from tatok_edge.runtime.tensorrt_flavour import Flavour
 
+TAU = 0.5
+"""Share of the score that single frames keep where none is named."""
 CALIBRATION_FRAMES = 600
 """Frames of each video that a calibration looks at: 20 s of most cameras."""
 PICTURES_PER_VIDEO = 4
@@ -35,7 +37,8 @@ def build(
     precision: Precision,
     profiles: str,
     calibrate: Sequence[str],
-    tau: float,
+    count_as: CountAs,
+    tau: float | None,
     sms: Sequence[str] | None,
     dtf: Literal["plugin", "onnx"] | None,
     output: str | None,
@@ -51,7 +54,9 @@ def build(
         precision: ``"fp32"`` or ``"fp16"``.
         profiles: ``"auto"``, or the path of a profile file.
         calibrate: Videos to fit the profiles to, one per camera.
-        tau: Share of the score that the calibration and token filtering keep.
+        count_as: Whether the calibration takes them for streams or for single frames.
+        tau: Share of the score that the calibration and token filtering keep; None for :data:`TAU`, in streams for all
+            that a stream needs.
         sms: GPU architectures; None for this machine's.
         dtf: Form of an engine for token filtering; None for no such engine.
         output: Folder of the engines; None for the user's cache.
@@ -66,8 +71,8 @@ def build(
     start = time.perf_counter()
     bundle = open_bundle(model)
     found = find_flavour(flavour)
-    chosen = _profiles(bundle, profiles, calibrate, tau)
-    extra = {} if dtf is None else {"dtf": dtf_graph(found, dtf, tau, chosen)}
+    chosen = _profiles(bundle, profiles, calibrate, count_as, tau)
+    extra = {} if dtf is None else {"dtf": dtf_graph(found, dtf, TAU if tau is None else tau, chosen)}
     folder = cache_folder() if output in (None, "cache") else Path(str(output))
     with _Bar() as bar:
         built = build_engines(
@@ -123,7 +128,7 @@ class _Bar:
         self._end()
 
 
-def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], tau: float) -> ProfileSet:
+def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], count_as: CountAs, tau: float | None) -> ProfileSet:
     from tatok_edge.export import profiles as module
 
     if videos and profiles != "auto":
@@ -133,14 +138,16 @@ def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], tau: float) 
     from tatok_edge.tokenizer import Tokenizer
     from tatok_edge.tokens import TokenBudget
 
+    if tau is None:
+        tau = TAU if count_as == "frames" else 1.0
     budget = TokenBudget(tau=tau)
     counts: dict[str, module.TokenCounts] = {}
     with Tokenizer.load(bundle.path) as tokenizer:
         for number, video in enumerate(videos):
             print(f"tatok build: counting the tokens of {video}", file=sys.stderr, flush=True)
             name = video if video not in counts else f"{video} ({number})"
-            counts[name] = module.count_tokens(video, tokenizer, budget, frames=CALIBRATION_FRAMES)
-    return module.calibrate(counts, budget=f"tau={tau:g}, score={budget.score}")
+            counts[name] = module.count_tokens(video, tokenizer, budget, frames=CALIBRATION_FRAMES, count_as=count_as)
+    return module.calibrate(counts, budget=f"{count_as}, tau={tau:g}, score={budget.score}")
 
 
 def _pictures(videos: Sequence[str]) -> list[NDArray[np.uint8]]:

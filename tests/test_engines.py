@@ -297,6 +297,33 @@ def test_what_does_not_fit_is_said_of_the_nearest(tmp_path: Path) -> None:
         find_engines(tmp_path, here(onnx_sha256=sha("third")), GRAPHS)
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"onnx_sha256": sha("retrained")}, "weights"),
+        ({"profile_set": sha("wider")}, "profile"),
+        ({"precision": "fp32"}, "precision"),
+        ({"version": "10.3.1"}, "version"),
+        ({"flavour": "rtx", "version": "10.3.0"}, "version"),
+        ({"sm": "8.6"}, "architecture"),
+        ({"plugin_version": "2"}, "plugin"),
+        ({"plugin_sha256": sha("rebuilt")}, "plugin"),
+        ({"plugin_version": None, "plugin_sha256": None}, "plugin"),
+    ],
+)
+def test_a_mismatch_is_found_before_an_engine_is_opened(tmp_path: Path, changes: dict[str, Any], kind: str) -> None:
+    """From the manifests alone: there is no engine here that could be read, let alone deserialised."""
+    put_set(tmp_path, 10)
+    for path in tmp_path.glob("*.engine"):
+        path.unlink()
+    assert find_engines(tmp_path, here(), GRAPHS).manifests["context"] == make(graph="context")
+    with pytest.raises(EngineMismatch) as caught:
+        find_engines(tmp_path, here(**changes), GRAPHS)
+    assert caught.value.kind == kind and "run 'tatok build tatok-s8 --precision fp16'" in str(caught.value)
+    with pytest.raises(EngineMismatch, match=r"\.engine is missing"):
+        find_engines(tmp_path, here(), GRAPHS).load("context")
+
+
 def test_a_set_that_is_not_complete(tmp_path: Path) -> None:
     store(tmp_path, make(graph="context"), PLAN)
     with pytest.raises(EngineMismatch, match="lack patch_encoder: run 'tatok build tatok-s8 --precision fp16'"):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tatok_edge import build_command
 from tatok_edge.bundle import open_bundle
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.export.profiles import (
@@ -19,10 +20,12 @@ from tatok_edge.export.profiles import (
     ProfileSet,
     TokenCounts,
     calibrate,
+    calibrated_edges,
     count_tokens,
     default_profiles,
     equal_width,
     graph_profiles,
+    histogram_of,
     load_profiles,
     optimal_buckets,
     parse_profiles,
@@ -30,6 +33,7 @@ from tatok_edge.export.profiles import (
     waste,
 )
 from tatok_edge.sources import open_source
+from tatok_edge.stream_encoder import StreamEncoder
 from tatok_edge.tokenizer import Tokenizer
 from tatok_edge.tokens import TokenBudget
 
@@ -59,6 +63,59 @@ def test_by_information_every_patch_is_encoded(tokenizer: Tokenizer) -> None:
     assert count_tokens(VIDEO, tokenizer, budget, frames=2).counts == (128, 128)
 
 
+STREAM = "synthetic:frames=12,width=160,height=96"
+
+
+def test_a_stream_is_counted_as_it_is_encoded(tokenizer: Tokenizer) -> None:
+    """Every call of the patch encoder is in the counts: those of the frames, and whole frames in between."""
+    rows: list[int] = []
+
+    class Recorder:
+        def run(self, graph: Any, inputs: Any) -> Any:
+            if graph == "patch_encoder":
+                rows.append(len(inputs["features"]))
+            return tokenizer.networks.session.run(graph, inputs)
+
+        def close(self) -> None:
+            raise AssertionError("the session belongs to the caller")
+
+    encoder = StreamEncoder(Tokenizer(tokenizer.bundle, Recorder(), tokenizer.backend))
+    with open_source(STREAM) as source:
+        expected = [encoder.encode(frame.image).n_encoded for frame in source]
+    counted = count_tokens(STREAM, tokenizer, TokenBudget(), count_as="stream")
+    assert list(counted.counts) == expected and len(expected) == 12
+    assert counted.counts[0] == 240 > min(counted.counts)  # the keyframe, and what changed
+    assert counted.probes >= 1
+    frames, steps = histogram_of([counted])
+    assert sorted(frames.elements()) == sorted([*rows, *(0 for count in expected if not count)])
+    assert not steps
+    few = count_tokens(STREAM, tokenizer, TokenBudget(max_tokens=5), count_as="stream", frames=6)
+    assert len(few.counts) == 6 and max(few.counts[1:]) <= 5 < max(expected[1:6])
+    profiles = calibrate({"a": counted}, buckets=4)
+    assert profiles.notes["frames"] == 12 and profiles.notes["probes"] == counted.probes
+
+
+def test_the_command_counts_streams_or_frames(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    def profiles(*videos: str, count_as: Any, tau: float | None = None) -> ProfileSet:
+        return build_command._profiles(tokenizer.bundle, "auto", videos, count_as, tau)
+
+    stream = profiles(VIDEO, count_as="stream")
+    assert stream.notes["budget"] == "stream, tau=1, score=residual" and stream.notes["histogram"][-1][0] == 128
+    frames = profiles(VIDEO, count_as="frames")
+    assert frames.notes["budget"] == "frames, tau=0.5, score=residual" and frames.notes["probes"] == 0
+    expected = count_tokens(VIDEO, tokenizer, TokenBudget(tau=0.5)).counts
+    assert sorted(t for t, n in frames.notes["histogram"] for _ in range(n)) == sorted(expected)
+    assert profiles(VIDEO, count_as="stream", tau=0.6).notes["budget"].startswith("stream, tau=0.6")
+    rig = profiles(VIDEO, VIDEO, count_as="stream")
+    assert rig.notes["videos"] == [VIDEO, f"{VIDEO} (1)"] and rig.notes["steps"] == 5 and rig.tokens[-1] == 256
+    assert "counting the tokens of synthetic" in capsys.readouterr().err
+
+
+def test_what_else_a_video_may_be_counted_as(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="count_as must be one of 'stream', 'frames', got 'film'"):
+        count_tokens(VIDEO, tokenizer, TokenBudget(), count_as="film")  # type: ignore[arg-type]
+
+
 def test_a_video_that_is_not_there(tokenizer: Tokenizer) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4: no such file"):
         count_tokens("none.mp4", tokenizer, TokenBudget())
@@ -67,12 +124,13 @@ def test_a_video_that_is_not_there(tokenizer: Tokenizer) -> None:
 def test_one_camera() -> None:
     counts = (10, 10, 11, 50, 52, 90)
     profiles = calibrate({"a.mp4": TokenCounts(counts, width=128, height=64)}, buckets=4, budget="tau=0.5")
-    assert profiles.tokens == (11, 52, 90, 128)
+    histogram = {10: 2, 11: 1, 50: 1, 52: 1, 90: 1}
+    assert profiles.tokens == tuple(calibrated_edges(histogram, 4, 128)) and profiles.tokens[-1] == 128
     assert profiles.frames == (FrameRange((1, 1, 1), (64, 64, 64), (128, 128, 128)),)
     notes = profiles.notes
     assert notes["histogram"] == [[10, 2], [11, 1], [50, 1], [52, 1], [90, 1]]
-    assert notes["edges"] == [11, 52, 90, 128] and notes["frames"] == 6 and notes["steps"] == 0
-    assert notes["waste"] == pytest.approx((1 + 1 + 2) / sum(counts), abs=1e-6)
+    assert notes["edges"] == list(profiles.tokens) and notes["frames"] == 6 and notes["steps"] == 0
+    assert notes["waste"] == pytest.approx(padding(histogram, notes["edges"]) / sum(counts), abs=1e-6)
     assert notes["waste_of_equal_widths"] > notes["waste"]
     assert parse_profiles(profiles.to_json(), "again") == profiles
 
@@ -91,6 +149,16 @@ def test_several_cameras_are_counted_one_by_one_and_together() -> None:
         FrameRange((1, 1, 2), (64, 64, 64), (64, 64, 64)),
         FrameRange((1, 1, 1), (64, 64, 64), (128, 128, 128)),
     )
+
+
+def test_whole_frames_of_one_camera_are_no_steps() -> None:
+    left = TokenCounts((10, 20), width=64, height=64, probes=3)
+    right = TokenCounts((1, 2), width=128, height=64, probes=1)
+    frames, steps = histogram_of([left, right])
+    assert frames == {10: 1, 20: 1, 1: 1, 2: 1, 64: 3, 128: 1} and steps == {11: 1, 22: 1}
+    profiles = calibrate({"left": left, "right": right}, buckets=8)
+    assert (profiles.notes["frames"], profiles.notes["probes"], profiles.notes["steps"]) == (4, 4, 2)
+    assert profiles.tokens[-1] == 192 and {t for t, _ in profiles.notes["histogram"]} == {1, 2, 10, 20, 64, 128}
 
 
 def test_a_rig_of_no_camera() -> None:
@@ -132,6 +200,24 @@ def test_more_buckets_and_chosen_edges_waste_less(histogram: dict[int, int], k: 
     assert waste(histogram, optimal_buckets(histogram, k + 1, 1, 4000)) <= waste(histogram, edges)
     total = sum(t * n for t, n in histogram.items())
     assert waste(histogram, edges) == pytest.approx(padding(histogram, edges) / total)
+
+
+@given(st.dictionaries(st.integers(0, 4000), st.integers(0, 1000), max_size=300), st.integers(1, 12))
+def test_calibrated_edges_leave_room(histogram: dict[int, int], k: int) -> None:
+    edges = calibrated_edges(histogram, k, 4000)
+    assert edges == sorted(set(edges)) and edges[-1] == 4000 and 1 <= len(edges) <= k
+    # As good as the best for what was counted, but for what is kept for other counts.
+    assert waste(histogram, edges) >= waste(histogram, optimal_buckets(histogram, k, 1, 4000))
+
+
+def test_a_little_more_than_was_ever_counted_is_not_padded_to_the_end() -> None:
+    histogram = dict.fromkeys(range(95, 106), 10)
+    edges = calibrated_edges(histogram, 8, 1344)
+    assert waste(histogram, edges) < 0.1
+    for count in (107, 120, 150):
+        assert min(edge for edge in edges if edge >= count) <= 1.3 * count
+    exact = optimal_buckets(histogram, 8, 1, 1344)
+    assert min(edge for edge in exact if edge >= 107) == 1344
 
 
 def test_as_many_buckets_as_counts_waste_nothing() -> None:
