@@ -118,13 +118,19 @@ def _open_named(text: str, fps: float | None, *, drop: bool, retry_seconds: floa
         return live.open_camera(text, drop=drop, retry_seconds=retry_seconds)
     if "://" in text:
         return live.open_rtsp(text, drop=drop, retry_seconds=retry_seconds)
+    bag, _, topic = text.partition("#")
+    if Path(bag).suffix.lower() in (".mcap", ".db3") or Path(bag).is_dir():
+        from . import robotics_bags, robotics_source  # what bags need is nothing that other sources should wait for
+
+        if robotics_bags.is_bag(bag):
+            return robotics_source.BagSource(bag, topic or None)
     path = Path(text)
     if text and path.is_dir():
         return _FolderSource(path, fps)
     if not text or not path.exists():
         raise SourceError(
             f"{text or 'an empty name'}: no such file; a source is a picture, a folder of pictures, a video file, "
-            "a camera number, an rtsp:// URL, csi:0, a gst: pipeline or 'synthetic'"
+            "a ROS 2 bag, a camera number, an rtsp:// URL, csi:0, a gst: pipeline or 'synthetic'"
         )
     if path.suffix.lower() == ".ttk":
         raise SourceError(f"{text}: this is a token file already; 'tatok decode' turns it into pictures")
