@@ -1,0 +1,194 @@
+"""What a page may ask for over its socket: small JSON objects, checked before anything acts on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal
+
+from tatok_edge.errors import InputError
+from tatok_edge.stream import SMALLEST_KBPS
+from tatok_edge.stream_encoder import MAX_LOSS_DB
+from tatok_edge.tokens import TokenBudget
+
+MAX_TEXT: Final = 4096
+"""Largest text message in characters."""
+MAX_JPEG: Final = 1 << 20
+"""Largest webcam picture in bytes."""
+SIZES: Final = (64, 1920)
+"""Smallest and largest length of a picture's longer side in pixels."""
+MAX_SIDE_RATIO: Final = 16
+"""A JPEG picture may be so many times longer than wide."""
+MAX_KBPS: Final = 1e6
+MAX_NUMBER: Final = 1 << 53
+"""Whole numbers above this are no longer exact in a browser."""
+
+Mode = Literal["adaptive", "fixed"]
+
+
+class MessageError(InputError):
+    """A message that is not one of those a page may send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the sliders of the page set."""
+
+    tau: float = 1.0
+    """Share of the score that the tokens keep; see :class:`TokenBudget`."""
+    keep: float = 1.0
+    """Largest share of the patches that get a token in one frame."""
+    max_tokens: int | None = None
+    """Largest number of patch tokens in one frame."""
+    max_loss_db: float = MAX_LOSS_DB
+    """Loss of PSNR against all tokens of every frame; see :class:`StreamEncoder`."""
+    max_kbps: float | None = None
+    """Bandwidth in kbit/s that every second keeps within."""
+    mode: Mode = "adaptive"
+    """Only what changes costs tokens, or every token of every frame."""
+    size: int = 320
+    """Length of the longer side of the pictures in pixels; larger ones are scaled down."""
+    version: int = 0
+    """Rises with every change."""
+
+    @property
+    def budget(self) -> TokenBudget:
+        """The limits for each packet."""
+        return TokenBudget(tau=self.tau, keep=self.keep, max_tokens=self.max_tokens)
+
+    def changed(self, changes: dict[str, Any]) -> Settings:
+        """These settings with ``changes``, as the page sends them.
+
+        Raises:
+            MessageError: An unknown setting, or a value outside its range; the message says what is allowed.
+        """
+        checked: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name not in _CHECKS:
+                raise MessageError(f"settings has no {_shown(name)}; it has {', '.join(_CHECKS)}")
+            checked[name] = _CHECKS[name](name, value)
+        return replace(self, **checked, version=self.version + 1)
+
+    def report(self) -> dict[str, Any]:
+        """The settings as JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A text message as an object with a ``type``.
+
+    Raises:
+        MessageError: It is too long, no JSON, or no object with a type.
+    """
+    if len(text) > MAX_TEXT:
+        raise MessageError(f"a message has at most {MAX_TEXT} characters, got {len(text)}")
+    try:
+        message = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise MessageError('a message must be JSON, such as {"type": "settings", "tau": 0.8}') from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise MessageError('a message must be a JSON object with a "type"')
+    return message
+
+
+def whole(message: dict[str, Any], name: str, low: int = 0, high: int = MAX_NUMBER) -> int:
+    """The whole number ``name`` of a message.
+
+    Raises:
+        MessageError: It is missing, no whole number, or outside ``low`` to ``high``.
+    """
+    return _integer(name, message.get(name), low, high)
+
+
+def flag(message: dict[str, Any], name: str) -> bool:
+    """The true or false ``name`` of a message.
+
+    Raises:
+        MessageError: It is missing or neither.
+    """
+    value = message.get(name)
+    if not isinstance(value, bool):
+        raise MessageError(f"{name} must be true or false, got {_shown(value)}")
+    return value
+
+
+def string(message: dict[str, Any], name: str) -> str:
+    """The text ``name`` of a message.
+
+    Raises:
+        MessageError: It is missing or no text.
+    """
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise MessageError(f"{name} must be text, got {_shown(value)}")
+    return value
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG picture from its header, so that a huge one is refused ahead of decoding it.
+
+    Raises:
+        MessageError: It is no JPEG picture, or of a size that the page never sends.
+    """
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # padding ahead of a marker
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            height, width = (int.from_bytes(data[at + 5 + i : at + 7 + i], "big") for i in (0, 2))
+            short, long = sorted((width, height))
+            if not SIZES[0] // 2 <= short <= long <= SIZES[1] or long > MAX_SIDE_RATIO * short:
+                raise MessageError(
+                    f"a picture must have sides of {SIZES[0] // 2} to {SIZES[1]} pixels, got {width}x{height}"
+                )
+            return width, height
+        if marker in (0xD8, 0xD9, 0xDA) or length < 2:
+            break
+        at += 2 + length
+    raise MessageError("a binary message must be a JPEG picture")
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(constant)
+
+
+def _shown(value: object) -> str:
+    """A value that a page sent, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _real(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise MessageError(f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}")
+    return float(value)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    # JavaScript has one type of number: 3.0 is whole.
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise MessageError(f"{name} must be a whole number from {low} to {high}, got {_shown(value)}")
+    return value
+
+
+def _mode(name: str, value: object) -> str:
+    if value not in ("adaptive", "fixed"):
+        raise MessageError(f"{name} must be 'adaptive' or 'fixed', got {_shown(value)}")
+    return str(value)
+
+
+_CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
+    "tau": lambda name, value: _real(name, value, 0.01, 1.0),
+    "keep": lambda name, value: _real(name, value, 0.0, 1.0),
+    "max_tokens": lambda name, value: None if value is None else _integer(name, value, 0, 1 << 24),
+    "max_loss_db": lambda name, value: _real(name, value, 0.0, 20.0),
+    "max_kbps": lambda name, value: None if value is None else _real(name, value, SMALLEST_KBPS, MAX_KBPS),
+    "mode": _mode,
+    "size": lambda name, value: _integer(name, value, *SIZES),
+}
