@@ -31,10 +31,18 @@ def extension(name: str) -> Extension:
 
 
 setup(
-    packages=["tatok_edge", "tatok_edge.training", "tatok_edge.export", "tatok_edge.runtime"],
+    packages=[
+        "tatok_edge",
+        "tatok_edge.datasets",
+        "tatok_edge.demo",
+        "tatok_edge.training",
+        "tatok_edge.export",
+        "tatok_edge.runtime",
+    ],
     package_dir={"tatok_edge.export": "export", "tatok_edge.runtime": "runtime"},
     package_data={
         "tatok_edge": ["py.typed", "models/**"],
+        "tatok_edge.demo": ["page/*"],
         "tatok_edge.runtime": ["*.pyi", "cpp/*.hpp", "cuda/*", "plugin/*"],
     },
     ext_modules=cythonize([extension("_kernels"), extension("_coder")], build_dir="build/cython", language_level=3),

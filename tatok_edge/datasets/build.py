@@ -1,0 +1,413 @@
+"""Makes a data set: clips to parts on any engine, parts to the files of a format, and that again after a kill.
+
+While it is in the making, everything is in ``OUT.partial``. Each clip becomes a part there as soon as it is whole; at
+the end the parts are put together in the order of the clips, so that the result depends neither on the engine nor on
+the number of workers, and the folder is renamed to ``OUT``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tatok_edge.bundle import Bundle, open_bundle
+from tatok_edge.datasets.clips import Clip, find_clips
+from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, Assembly, module_of
+from tatok_edge.datasets.local import run_here, run_processes
+from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
+from tatok_edge.datasets.tokens import narrow
+from tatok_edge.datasets.worker import Done, Engine, Job, Settings
+from tatok_edge.errors import InputError, SourceError
+from tatok_edge.progress import Progress
+from tatok_edge.runtime.session import default_threads
+from tatok_edge.tokens import CELL, PATCH, TokenBudget, patch_grid
+
+ENGINES = ("local", "ray")
+DEFAULT_SHARD_BYTES = 256 << 20
+LEROBOT_SHARD_BYTES = 100 << 20
+_PLAN = "plan.json"
+_DATA = "data"
+_LOCK = "lock"
+
+
+class Interrupted(Exception):
+    """The work was asked to stop; what was whole is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to make a data set."""
+
+    format: str = "flat"
+    """One of :data:`tatok_edge.datasets.formats.FORMATS`."""
+    model: str = "tatok-s8"
+    """Name or path of the bundle."""
+    backend: str = "auto"
+    """What runs the networks."""
+    threads: int | None = None
+    """Threads of each worker; None shares the cores between the workers."""
+    budget: TokenBudget = TokenBudget()  # noqa: RUF009  # frozen
+    """How many tokens a frame may have."""
+    frames: int | None = None
+    """Most frames of a clip."""
+    fps: float | None = None
+    """Frame rate of what has none: folders of pictures, bags."""
+    workers: int | None = None
+    """Workers; None takes one per core, and no more than there are clips."""
+    engine: str = "local"
+    """One of :data:`ENGINES`."""
+    shard_bytes: int | None = None
+    """A file of Parquet, WebDataset or LeRobot is followed by a new one once it is so large."""
+    resume: bool = False
+    """Go on with what an earlier run of the same inputs and options left."""
+    force: bool = False
+    """Replace a data set that exists, and what an earlier run left."""
+
+
+def make_dataset(
+    inputs: Sequence[str], output: str | Path, options: Options, *, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Makes a data set of tokens.
+
+    With more than one worker this starts processes, so a script that calls it needs the usual
+    ``if __name__ == "__main__"``.
+
+    Args:
+        inputs: See :func:`tatok_edge.datasets.clips.find_clips`.
+        output: Folder to make.
+        options: How.
+        stopped: Asked now and then whether to give up.
+
+    Returns:
+        The metadata of the data set, and in ``"run"`` what this run did.
+
+    Raises:
+        InputError: The inputs or options make no sense, or the output exists.
+        SourceError: No clip at all could be encoded.
+        Interrupted: ``stopped`` said so; :attr:`Options.resume` goes on.
+        OSError: Something cannot be written; :attr:`Options.resume` goes on.
+    """
+    start = time.perf_counter()
+    _check_options(options)
+    module = module_of(options.format)  # is what it needs installed?
+    clips = find_clips(inputs)
+    bundle = open_bundle(options.model)
+    plan = _plan(clips, bundle, options)
+    target = Path(output)
+    work = target.with_name(target.name + ".partial")
+    if (finished := _check_output(target, work, plan, options)) is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        return finished | {"run": _run_record(start, target, 0, len(finished["clips"]), 0)}
+    work.mkdir(exist_ok=True)
+    with _lock(work / _LOCK, target):
+        _begin(work, plan, options)
+        parts = work / PARTS
+        parts.mkdir(exist_ok=True)
+        for leftover in parts.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        jobs = [
+            Job(number, clip.name, clip.source) for number, clip in enumerate(clips) if Part.find(parts, number) is None
+        ]
+        workers = options.workers or default_threads()
+        workers = max(1, min(workers, len(jobs)))
+        left_out, frames = _encode(work, jobs, len(clips), workers, options, module, stopped) if jobs else ({}, 0)
+        metadata = _assemble(work, clips, left_out, bundle, plan, options, module, stopped)
+        _put_in_place(work, target)
+    return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames)}
+
+
+def _check_options(options: Options) -> None:
+    if options.format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {options.format!r}")
+    if options.engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {options.engine!r}")
+    if options.resume and options.force:
+        raise InputError("resume goes on with what is there and force replaces it: give one of them")
+    for name in ("frames", "workers", "threads", "shard_bytes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def _plan(clips: Sequence[Clip], bundle: Bundle, options: Options) -> dict[str, Any]:
+    """Everything that decides what the data set will hold, down to the last byte."""
+    budget = options.budget
+    return {
+        "format": options.format,
+        "format_version": FORMAT_VERSION,
+        "tool": f"tatok-edge {version('tatok-edge')}",
+        "model": bundle.tag.hex(),
+        "budget": {name: getattr(budget, name) for name in TokenBudget.__dataclass_fields__},
+        "frames": options.frames,
+        "fps": options.fps,
+        "shard_bytes": _shard_bytes(options),
+        "clips": [[clip.name, clip.source] for clip in clips],
+    }
+
+
+def _shard_bytes(options: Options) -> int:
+    return options.shard_bytes or (LEROBOT_SHARD_BYTES if options.format == "lerobot" else DEFAULT_SHARD_BYTES)
+
+
+def _digest(plan: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _check_output(target: Path, work: Path, plan: dict[str, Any], options: Options) -> dict[str, Any] | None:
+    """Whether the output may be made; gives its metadata where it is there already and complete.
+
+    Raises:
+        InputError: It may not.
+    """
+    if not target.name or not target.absolute().parent.is_dir():
+        raise InputError(f"{target}: the folder {target.absolute().parent} does not exist; create it first")
+    if target.exists() or target.is_symlink():
+        metadata = _metadata_of(target)
+        is_empty = target.is_dir() and not any(target.iterdir())
+        if options.force:
+            if metadata is None and not is_empty:
+                raise InputError(f"{target}: exists and is no data set of tokens; name another folder")
+        elif options.resume and metadata is not None:
+            if metadata.get("plan") != _digest(plan):
+                raise InputError(
+                    f"{target}: is finished, and was made of other inputs or with other options; "
+                    "name another folder, or replace it with --force"
+                )
+            return metadata
+        elif not is_empty:
+            raise InputError(f"{target}: exists; name another folder, or replace it with --force")
+    if work.exists() and not (options.resume or options.force):
+        raise InputError(
+            f"{target}: an earlier run has not finished and left {work}; go on with --resume or begin anew with --force"
+        )
+    return None
+
+
+def _metadata_of(folder: Path) -> dict[str, Any] | None:
+    for name in (METADATA, LEROBOT_METADATA):
+        try:
+            metadata = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(metadata, dict) and metadata.get("format") in FORMATS:
+            return metadata
+    return None
+
+
+@contextmanager
+def _lock(path: Path, target: Path) -> Iterator[None]:
+    """Keeps a second run out; the system lets go of it when this process ends, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{target}: another run is writing to it") from None
+        yield
+
+
+def _begin(work: Path, plan: dict[str, Any], options: Options) -> None:
+    """Prepares the folder of work.
+
+    Raises:
+        InputError: It belongs to other inputs or options.
+    """
+    path = work / _PLAN
+    if options.force:
+        for name in (PARTS, _DATA):
+            shutil.rmtree(work / name, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    if path.exists():
+        if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+            raise InputError(
+                f"{work}: was begun with other inputs or options, or by another version; "
+                "--resume needs the same, --force begins anew"
+            )
+        return
+    temporary = work / (_PLAN + ".tmp")
+    temporary.write_text(json.dumps(plan) + "\n")
+    temporary.replace(path)
+
+
+def _encode(
+    work: Path,
+    jobs: list[Job],
+    clips: int,
+    workers: int,
+    options: Options,
+    module: Any,
+    stopped: Callable[[], bool],
+) -> tuple[dict[int, str], int]:
+    """Runs the engine; gives the reasons of the clips that are left out, and the number of frames of the others."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings = Settings(
+        folder=str(work.absolute()),
+        model=options.model if not Path(options.model).exists() else str(Path(options.model).absolute()),
+        backend=options.backend,
+        threads=options.threads or max(1, min(cores // workers, 8)),
+        budget=options.budget,
+        frames=options.frames,
+        fps=options.fps,
+    )
+    engine = _engine(options.engine, workers)
+    left_out: dict[int, str] = {}
+    frames = 0
+    running: dict[int, int] = {}
+    rates: dict[str, float | None] = {}
+    done = clips - len(jobs)
+    with Progress("encoding", None) as progress:
+        for event in engine(settings, jobs, workers, stopped):
+            running[event.number] = event.frames
+            if isinstance(event, Done):
+                frames += running.pop(event.number)
+                done += 1
+                if event.left_out is not None:
+                    left_out[event.number] = event.left_out
+                elif options.format == "lerobot":  # told at the second clip, not after the last
+                    part = Part.find(work / PARTS, event.number)
+                    assert part is not None
+                    rates = rates or {part.info["name"]: part.info["fps"]}
+                    module.frame_rate(rates | {part.info["name"]: part.info["fps"]})
+            progress.update(frames + sum(running.values()), f"{done} of {clips} clips")
+    if stopped():
+        raise Interrupted(f"{done} of {clips} clips are done")
+    return left_out, frames
+
+
+def _engine(name: str, workers: int) -> Engine:
+    if name == "ray":
+        from tatok_edge.datasets.ray_engine import run_ray
+
+        return run_ray
+    return run_here if workers == 1 else run_processes
+
+
+def _assemble(
+    work: Path,
+    clips: Sequence[Clip],
+    left_out: dict[int, str],
+    bundle: Bundle,
+    plan: dict[str, Any],
+    options: Options,
+    module: Any,
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
+    """Puts the parts together."""
+    found = [Part.find(work / PARTS, number) for number in range(len(clips))]
+    parts = [part for part in found if part is not None]
+    if not parts:
+        raise SourceError(f"none of the {len(clips)} clips could be encoded; the first: {left_out[min(left_out)]}")
+    metadata = _metadata(parts, bundle, plan, options)
+    metadata["left_out"] = [
+        {"name": clips[number].name, "source": clips[number].source, "problem": problem}
+        for number, problem in sorted(left_out.items())
+    ]
+    folder = work / _DATA
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with Progress("writing", len(parts), unit="clips") as progress:
+
+        def tick(done: int) -> None:
+            progress.update(done)
+            if stopped():
+                raise Interrupted("all clips are encoded")
+
+        try:
+            module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick))
+            path = folder / (LEROBOT_METADATA if options.format == "lerobot" else METADATA)
+            path.write_text(json.dumps(metadata, indent=1) + "\n")
+            sync(path)
+        except BaseException:
+            # The parts are all that is needed to write it again, and a full disk has better uses.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return metadata
+
+
+def _metadata(parts: Sequence[Part], bundle: Bundle, plan: dict[str, Any], options: Options) -> dict[str, Any]:
+    counts = [np.diff(part.offsets[:, 0]) for part in parts]
+    frames, tokens, cells = (sum(int(part.info[name]) for part in parts) for name in ("frames", "tokens", "globals"))
+    sizes: dict[tuple[int, int], int] = {}
+    for part in parts:
+        for size, number in zip(*np.unique(part.table[["width", "height"]], return_counts=True), strict=True):
+            key = (int(size["width"]), int(size["height"]))
+            sizes[key] = sizes.get(key, 0) + int(number)
+    patches = max(rows * columns for rows, columns in (patch_grid(*size) for size in sizes))
+    rates = {part.info["fps"] for part in parts}
+    default = TokenBudget()
+    vocabulary = int(np.prod(bundle.levels))
+    budget = {name: value for name, value in plan["budget"].items() if value != getattr(default, name)}
+    return {
+        "format": options.format,
+        "format_version": FORMAT_VERSION,
+        "tool": plan["tool"],
+        "plan": _digest(plan),
+        "model": {
+            "name": bundle.name,
+            "tag": bundle.tag.hex(),
+            "sha256": {name: entry["sha256"] for name, entry in bundle.manifest["files"].items()},
+        },
+        "vocabulary": vocabulary,
+        "levels": list(bundle.levels),
+        "patch": PATCH,
+        "cell": CELL,
+        "budget": budget | {"score": options.budget.score},
+        "fps": next(iter(rates)) if len(rates) == 1 else None,
+        "frames": frames,
+        "tokens": tokens,
+        "globals": cells,
+        "tokens_per_frame": {
+            "mean": round(tokens / frames, 3),
+            "min": min(int(count.min()) for count in counts),
+            "max": max(int(count.max()) for count in counts),
+        },
+        "sizes": [[*size, number] for size, number in sorted(sizes.items(), key=lambda item: -item[1])[:MAX_SIZES]],
+        "types": {
+            "ids": narrow(vocabulary).str,
+            "positions": narrow(patches).str,
+            "globals": narrow(vocabulary).str,
+        },
+        "clips": [
+            {
+                "name": part.info["name"],
+                "source": part.info["source"],
+                "fps": part.info["fps"],
+                "frames": part.frames,
+                "tokens": part.info["tokens"],
+                "globals": part.info["globals"],
+            }
+            | ({"problem": part.info["problem"]} if part.info["problem"] else {})
+            for part in parts
+        ],
+    }
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    replaced = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    (work / _DATA).rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _run_record(start: float, target: Path, workers: int, resumed: int, frames: int) -> dict[str, Any]:
+    return {
+        "seconds": round(time.perf_counter() - start, 3),
+        "workers": workers,
+        "resumed_clips": resumed,
+        "encoded_frames": frames,
+        "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
+    }

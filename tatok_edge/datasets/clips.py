@@ -1,0 +1,182 @@
+"""Which clips a data set is made of: videos, folders of pictures and bags, one by one, by folder or in a list."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tatok_edge.errors import InputError
+from tatok_edge.frames import Source
+from tatok_edge.sources import IMAGE_SUFFIXES, open_source
+
+BAG_SUFFIXES = (".mcap", ".db3")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+"""Endings of what is taken from a folder of videos; a file that is named itself may have any."""
+LIST_SUFFIX = ".txt"
+"""Ending of a file that lists paths, one a line."""
+MAX_LIST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip: what a sequence model sees as one sequence of frames."""
+
+    name: str
+    """Its name in the data set: its path from the folder that all inputs share."""
+    source: str
+    """What to open: see :func:`open_clip`."""
+
+
+def find_clips(inputs: Sequence[str]) -> list[Clip]:
+    """The clips that inputs stand for, in the order in which they are given; those of a folder in natural order.
+
+    Args:
+        inputs: Each the path of a video, of a folder of pictures, of a bag (all its image topics, or ``BAG#/TOPIC``),
+            of a folder with any of these in it at any depth, of a ``.txt`` file with one path a line (``#`` begins a
+            comment), or ``synthetic:...``.
+
+    Raises:
+        InputError: One is missing, holds nothing or is named twice; the message says which.
+    """
+    found: list[tuple[str, Path | None]] = []  # the source, and the folder that its name is relative to
+    for name in _expanded(inputs):
+        if name.partition(":")[0] == "synthetic":
+            found.append((name, None))
+            continue
+        path = Path(name)
+        if bag := _topic(name):
+            found.append((name, _absolute(bag[0]).parent))
+            continue
+        if not path.exists():
+            raise InputError(
+                f"{name}: no such file; an input is a video, a folder of pictures or of videos, a bag, "
+                f"or a {LIST_SUFFIX} file with one path a line"
+            )
+        if not path.is_dir() or _is_clip(path):
+            found += [(source, _absolute(path).parent) for source in _sources(path)]
+            continue
+        inside = [source for clip in _walk(path) for source in _sources(clip)]
+        if not inside:
+            raise InputError(
+                f"{name}: holds no picture (*{', *'.join(IMAGE_SUFFIXES)}) and no video (*{', *'.join(VIDEO_SUFFIXES)})"
+            )
+        found += [(source, _absolute(path)) for source in inside]
+    if not found:
+        raise InputError("there is no input: the lists are empty")
+    anchors = [str(anchor) for _, anchor in found if anchor is not None]
+    base = os.path.commonpath(anchors) if anchors else ""
+    clips = []
+    names: set[str] = set()
+    for source, anchor in found:
+        path, topic = _topic(source) or (Path(source), "")
+        if anchor is not None:
+            name = Path(os.path.relpath(_absolute(path), base)).as_posix() + ("#" + topic if topic else "")
+        else:
+            name = source
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")
+        if name in names:
+            raise InputError(f"{source}: is named twice; every clip goes into a data set once")
+        names.add(name)
+        clips.append(Clip(name, source))
+    return clips
+
+
+def open_clip(source: str, fps: float | None) -> Source:
+    """Opens the source of a clip.
+
+    Args:
+        source: What :func:`tatok_edge.open_source` opens, or a bag, with ``#`` and the topic behind it.
+        fps: Frame rate of what has none.
+
+    Raises:
+        SourceError: It cannot be opened.
+    """
+    path, topic = _topic(source) or (Path(source), "")
+    if topic or _is_bag(path):
+        from tatok_edge.robotics_source import BagSource
+
+        return BagSource(path, topic or None)
+    return open_source(source, fps=fps if path.is_dir() else None)
+
+
+def _topic(source: str) -> tuple[Path, str] | None:
+    """The bag and the topic of ``BAG#/TOPIC``; None where there is no bag of that name."""
+    name, mark, topic = source.partition("#/")
+    path = Path(name)
+    return (path, "/" + topic) if mark and path.exists() and _is_bag(path) else None
+
+
+def _sources(path: Path) -> list[str]:
+    """The clips in what is a clip: one, or for a bag one per image topic."""
+    if not _is_bag(path):
+        return [str(path)]
+    from tatok_edge.robotics_bags import IMAGE_TYPES, Bag
+
+    with Bag(path) as bag:
+        topics = list(bag.topics(IMAGE_TYPES))
+    # One without images is still there to be opened, which says what it holds instead.
+    return [f"{path}#{topic}" for topic in topics] or [str(path)]
+
+
+def _is_bag(path: Path) -> bool:
+    if not path.is_dir() and path.suffix.lower() not in BAG_SUFFIXES:
+        return False
+    if path.is_dir() and _holds_pictures(path):
+        return False
+    from tatok_edge.robotics_bags import is_bag
+
+    return path.exists() and is_bag(path)
+
+
+def _expanded(inputs: Sequence[str]) -> Iterator[str]:
+    for name in inputs:
+        path = Path(name)
+        if path.suffix.lower() != LIST_SUFFIX or not path.is_file():
+            yield name
+            continue
+        try:
+            if path.stat().st_size > MAX_LIST_BYTES:
+                raise InputError(f"{name}: a list of paths has at most {MAX_LIST_BYTES} bytes")
+            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
+        for line in lines:
+            entry = line.strip()
+            if entry and not entry.startswith("#"):
+                yield entry
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _is_clip(folder: Path) -> bool:
+    """Whether a folder is itself a clip: it holds pictures, or is a bag."""
+    return _holds_pictures(folder) or _is_bag(folder)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() for entry in entries)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir(), key=_natural_order):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if _is_clip(path):
+                yield path
+            else:
+                yield from _walk(path)
+        elif path.suffix.lower() in (*VIDEO_SUFFIXES, *BAG_SUFFIXES):
+            yield path
+
+
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts numbers inside names by value."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

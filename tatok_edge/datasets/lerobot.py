@@ -1,0 +1,284 @@
+"""LeRobot data sets (layout v3.0): one episode per clip, tokens padded to one length with their number beside them.
+
+LeRobot takes features of one fixed shape only, so ragged tokens are padded with -1, which is no token. ``lerobot``
+itself is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tatok_edge.datasets.formats import Assembly
+from tatok_edge.datasets.parquet import RowGroups, Shards
+from tatok_edge.datasets.parts import Part, sync
+from tatok_edge.datasets.reading import ClipReader
+from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
+from tatok_edge.errors import FormatError, InputError
+
+CODEBASE_VERSION = "v3.0"
+CHUNK_FILES = 1000
+"""Files per folder."""
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+TASK = "video"
+"""LeRobot wants a task per frame; ours are not of a robot."""
+PADDING = -1
+RATE_TOLERANCE = 1e-3
+"""Rates that differ by less are one: containers round them."""
+ROWS = 256
+"""Most padded frames that are in memory at a time."""
+_FILE = re.compile(r"data/chunk-\d{3,}/file-\d{3,}\.parquet")
+_PADDED = {"observation.tokens": "ids", "observation.positions": "positions", "observation.globals": "globals"}
+
+
+def write(assembly: Assembly) -> None:
+    """Writes the data set.
+
+    Raises:
+        InputError: The clips have no frame rate, or not the same one.
+    """
+    fps = frame_rate({part.info["name"]: part.info["fps"] for part in assembly.parts})
+    widest = {"tokens": 2, "globals": 2}  # LeRobot takes a shape of (1,) for a number
+    for part in assembly.parts:
+        most = np.diff(part.offsets, axis=0).max(axis=0)
+        widest = {"tokens": max(widest["tokens"], int(most[0])), "globals": max(widest["globals"], int(most[1]))}
+    features = _features(widest["tokens"], widest["globals"])
+    schema = pa.schema([(name, _arrow_type(feature)) for name, feature in features.items()])
+    statistics = {name: _Statistics() for name in features}
+    episodes: list[dict[str, Any]] = []
+    frames = 0
+    with Shards(assembly.folder, _data_path, schema, assembly.shard_bytes) as shards:
+        for number, part in enumerate(assembly.parts):
+            record = assembly.metadata["clips"][number]
+            record["file"], record["row_group"] = shards.place()
+            chunk, file = divmod(len(shards.paths) - 1, CHUNK_FILES)
+            for start, stop in part.blocks(ROWS):
+                arrays = _rows(part, start, stop, number, frames, widest)
+                for name, array in arrays.items():
+                    statistics[name].add(array)
+                shards.write(pa.Table.from_arrays([_arrow(arrays[name]) for name in features], schema=schema))
+            record["row_groups"] = -(-part.frames // ROWS)
+            episodes.append(
+                {
+                    "episode_index": number,
+                    "tasks": [TASK],
+                    "length": part.frames,
+                    "data/chunk_index": chunk,
+                    "data/file_index": file,
+                    "dataset_from_index": frames,
+                    "dataset_to_index": frames + part.frames,
+                    "meta/episodes/chunk_index": 0,
+                    "meta/episodes/file_index": 0,
+                }
+            )
+            frames += part.frames
+            shards.roll()
+            assembly.tick(number + 1)
+    info = {
+        "codebase_version": CODEBASE_VERSION,
+        "fps": fps,
+        "features": features,
+        "total_episodes": len(episodes),
+        "total_frames": frames,
+        "total_tasks": 1,
+        "chunks_size": CHUNK_FILES,
+        "data_files_size_in_mb": max(assembly.shard_bytes >> 20, 1),
+        "video_files_size_in_mb": 200,
+        "data_path": DATA_PATH,
+        "video_path": None,
+        "robot_type": None,
+        "splits": {"train": f"0:{len(episodes)}"},
+    }
+    assembly.metadata["padding"] = PADDING
+    _write_json(assembly.folder / "meta/info.json", info)
+    _write_json(assembly.folder / "meta/stats.json", {name: figures.report() for name, figures in statistics.items()})
+    _write_table(assembly.folder / EPISODES_PATH, pa.Table.from_pylist(episodes))
+    _write_table(assembly.folder / "meta/tasks.parquet", _tasks())
+
+
+def _data_path(number: int) -> str:
+    """The name of a data file from its running number."""
+    chunk, file = divmod(number, CHUNK_FILES)
+    return DATA_PATH.format(chunk_index=chunk, file_index=file)
+
+
+def frame_rate(rates: Mapping[str, float | None]) -> int | float:
+    """The frame rate that all clips share.
+
+    Args:
+        rates: Rate of each clip by its name.
+
+    Raises:
+        InputError: A clip has none, or another one.
+    """
+    first, rate = next(iter(rates.items()))
+    for name, other in rates.items():
+        if rate is None or other is None:
+            raise InputError(f"{name}: has no frame rate, which LeRobot needs; give --fps")
+        if abs(other / rate - 1) > RATE_TOLERANCE:
+            raise InputError(
+                f"LeRobot takes one frame rate for all clips, but {first} has {rate:g} and {name} {other:g}; "
+                "make a data set for each rate"
+            )
+    assert rate is not None
+    return int(rate) if float(rate).is_integer() else float(rate)
+
+
+def _features(tokens: int, cells: int) -> dict[str, dict[str, Any]]:
+    def feature(kind: str, length: int = 1, names: list[str] | None = None) -> dict[str, Any]:
+        return {"dtype": kind, "shape": [length], "names": names}
+
+    return {
+        "observation.tokens": feature("int32", tokens),
+        "observation.positions": feature("int32", tokens),
+        "observation.n_tokens": feature("int32"),
+        "observation.globals": feature("int32", cells),
+        "observation.n_globals": feature("int32"),
+        "observation.size": feature("int32", 2, ["width", "height"]),
+        "source_frame": feature("int64"),
+        "source_timestamp_us": feature("int64"),
+        # What LeRobot itself puts into every data set.
+        "timestamp": feature("float32"),
+        "frame_index": feature("int64"),
+        "episode_index": feature("int64"),
+        "index": feature("int64"),
+        "task_index": feature("int64"),
+    }
+
+
+def _rows(
+    part: Part, start: int, stop: int, number: int, first: int, widest: dict[str, int]
+) -> dict[str, NDArray[Any]]:
+    """Frames as arrays, ``(frames,)`` or ``(frames, length)``."""
+    table = part.table[start:stop]
+    counts = np.diff(part.offsets[start : stop + 1], axis=0).astype(np.int32)
+    rows: dict[str, NDArray[Any]] = {}
+    for name, column in _PADDED.items():
+        of = int(column == "globals")
+        padded = np.full((stop - start, widest["globals" if of else "tokens"]), PADDING, np.int32)
+        padded[np.arange(padded.shape[1]) < counts[:, of, None]] = part.read(column, start, stop)  # type: ignore[arg-type]
+        rows[name] = padded
+    frame = np.arange(start, stop, dtype=np.int64)
+    return rows | {
+        "observation.n_tokens": counts[:, 0],
+        "observation.n_globals": counts[:, 1],
+        "observation.size": np.stack([table["width"], table["height"]], axis=1).astype(np.int32),
+        "source_frame": table["index"],
+        "source_timestamp_us": table["timestamp_us"],
+        "timestamp": (table["timestamp_us"] / 1e6).astype(np.float32),
+        "frame_index": frame,
+        "episode_index": np.full(stop - start, number, np.int64),
+        "index": frame + first,
+        "task_index": np.zeros(stop - start, np.int64),
+    }
+
+
+def _arrow_type(feature: dict[str, Any]) -> pa.DataType:
+    kind = pa.type_for_alias(feature["dtype"] if feature["dtype"] != "float32" else "float")
+    (length,) = feature["shape"]
+    return kind if length == 1 else pa.list_(kind, length)
+
+
+def _arrow(array: NDArray[Any]) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+    return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+
+
+class _Statistics:
+    """Smallest, largest, mean and standard deviation of a feature, element by element."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: NDArray[np.float64] | None = None
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Counts the rows of an array."""
+        values = array.reshape(len(array), -1).astype(np.float64)
+        low, high = values.min(axis=0), values.max(axis=0)
+        sums = np.stack([values.sum(axis=0), np.square(values).sum(axis=0)])
+        if self._sums is None:
+            self._low, self._high, self._sums = low, high, sums
+        else:
+            self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+            self._sums = self._sums + sums
+        self._count += len(array)
+
+    def report(self) -> dict[str, Any]:
+        """As LeRobot's ``stats.json`` has it."""
+        assert self._sums is not None
+        mean = self._sums[0] / self._count
+        deviation = np.sqrt(np.maximum(self._sums[1] / self._count - np.square(mean), 0))
+        figures = {"min": self._low, "max": self._high, "mean": mean, "std": deviation}
+        return {name: value.tolist() for name, value in figures.items()} | {"count": [self._count]}
+
+
+def _tasks() -> pa.Table:
+    """The table of tasks, which pandas reads with the task as its index."""
+    table = pa.table({"task_index": pa.array([0], pa.int64()), "task": pa.array([TASK])})
+    text = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    about = {
+        "index_columns": ["task"],
+        "column_indexes": [{"name": None, "field_name": None} | text],
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
+            | {"metadata": None},
+            {"name": "task", "field_name": "task"} | text,
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",
+    }
+    return table.replace_schema_metadata({"pandas": json.dumps(about)})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=4) + "\n")
+    sync(path)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        pq.write_table(table, file)
+    sync(path)
+
+
+class Reader(ClipReader):
+    """Reads episodes, without the padding."""
+
+    def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:
+        super().__init__(clips)
+        self._folder = folder
+        self._types = {name: np.dtype(kind) for name, kind in metadata["types"].items()}
+        self._groups = RowGroups(folder, metadata["clips"], _FILE)
+
+    def load(self, number: int) -> RaggedTokens:
+        table = self._groups.read(number)
+        arrays: dict[str, NDArray[Any]] = {}
+        try:
+            for name, column in _PADDED.items():
+                counts = table.column(f"observation.n_{'globals' if column == 'globals' else 'tokens'}").to_numpy()
+                padded = _fixed(table.column(name))
+                arrays[column] = padded[np.arange(padded.shape[1]) < counts[:, None]].astype(self._types[column])
+                offsets = offsets32(np.cumsum([0, *counts], dtype=np.int64))
+                arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
+            arrays["indices"] = table.column("source_frame").to_numpy()
+            arrays["timestamps_us"] = table.column("source_timestamp_us").to_numpy()
+            arrays["sizes"] = _fixed(table.column("observation.size"))
+        except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
+            raise FormatError(f"{self._folder}: clip {number} cannot be read ({error})") from None
+        return ragged_from(arrays, number, str(self._folder))
+
+
+def _fixed(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of fixed-size lists as an array ``(rows, length)``."""
+    return np.concatenate([chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in column.chunks])

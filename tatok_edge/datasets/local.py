@@ -1,0 +1,132 @@
+"""Engines of this machine: this process, or several of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, Event, Job, Settings
+from tatok_edge.errors import BackendError, TaTokError
+
+POLL_SECONDS = 0.2
+"""Longest time to notice that the work shall stop."""
+
+
+def run_here(settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Encodes in this process; see :class:`tatok_edge.datasets.worker.Engine`."""
+    encoder = ClipEncoder(settings)
+    for job in jobs:
+        if stopped():
+            return
+        yield from encoder.encode(job, stopped)
+
+
+def run_processes(settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+    """Encodes in ``workers`` processes of this machine; see :class:`tatok_edge.datasets.worker.Engine`.
+
+    A worker that dies is replaced and its clip begun again.
+    """
+    waiting = deque(jobs)
+    deaths: Counter[int] = Counter()
+    pool: list[_Worker] = []
+    try:
+        while True:
+            while waiting and len(pool) < workers:
+                pool.append(_Worker.start(settings, waiting.popleft()))
+            if not pool or stopped():
+                return
+            for ready in wait([worker.pipe for worker in pool], timeout=POLL_SECONDS):
+                worker = next(worker for worker in pool if worker.pipe is ready)
+                try:
+                    event = worker.pipe.recv()
+                except (EOFError, OSError):
+                    pool.remove(worker)
+                    code = worker.join()
+                    deaths[worker.job.number] += 1
+                    if deaths[worker.job.number] < ATTEMPTS:
+                        waiting.appendleft(worker.job)
+                        continue
+                    yield Done(worker.job.number, 0, left_out=_cause_of_death(worker.job, code))
+                    continue
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, Done):
+                    if waiting:
+                        worker.give(waiting.popleft())
+                    else:
+                        pool.remove(worker)
+                        worker.give(None)
+                        worker.join()
+                yield event
+    finally:
+        for worker in pool:
+            worker.process.terminate()
+        for worker in pool:
+            worker.join()
+
+
+def _cause_of_death(job: Job, code: int | None) -> str:
+    reason = "killed, perhaps for want of memory" if code == -signal.SIGKILL else f"exit code {code}"
+    return f"{job.source}: its worker died {ATTEMPTS} times ({reason}); try fewer --workers"
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that encodes, and the clip that it is at."""
+
+    process: BaseProcess
+    pipe: Connection
+    job: Job
+
+    @classmethod
+    def start(cls, settings: Settings, job: Job) -> _Worker:
+        # Not forked: threads of ONNX Runtime and OpenCV do not survive that.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, settings, os.getpid()), daemon=True)
+        # Ctrl-C goes to all processes of a terminal; the parent decides what becomes of it. Blocked here, it is blocked
+        # in the worker from its first instruction on.
+        resource_tracker.ensure_running()  # it starts with the first process, and lifts the block
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        ours.send(job)
+        return cls(process, ours, job)
+
+    def give(self, job: Job | None) -> None:
+        """Sends the next clip, or that there is none; that the worker has died is noticed when it is read from."""
+        self.job = job or self.job
+        with suppress(OSError):
+            self.pipe.send(job)
+
+    def join(self) -> int | None:
+        self.process.join()
+        self.pipe.close()
+        return self.process.exitcode
+
+
+def _serve(pipe: Any, settings: Settings, parent: int) -> None:
+    """The life of a worker process."""
+    try:
+        encoder = ClipEncoder(settings)
+        while (job := pipe.recv()) is not None:
+            for event in encoder.encode(job, lambda: os.getppid() != parent):
+                pipe.send(event)
+    except (EOFError, BrokenPipeError):  # the parent has gone
+        return
+    except (OSError, TaTokError) as error:
+        pipe.send(error)
+    except Exception as error:  # a bug: told in the parent, as if it had happened there
+        pipe.send(BackendError(f"a worker failed with an unexpected {type(error).__name__}: {error}"))

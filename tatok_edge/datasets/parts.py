@@ -1,0 +1,161 @@
+"""One encoded clip on the disk, while a data set is in the making: the flat arrays of its frames and what is known.
+
+A part is a folder that is written under another name and renamed when it is whole, so that there is either all of a
+clip or nothing, whoever dies in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.datasets.tokens import FRAME_DTYPE, UIntArray, narrow
+from tatok_edge.tokens import TokenFrame
+
+PARTS = "parts"
+"""Folder of the parts inside the folder of work."""
+INFO = "part.json"
+MAX_SIZES = 64
+"""Different frame sizes that are counted one by one."""
+
+Column = Literal["ids", "positions", "globals"]
+_OFFSETS_OF: dict[Column, int] = {"ids": 0, "positions": 0, "globals": 1}
+
+
+class PartWriter:
+    """Writes the frames of a clip as they come: nothing but their offsets is held in memory.
+
+    Args:
+        folder: The folder of all parts.
+        number: Number of the clip.
+        vocabulary: Number of different token ids.
+    """
+
+    def __init__(self, folder: Path, number: int, vocabulary: int) -> None:
+        self._target = folder / f"{number:06d}"
+        self._temporary = folder / f".{number:06d}.{os.getpid()}.tmp"
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        self._types: dict[Column, np.dtype[Any]] = {
+            "ids": narrow(vocabulary),
+            # Which width the whole data set needs is known only at the end.
+            "positions": np.dtype("<u4"),
+            "globals": narrow(vocabulary),
+        }
+        self._files = {name: (self._temporary / f"{name}.bin").open("wb") for name in self._types}
+        self._offsets: list[tuple[int, int]] = [(0, 0)]
+        self._frames: list[tuple[int, int, int, int, int]] = []
+        self._number = number
+
+    def write(self, frame: TokenFrame) -> None:
+        """Adds a frame."""
+        arrays: dict[Column, NDArray[np.int32]] = {
+            "ids": frame.ids,
+            "positions": frame.positions,
+            "globals": frame.global_ids,
+        }
+        for name, array in arrays.items():
+            self._files[name].write(array.astype(self._types[name]).tobytes())
+        tokens, cells = self._offsets[-1]
+        self._offsets.append((tokens + frame.n_tokens, cells + frame.n_globals))
+        self._frames.append((frame.timestamp_us, frame.index, self._number, frame.width, frame.height))
+
+    def commit(self, **info: Any) -> dict[str, Any]:
+        """Puts the part in its place, with ``info`` beside it; where another worker was first, that one's is kept.
+
+        Raises:
+            OSError: It cannot be written; nothing is left of it.
+        """
+        try:
+            offsets = np.asarray(self._offsets, "<i8")
+            frames = np.asarray(self._frames, FRAME_DTYPE)
+            (self._temporary / "offsets.bin").write_bytes(offsets.tobytes())
+            (self._temporary / "frames.bin").write_bytes(frames.tobytes())
+            record = info | {
+                "frames": len(frames),
+                "tokens": int(offsets[-1, 0]),
+                "globals": int(offsets[-1, 1]),
+                "types": {name: kind.str for name, kind in self._types.items()},
+            }
+            (self._temporary / INFO).write_text(json.dumps(record) + "\n")
+            for file in self._files.values():
+                file.close()
+            for path in self._temporary.iterdir():
+                sync(path)
+            try:
+                self._temporary.rename(self._target)
+            except OSError:
+                if not (self._target / INFO).is_file():
+                    raise
+        finally:
+            self.abort()
+        return record
+
+    def abort(self) -> None:
+        """Throws away what was written; nothing happens after :meth:`commit`."""
+        for file in self._files.values():
+            with suppress(OSError):  # a full disk: what is buffered cannot be written, nor need it be
+                file.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is whole."""
+
+    path: Path
+    """Its folder."""
+    info: dict[str, Any]
+    """What was known when it was written."""
+
+    @classmethod
+    def find(cls, folder: Path, number: int) -> Part | None:
+        """The part of a clip, None where there is none yet."""
+        path = folder / f"{number:06d}"
+        try:
+            return cls(path, json.loads((path / INFO).read_text()))
+        except FileNotFoundError:
+            return None
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return int(self.info["frames"])
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the tokens and the global tokens of each frame begin, ``(frames + 1, 2)``."""
+        return np.fromfile(self.path / "offsets.bin", "<i8").reshape(-1, 2)
+
+    @cached_property
+    def table(self) -> NDArray[np.void]:
+        """Times, numbers and sizes of the frames."""
+        return np.fromfile(self.path / "frames.bin", FRAME_DTYPE)
+
+    def read(self, column: Column, start: int, stop: int) -> UIntArray:
+        """The values of the frames from ``start`` to before ``stop``."""
+        kind = np.dtype(self.info["types"][column])
+        first, last = (int(self.offsets[frame, _OFFSETS_OF[column]]) for frame in (start, stop))
+        # Read, not mapped: mapped pages count as memory of the process.
+        return np.fromfile(self.path / f"{column}.bin", kind, last - first, offset=first * kind.itemsize)
+
+    def blocks(self, frames: int) -> Iterator[tuple[int, int]]:
+        """Ranges of at most so many frames."""
+        for start in range(0, self.frames, frames):
+            yield start, min(start + frames, self.frames)
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file survives a loss of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

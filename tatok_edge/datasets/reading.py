@@ -1,0 +1,234 @@
+"""Reads data sets of tokens of any format; the flat one and WebDataset need nothing but numpy."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
+from tatok_edge.datasets.tokens import FrameTokens, RaggedTokens
+from tatok_edge.errors import FormatError, InputError
+
+MAX_METADATA_BYTES = 1 << 30
+_KINDS = {"<u2", "<u4"}
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """A clip of a data set."""
+
+    name: str
+    """Its path from the folder that all inputs shared."""
+    first: int
+    """Number of its first frame in the data set."""
+    frames: int
+    """Number of its frames."""
+    fps: float | None
+    """Its frame rate, if known."""
+
+
+class _Reader(Protocol):
+    """Reads the frames of one format."""
+
+    def frame(self, number: int) -> FrameTokens: ...
+
+    def clip(self, number: int) -> RaggedTokens: ...
+
+
+class TokenDataset:
+    """A data set of tokens: a sequence of frames, in clips. Make one with :func:`open_dataset`.
+
+    ``dataset[i]`` is a frame, ``for frame in dataset`` gives them all, ``dataset.clip(k)`` is a whole clip and
+    ``dataset.batch([i, j, ...])`` some frames without padding. The flat format is read in any order at the same speed;
+    the others hold the last clip in memory, so read them clip by clip. Safe to use from forked and spawned workers of
+    a PyTorch ``DataLoader``.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: _Reader) -> None:
+        self.path = path
+        """Its folder."""
+        self.metadata = metadata
+        """Everything that its metadata say."""
+        self.clips = clips
+        """Its clips, in order."""
+        self._reader = reader
+        self._frames = sum(clip.frames for clip in clips)
+
+    @property
+    def model_tag(self) -> bytes:
+        """Tag of the model that made the tokens, and that decodes them."""
+        return bytes.fromhex(self.metadata["model"]["tag"])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different token ids."""
+        return int(self.metadata["vocabulary"])
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """FSQ levels: an id is a mixed-radix number over them, dimension 0 least significant."""
+        return tuple(self.metadata["levels"])
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __getitem__(self, number: int) -> FrameTokens:
+        number = operator.index(number)
+        if not -self._frames <= number < self._frames:
+            raise IndexError(f"frame {number} of {self._frames}")
+        return self._reader.frame(number % self._frames)
+
+    def __iter__(self) -> Iterator[FrameTokens]:
+        for clip in self.iter_clips():
+            for number in range(len(clip)):
+                yield clip[number]
+
+    def clip(self, number: int) -> RaggedTokens:
+        """All frames of clip ``number``, end to end.
+
+        Raises:
+            InputError: It has more than 2^31 - 1 tokens; take its frames one by one.
+        """
+        if not -len(self.clips) <= number < len(self.clips):
+            raise IndexError(f"clip {number} of {len(self.clips)}")
+        return self._reader.clip(number % len(self.clips))
+
+    def iter_clips(self) -> Iterator[RaggedTokens]:
+        """The clips, one after the other."""
+        for number in range(len(self.clips)):
+            yield self._reader.clip(number)
+
+    def batch(self, numbers: Iterable[int]) -> RaggedTokens:
+        """Some frames end to end, as variable-length attention takes them; a copy.
+
+        Raises:
+            InputError: There are none, or they have more than 2^31 - 1 tokens.
+        """
+        return RaggedTokens.join([self[number] for number in numbers])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in another process (a spawned DataLoader worker) opens the files again.
+        return open_dataset, (str(self.path.absolute()),)
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenDataset({str(self.path)!r}, {self.metadata['format']}, {len(self.clips)} clips, {len(self)} frames, "
+            f"{self.metadata['tokens']} tokens of {self.metadata['model']['name']})"
+        )
+
+
+def open_dataset(path: str | Path) -> TokenDataset:
+    """Opens what ``tatok dataset`` wrote, in whatever format.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        InputError: There is no data set.
+        FormatError: It is damaged, or newer than this version.
+        BackendError: Its format needs a package that is not installed; the message says which.
+    """
+    folder = Path(path)
+    where = next((folder / name for name in (METADATA, LEROBOT_METADATA) if (folder / name).is_file()), None)
+    if where is None:
+        raise InputError(f"{path}: is no data set of tokens (it has no {METADATA}); 'tatok dataset' makes one")
+    metadata = _read_metadata(where)
+    clips = _clips(metadata, where)
+    module = module_of(metadata["format"])
+    reader = module.Reader(folder, metadata, [(clip.first, clip.first + clip.frames) for clip in clips])
+    return TokenDataset(folder, metadata, clips, reader)
+
+
+def _read_metadata(where: Path) -> dict[str, Any]:
+    try:
+        if where.stat().st_size > MAX_METADATA_BYTES:
+            raise FormatError(f"{where}: larger than the {MAX_METADATA_BYTES} bytes that are allowed")
+        metadata = json.loads(where.read_bytes())
+    except OSError as error:
+        raise FormatError(f"{where}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("format_version"), int):
+        raise FormatError(f"{where}: has no 'format_version'; these are no metadata of tokens")
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise FormatError(
+            f"{where}: format version {metadata['format_version']} is newer than this version reads "
+            f"({FORMAT_VERSION}): upgrade tatok-edge"
+        )
+    model, types = metadata.get("model"), metadata.get("types")
+    try:
+        fits = (
+            metadata["format"] in FORMATS
+            and all(_count(metadata[name]) for name in ("frames", "tokens", "globals", "vocabulary"))
+            and isinstance(model, dict)
+            and isinstance(model["name"], str)
+            and len(bytes.fromhex(model["tag"])) == 8
+            and isinstance(types, dict)
+            and all(types[name] in _KINDS for name in ("ids", "positions", "globals"))
+            and isinstance(metadata["levels"], list)
+            and isinstance(metadata["clips"], list)
+        )
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise FormatError(f"{where}: is damaged: an entry is missing or has an impossible value")
+    return metadata
+
+
+def _clips(metadata: dict[str, Any], where: Path) -> list[ClipInfo]:
+    clips = []
+    first = 0
+    for record in metadata["clips"]:
+        try:
+            info = ClipInfo(record["name"], first, record["frames"], record["fps"])
+        except (KeyError, TypeError):
+            info = None
+        if info is None or not isinstance(info.name, str) or not _count(info.frames):
+            raise FormatError(f"{where}: a record of a clip is damaged")
+        clips.append(info)
+        first += info.frames
+    if first != metadata["frames"]:
+        raise FormatError(f"{where}: its clips have {first} frames, not {metadata['frames']}")
+    return clips
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+class ClipReader:
+    """Frames of a format that is read clip by clip: the last one stays in memory.
+
+    Args:
+        clips: First frame, and frame after the last, of each clip.
+    """
+
+    def __init__(self, clips: list[tuple[int, int]]) -> None:
+        self._starts = np.asarray([start for start, _ in clips], np.int64)
+        self.spans = clips
+        self._last: tuple[int, RaggedTokens] | None = None
+
+    def load(self, number: int) -> RaggedTokens:
+        """Reads a clip."""
+        raise NotImplementedError
+
+    def clip(self, number: int) -> RaggedTokens:
+        """One clip."""
+        if self._last is None or self._last[0] != number:
+            tokens = self.load(number)
+            start, stop = self.spans[number]
+            if len(tokens) != stop - start:
+                raise FormatError(f"clip {number} has {len(tokens)} frames, the metadata say {stop - start}")
+            self._last = number, tokens
+        return self._last[1]
+
+    def frame(self, number: int) -> FrameTokens:
+        """One frame."""
+        clip = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self.clip(clip)[number - self.spans[clip][0]]
