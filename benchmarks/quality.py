@@ -1,7 +1,7 @@
-"""Quality on full-size pictures: PSNR against tokens and bits, beside JPEG and WebP at the same bits.
+"""Quality on full-size pictures: PSNR against tokens and bits, beside JPEG, WebP and AVIF at the same bits.
 
 ``python benchmarks/quality.py ../shared/data/eval/kodak --out benchmarks/results`` writes quality.json, quality.csv,
-quality.md and quality.png, and side-by-side crops with ``--crops DIR``.
+quality.md and quality.png, and side-by-side crops with ``--crops DIR``. Needs ``pip install 'tatok-edge[evaluate]'``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from fidelity import decode, encode_avif, encode_jpeg, encode_webp
 from numpy.typing import NDArray
 
 from tatok_edge.benchmark import machine
@@ -39,12 +41,12 @@ def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> 
     return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
 
 
-def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
+def codec_at(image: Image, bits: float, encode_at: Callable[[Image, int], bytes]) -> tuple[float, float]:
     """PSNR and bits of a codec at the quality whose size comes closest to ``bits``, or its smallest."""
-    flag = cv2.IMWRITE_JPEG_QUALITY if suffix == ".jpg" else cv2.IMWRITE_WEBP_QUALITY
 
-    def encode(quality: int) -> NDArray[np.uint8]:
-        return cv2.imencode(suffix, image[:, :, ::-1], [flag, quality])[1]
+    @functools.cache
+    def encode(quality: int) -> bytes:
+        return encode_at(image, quality)
 
     low, high = 1, 100
     while low < high:
@@ -54,9 +56,7 @@ def codec_at(image: Image, bits: float, suffix: str) -> tuple[float, float]:
         else:
             high = middle
     best = min((max(low - 1, 1), low), key=lambda quality: abs(8 * len(encode(quality)) - bits))
-    data = encode(best)
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1].astype(np.uint8)
-    return psnr(image, decoded), 8.0 * len(data)
+    return psnr(image, decode(encode(best))), 8.0 * len(encode(best))
 
 
 def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
@@ -106,8 +106,9 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                 informative = tokenizer.reduce(by_information, TokenBudget(keep=keep, score="information"))
                 bits = 8.0 * len(tokenizer.pack(frame))
                 by_entropy = tokenizer.encode(image, budget=TokenBudget(keep=keep, score="entropy"))
-                jpeg, jpeg_bits = codec_at(image, bits, ".jpg")
-                webp, webp_bits = codec_at(image, bits, ".webp")
+                jpeg, jpeg_bits = codec_at(image, bits, encode_jpeg)
+                webp, webp_bits = codec_at(image, bits, encode_webp)
+                avif, avif_bits = codec_at(image, bits, encode_avif)
                 ideal = float(by_information.scores.reshape(-1)[frame.positions].sum())
                 rows[f"{keep:g}"].append(
                     {
@@ -123,6 +124,8 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                         "bpp_jpeg": jpeg_bits / pixels,
                         "psnr_webp": webp,
                         "bpp_webp": webp_bits / pixels,
+                        "psnr_avif": avif,
+                        "bpp_avif": avif_bits / pixels,
                         **dict(zip(("across8", "inside8"), seams(image, decoded, 8), strict=True)),
                         **dict(zip(("across32", "inside32"), seams(image, decoded, 32), strict=True)),
                     }
@@ -164,18 +167,18 @@ def markdown(report: dict[str, Any]) -> str:
         "(header, globals, positions, codes, CRC) of the tokens chosen by residual.",
         "",
         "| kept | tokens | by residual | by information | by entropy | at random | bits/pixel | ideal, patches "
-        "| coded, patches + positions | JPEG (bpp) | WebP (bpp) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| coded, patches + positions | JPEG (bpp) | WebP (bpp) | AVIF (bpp) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["results"]:
         lines.append(
             f"| {row['keep']:.0%} | {row['tokens']:.0f} | {row['psnr_residual']:.2f} | {row['psnr_information']:.2f} | "
             f"{row['psnr_entropy']:.2f} | {row['psnr_random']:.2f} | {row['bpp']:.4f} | {row['ideal_patch_bpp']:.4f} | "
             f"{row['patch_bpp']:.4f} | {row['psnr_jpeg']:.2f} ({row['bpp_jpeg']:.3f}) | "
-            f"{row['psnr_webp']:.2f} ({row['bpp_webp']:.3f}) |"
+            f"{row['psnr_webp']:.2f} ({row['bpp_webp']:.3f}) | {row['psnr_avif']:.2f} ({row['bpp_avif']:.3f}) |"
         )
     lines += [
-        f"| globals only | 0 | {report['globals_only_psnr']:.2f} | | | | {report['globals_only_bpp']:.4f} | | | | |",
+        f"| globals only | 0 | {report['globals_only_psnr']:.2f} | | | | {report['globals_only_bpp']:.4f} | | | | | |",
         "",
         f"Information per patch token: {report['information_per_token']:.2f} bits of the "
         f"{report['spent_bits_per_token']:.2f} that FSQ spends.",
@@ -205,6 +208,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.plot([r["bpp"] for r in rows], [r["psnr_residual"] for r in rows], marker="o", label=report["model"])
     right.plot([r["bpp_jpeg"] for r in rows], [r["psnr_jpeg"] for r in rows], marker="s", label="JPEG")
     right.plot([r["bpp_webp"] for r in rows], [r["psnr_webp"] for r in rows], marker="^", label="WebP")
+    right.plot([r["bpp_avif"] for r in rows], [r["psnr_avif"] for r in rows], marker="v", label="AVIF")
     right.set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="bits")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -31,8 +31,12 @@ _EXAMPLES = """examples:
   tatok encode 0 -o camera.ttk --tau 0.8            from the first camera, until Ctrl-C
   tatok stream 0 -o camera.ttk --max-kbps 200       as a stream: only what changes costs tokens
   tatok decode clip.ttk -o clip_decoded.mp4         back to a video (or to a picture, or a folder of PNG files)
+  tatok encode bag.mcap --topic /camera/image_raw -o tokens.mcap   a camera topic of a ROS 2 bag
+  tatok demo 0                                      a live page of the camera, its tokens and the reconstruction
   tatok view clip.ttk --source clip.mp4 -o view.png original, kept tokens and reconstruction side by side
+  tatok dataset videos/ -o tokens --tau 0.8         a data set of tokens, to train on
   tatok build --precision fp16                      TensorRT engines for this machine's GPU
+  tatok verify                                      whether those engines compute what the CPU does
   tatok doctor                                      what this machine can run, and why not the rest
 """
 
@@ -123,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     model = _Parser(add_help=False)
     group = model.add_argument_group("model")
     group.add_argument("--model", metavar="NAME", help="a shipped model's name, or the path of a model bundle")
-    group.add_argument("--backend", default="auto", metavar="NAME", help="what runs the networks (default: auto)")
+    group.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="what runs the networks: auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto)",
+    )
     group.add_argument("--threads", type=_positive, metavar="N", help="threads of the networks (default: chosen)")
 
     parser = _Parser(
@@ -141,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_budget(encode)
     encode.add_argument("--frames", type=_positive, metavar="N", help="stop after N frames")
     encode.add_argument("--snapshot", metavar="PNG", help="also save the last frame as it came in")
+    bags = _add_bags(encode, "keep_images", "keep the images too")
+    bags.add_argument("--frames-only", action="store_true", help="every message stands alone (default: key and delta)")
+    bags.add_argument("--max-loss-db", type=float, metavar="DB", help="see 'tatok stream' (default: 0.4)")
+    bags.add_argument("--keyframe-interval", type=int, metavar="N", help="frames between keyframes (default: 30)")
     encode.set_defaults(run=_encode)
 
     stream = commands.add_parser("stream", parents=[common, model], help="a camera to tokens of what changes, live")
@@ -172,6 +185,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_budget(stream)
     stream.set_defaults(run=_stream)
 
+    demo = commands.add_parser("demo", parents=[common, model], help="a live page: camera, tokens, reconstruction")
+    demo.add_argument(
+        "source",
+        nargs="?",
+        default="synthetic",
+        metavar="SOURCE",
+        help=_SOURCE_HELP + ", or a token file (default: synthetic); the page can show a browser's webcam instead",
+    )
+    demo.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1, this machine only); any other asks for an access token, "
+        "which is part of the address that is printed",
+    )
+    demo.add_argument("--port", type=int, default=8321, metavar="N", help="port, 0 for a free one (default: 8321)")
+    demo.add_argument("--record-to", metavar="DIR", help="folder for recordings (default: nothing can be recorded)")
+    demo.add_argument(
+        "--size",
+        type=_positive,
+        default=320,
+        metavar="PIXELS",
+        help="longer side of the pictures at the start, larger ones are scaled down (default: 320)",
+    )
+    demo.add_argument(
+        "--browser", action=argparse.BooleanOptionalAction, default=False, help="open the page (default: no)"
+    )
+    demo.set_defaults(run=_demo)
+
     decode = commands.add_parser("decode", parents=[common, model], help="tokens to pictures")
     decode.add_argument("input", metavar="IN.ttk", help="the token file")
     decode.add_argument(
@@ -183,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     decode.add_argument("--frame", type=int, metavar="N", help="only this frame, from 0; negative counts from the end")
     decode.add_argument("--fps", type=float, metavar="RATE", help="frame rate of a video (default: that of the source)")
+    _add_bags(decode, "keep_tokens", "keep the tokens too")
     decode.set_defaults(run=_decode)
 
     info = commands.add_parser("info", parents=[common], help="what a token file holds")
@@ -197,13 +240,31 @@ def _parser() -> argparse.ArgumentParser:
     view.set_defaults(run=_view)
 
     evaluate = commands.add_parser("evaluate", parents=[common, model], help="quality on a folder of pictures")
-    evaluate.add_argument("folder", metavar="DIR", help="folder of pictures")
+    evaluate.add_argument("folder", nargs="?", metavar="DIR", help="folder of pictures")
     evaluate.add_argument(
         "--keep",
         type=_shares,
         default=[1.0, 0.5, 0.35, 0.25, 0.1],
         metavar="SHARE,...",
         help="shares of the patch tokens to keep (default: 1.0,0.5,0.35,0.25,0.1)",
+    )
+    evaluate.add_argument("--tau", type=_shares, default=[], metavar="TAU,...", help="shares of the score to keep, too")
+    evaluate.add_argument("--ssim", action="store_true", help="measure SSIM and MS-SSIM too (extra 'evaluate')")
+    evaluate.add_argument("--crop", type=_positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
+    evaluate.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="also write the report: .json (to compare), .csv (per picture), .md or .png; can be given several times",
+    )
+    evaluate.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    evaluate.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A.json", "RUN_B.json"),
+        help="measure nothing; say how much more or fewer tokens and bits run B takes than run A for the same quality",
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -226,6 +287,35 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=_positive, default=30, metavar="N", help="runs or frames per size (default: 30)"
     )
     bench.set_defaults(run=_bench)
+
+    dataset = commands.add_parser("dataset", parents=[common, model], help="videos to a data set of tokens")
+    dataset.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="videos, folders of pictures, bags, folders of these, or .txt files with one path a line: a clip each",
+    )
+    dataset.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to make")
+    dataset.add_argument(
+        "--format",
+        choices=("flat", "parquet", "webdataset", "lerobot"),
+        default="flat",
+        help="memory-mapped arrays (default), Parquet, tar shards, or LeRobot's layout",
+    )
+    _add_budget(dataset)
+    dataset.add_argument("--frames", type=_positive, metavar="N", help="take the first N frames of every clip")
+    dataset.add_argument("--fps", type=float, metavar="RATE", help="frame rate of what has none: pictures, bags")
+    dataset.add_argument("--workers", type=_positive, metavar="N", help="workers (default: one per core)")
+    dataset.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine (default), or Ray: a cluster where RAY_ADDRESS names one",
+    )
+    dataset.add_argument("--shard-mb", type=_positive, metavar="MB", help="size of a file of the sharded formats")
+    dataset.add_argument("--resume", action="store_true", help="go on with what an interrupted run left")
+    dataset.add_argument("--force", action="store_true", help="replace a data set that exists")
+    dataset.set_defaults(run=_dataset)
 
     build = commands.add_parser("build", parents=[common], help="TensorRT engines of a model")
     build.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a shipped model's name, or a bundle's path")
@@ -250,11 +340,16 @@ def _parser() -> argparse.ArgumentParser:
         help="fit frame sizes and token counts to these videos, one per camera",
     )
     build.add_argument(
+        "--calibrate-as",
+        choices=("stream", "frames"),
+        default="stream",
+        help="count what a stream of them needs, or every frame for itself (default: stream)",
+    )
+    build.add_argument(
         "--tau",
         type=float,
-        default=0.5,
         metavar="SHARE",
-        help="share of the score that --calibrate and --dtf keep, above 0 to 1 (default: 0.5)",
+        help="share of the score that --calibrate and --dtf keep, above 0 to 1 (default: 0.5; in streams 1)",
     )
     build.add_argument("--sm", type=_words, metavar="SM,...", help="GPU architectures (default: this machine's GPU)")
     build.add_argument(
@@ -263,6 +358,23 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("-o", "--output", metavar="DIR", help="folder of the engines (default: 'cache', the user's)")
     build.add_argument("--ignore-memory", action="store_true", help="build even with too little free memory")
     build.set_defaults(run=_build)
+
+    verify = commands.add_parser("verify", parents=[common], help="whether a backend computes a model as the CPU does")
+    verify.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a shipped model's name, or a bundle's path")
+    verify.add_argument("--engines", metavar="DIR", help="folder of the engines (default: the user's cache)")
+    verify.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="what to verify (default: auto, the TensorRT engines); onnxruntime verifies what engines are built from",
+    )
+    verify.add_argument("--precision", choices=("fp32", "fp16"), help="of the engines or graphs (default: as they are)")
+    verify.add_argument(
+        "--reference", choices=("onnxruntime",), default="onnxruntime", help="what is taken for right (default: it)"
+    )
+    verify.add_argument("--frames", metavar="IN", help="frames to compare on: " + _SOURCE_HELP)
+    verify.add_argument("--count", type=_positive, default=4, metavar="N", help="how many frames of it (default: 4)")
+    verify.set_defaults(run=_verify)
 
     doctor = commands.add_parser("doctor", parents=[common], help="what this machine can run, and why not the rest")
     doctor.set_defaults(run=_doctor)
@@ -283,9 +395,43 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _encode(args: argparse.Namespace) -> int:
-    from tatok_edge import commands
+def _add_bags(command: argparse.ArgumentParser, keep: str, keep_help: str) -> argparse._ArgumentGroup:
+    group = command.add_argument_group("bags (IN is an .mcap file or a rosbag2 folder; so is OUT, by its name)")
+    group.add_argument("--topic", action="append", metavar="NAME", help="the camera topic; may be given several times")
+    group.add_argument(f"--{keep.replace('_', '-')}", action="store_true", help=keep_help)
+    group.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return group
 
+
+def _only_for_bags(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise _UsageError(f"--{name.replace('_', '-')} is for bags: .mcap files and rosbag2 folders")
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from tatok_edge import commands, robotics_bags
+
+    if robotics_bags.is_bag(args.source):
+        from tatok_edge import robotics_command
+
+        if args.snapshot is not None:
+            raise _UsageError("--snapshot is not for bags")
+        return robotics_command.encode(
+            args.source,
+            args.output,
+            _budget(args),
+            commands.ModelChoice(args.model, args.backend, args.threads),
+            topics=args.topic or (),
+            keep_images=args.keep_images,
+            frames_only=args.frames_only,
+            max_loss_db=args.max_loss_db,
+            keyframe_interval=args.keyframe_interval,
+            frames=args.frames,
+            force=args.force,
+            as_json=args.json,
+        )
+    _only_for_bags(args, "topic", "keep_images", "frames_only", "max_loss_db", "keyframe_interval", "force")
     return commands.encode(
         args.source,
         args.output,
@@ -318,6 +464,25 @@ def _stream(args: argparse.Namespace) -> int:
     )
 
 
+def _demo(args: argparse.Namespace) -> int:
+    from tatok_edge import commands, demo_command
+
+    if not 0 <= args.port <= 65535:
+        raise _UsageError(f"--port must be from 0 to 65535, got {args.port}")
+    if not 64 <= args.size <= 1920:
+        raise _UsageError(f"--size must be from 64 to 1920, got {args.size}")
+    return demo_command.demo(
+        args.source,
+        commands.ModelChoice(args.model, args.backend, args.threads),
+        host=args.host,
+        port=args.port,
+        record_to=args.record_to,
+        size=args.size,
+        browser=args.browser,
+        as_json=args.json,
+    )
+
+
 def _budget(args: argparse.Namespace) -> TokenBudget:
     from tatok_edge.tokens import TokenBudget
 
@@ -329,10 +494,26 @@ def _budget(args: argparse.Namespace) -> TokenBudget:
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from tatok_edge import commands
+    from tatok_edge import commands, robotics_bags
 
     if args.fps is not None and not 0.01 <= args.fps <= 1000:
         raise _UsageError(f"--fps must be from 0.01 to 1000, got {args.fps:g}")
+    if robotics_bags.is_bag(args.input):
+        from tatok_edge import robotics_command
+
+        if args.frame is not None:
+            raise _UsageError("--frame is not for bags")
+        return robotics_command.decode(
+            args.input,
+            args.output,
+            commands.ModelChoice(args.model, args.backend, args.threads),
+            topics=args.topic or (),
+            keep_tokens=args.keep_tokens,
+            fps=args.fps,
+            force=args.force,
+            as_json=args.json,
+        )
+    _only_for_bags(args, "topic", "keep_tokens", "force")
     return commands.decode(
         args.input,
         args.output,
@@ -363,10 +544,22 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from tatok_edge import commands
+    from tatok_edge import commands, evaluate_command
 
-    return commands.evaluate(
-        args.folder, args.keep, commands.ModelChoice(args.model, args.backend, args.threads), as_json=args.json
+    if (args.folder is None) == (args.compare is None):
+        raise _UsageError("give a folder of pictures, or --compare and two reports")
+    if args.compare is not None:
+        return evaluate_command.compare(*args.compare, outputs=args.output, force=args.force, as_json=args.json)
+    return evaluate_command.evaluate(
+        args.folder,
+        args.keep,
+        commands.ModelChoice(args.model, args.backend, args.threads),
+        taus=args.tau,
+        structure=args.ssim,
+        crop=args.crop,
+        outputs=args.output,
+        force=args.force,
+        as_json=args.json,
     )
 
 
@@ -379,11 +572,37 @@ def _bench(args: argparse.Namespace) -> int:
     return commands.bench(args.sizes, args.repeats, choice, as_json=args.json)
 
 
+def _dataset(args: argparse.Namespace) -> int:
+    from tatok_edge import dataset_command
+    from tatok_edge.bundle import DEFAULT_MODEL
+    from tatok_edge.datasets.build import Options
+
+    if args.resume and args.force:
+        raise _UsageError("--resume goes on with what is there and --force replaces it: give one of them")
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise _UsageError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    options = Options(
+        format=args.format,
+        model=args.model or DEFAULT_MODEL,
+        backend=args.backend,
+        threads=args.threads,
+        budget=_budget(args),
+        frames=args.frames,
+        fps=args.fps,
+        workers=args.workers,
+        engine=args.engine,
+        shard_bytes=None if args.shard_mb is None else args.shard_mb << 20,
+        resume=args.resume,
+        force=args.force,
+    )
+    return dataset_command.dataset(args.inputs, args.output, options, as_json=args.json)
+
+
 def _build(args: argparse.Namespace) -> int:
     from tatok_edge import build_command
     from tatok_edge.bundle import DEFAULT_MODEL
 
-    if not 0 < args.tau <= 1:
+    if args.tau is not None and not 0 < args.tau <= 1:
         raise _UsageError(f"--tau must be above 0 and at most 1, got {args.tau:g}")
     return build_command.build(
         args.bundle or DEFAULT_MODEL,
@@ -391,6 +610,7 @@ def _build(args: argparse.Namespace) -> int:
         precision=args.precision,
         profiles=args.profiles,
         calibrate=args.calibrate,
+        count_as=args.calibrate_as,
         tau=args.tau,
         sms=args.sm,
         dtf=args.dtf,
@@ -398,6 +618,21 @@ def _build(args: argparse.Namespace) -> int:
         check_memory=not args.ignore_memory,
         as_json=args.json,
         verbose=args.debug,
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from tatok_edge import verify_command
+    from tatok_edge.bundle import DEFAULT_MODEL
+
+    return verify_command.verify(
+        args.bundle or DEFAULT_MODEL,
+        folder=args.engines,
+        backend=args.backend,
+        precision=args.precision,
+        source=args.frames or verify_command.SOURCE,
+        count=args.count,
+        as_json=args.json,
     )
 
 

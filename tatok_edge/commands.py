@@ -18,7 +18,7 @@ from typing import Any
 from tatok_edge.bundle import DEFAULT_MODEL
 from tatok_edge.container import Reader, Writer
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
-from tatok_edge.evaluation import evaluate_folder, psnr
+from tatok_edge.evaluation import psnr
 from tatok_edge.outputs import PICTURE_SUFFIXES, Image, check_target, open_output, write_image
 from tatok_edge.packet import unpack_delta
 from tatok_edge.progress import Progress
@@ -131,7 +131,7 @@ def encode(
         rows["speed"] = f"{report['frames_per_second']:.1f} frames/s ({seconds:.1f} s)"
         if opened.live:
             rows["dropped"] = f"{opened.dropped} frames came faster than they could be encoded"
-        rows["backend"] = f"{tokenizer.backend.name}, {tokenizer.backend.threads} threads ({tokenizer.backend.reason})"
+        rows["backend"] = str(tokenizer.backend)
         print_table(f"{opened.name} -> {output}", rows)
     if problem:
         say("encode", f"{problem}; {output} holds the {statistics.frames} frames that are good")
@@ -294,22 +294,6 @@ def view(path: str, output: str, choice: ModelChoice, *, frame: int | None, sour
     for problem in problems:
         say("view", problem)
     return 1 if problems else 0
-
-
-def evaluate(folder: str, keeps: Sequence[float], choice: ModelChoice, *, as_json: bool) -> int:
-    """``tatok evaluate``: quality and size over a folder of pictures."""
-    tokenizer = choice.load()
-    report = evaluate_folder(tokenizer, folder, keeps)
-    if as_json:
-        print_json(report)
-        return 0
-    print(f"{tokenizer.name} on {report['images']} pictures of {folder}, {tokenizer.backend.name}")
-    print(f"{'keep':>8}{'PSNR dB':>10}{'tokens':>10}{'bits':>12}")
-    for row in report["results"]:
-        print(
-            f"{row['keep']:>8.0%}{row['psnr_db']:>10.2f}{row['tokens_per_image']:>10.0f}{row['bits_per_image']:>12.0f}"
-        )
-    return 0
 
 
 def bench(sizes: Sequence[tuple[int, int]], repeats: int, choice: ModelChoice, *, as_json: bool) -> int:

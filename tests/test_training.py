@@ -1,11 +1,12 @@
 """Training: data, the model's start, steps, checkpoints and the command, with the tiny model."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from tatok_edge.entropy import TOTAL, load_tables, save_tables  # noqa: E402
 from tatok_edge.synthetic import Scene, render  # noqa: E402
 from tatok_edge.training import data as data_module  # noqa: E402
 from tatok_edge.training import train  # noqa: E402
-from tatok_edge.training.config import CONFIGS, ModelConfig  # noqa: E402
+from tatok_edge.training.config import CONFIGS, ModelConfig, Variant, variant_of  # noqa: E402
 from tatok_edge.training.data import (  # noqa: E402
     CropSource,
     DataError,
@@ -30,6 +31,7 @@ from tatok_edge.training.data import (  # noqa: E402
     read_pictures,
     write_packs,
 )
+from tatok_edge.training.held_out import HELD_OUT_FILES  # noqa: E402
 from tatok_edge.training.model import TaTok, analytic_start  # noqa: E402
 from tatok_edge.training.train import CheckpointError, Options, load_model, new_state, run, train_step  # noqa: E402
 
@@ -157,6 +159,20 @@ def test_held_out_names_are_fixed() -> None:
     assert len(held_out_names(names[:9])) == 0
 
 
+def test_the_list_of_held_out_pictures_holds_for_the_shared_training_set(tmp_path: Path) -> None:
+    assert len(HELD_OUT_FILES) == 200
+    some = sorted(HELD_OUT_FILES)[:3]
+    others = [f"images/other_{number}.webp" for number in range(100)]
+    assert held_out_names(others + some) == set(some)
+    # Those that were held out before there was a list: nothing was trained on that is now on it.
+    manifest = Path("/work/shared/data/train/manifest.csv")
+    if manifest.exists():
+        with manifest.open(newline="") as file:
+            names = [row["file"] for row in csv.DictReader(file)]
+        by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:200]
+        assert held_out_names(names) == set(by_hash) == HELD_OUT_FILES
+
+
 # --- packs ---------------------------------------------------------------------------------------
 
 
@@ -269,13 +285,81 @@ def test_the_analytic_start_is_a_codec(source: CropSource) -> None:
     assert (model.encode(images).codes.std((0, 2, 3)) > 0.5).all()
 
 
+@pytest.mark.parametrize("variant", ["patch8", "patch16", "no-globals"])
+def test_every_variant_starts_as_a_codec_and_learns(
+    source: CropSource, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = source.crops(8, 64, torch.Generator().manual_seed(5))
+    flat = float(-10 * torch.log10(((images.mean((2, 3), keepdim=True) - images) / 2).pow(2).mean()))
+    chosen = options(variant=variant, lr=1e-3)
+    state = new_state(chosen, source, CPU)
+    started = reconstruction_psnr(state.model, images)
+    assert started > flat + 1
+    encoded = state.model.encode(images)
+    side = 4 if variant == "patch16" else 8
+    assert encoded.codes.shape == (8, 6, side, side)
+    assert (encoded.codes.std((0, 2, 3)) > 0.5).all()
+    if variant == "no-globals":
+        # Whatever the picture, the prior says the same.
+        assert encoded.global_codes.abs().max() == 0
+        assert encoded.prior.mean.std(0).max() == encoded.prior.log2_probs.std(0).max() == 0
+    else:
+        assert encoded.global_codes.numel() == 0
+        bits = float(np.log2(TINY.vocabulary))
+        assert encoded.information.flatten().tolist() == pytest.approx([bits] * encoded.information.numel(), rel=1e-5)
+        assert encoded.prior.entropy.flatten().tolist() == pytest.approx([bits] * encoded.information.numel())
+    state.step = 200  # the rate is at its peak
+    monkeypatch.setattr(source, "crops", lambda *_: images)
+    for _ in range(30):
+        parts = train_step(state, source, chosen, 0.0)
+    assert torch.isfinite(parts["loss"])
+    assert reconstruction_psnr(state.model, images) > started + 0.1
+
+
+def test_variants_are_as_large_as_the_model() -> None:
+    for name, tolerance in (("tatok-s8", 0.03), ("tatok-b8", 0.25)):
+        sizes = {}
+        for variant in get_args(Variant):
+            with torch.device("meta"):
+                model = TaTok(variant_of(CONFIGS[name], variant))
+            sizes[variant] = sum(p.numel() for p in model.parameters())
+        assert sizes["no-globals"] == sizes["tatok"]
+        for variant, size in sizes.items():
+            assert size == pytest.approx(sizes["tatok"], rel=tolerance), variant
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_a_baseline_resumes_but_is_neither_exported_nor_fine_tuned(tmp_path: Path, pictures: Path) -> None:
+    export = pytest.importorskip("tatok_edge.export.onnx", reason="the export needs onnx")
+    out = tmp_path / "run"
+    chosen = options(variant="patch8", steps=2)
+    run(chosen, pictures, out, device=CPU, resume=False)
+    chosen.steps = 4
+    assert run(chosen, pictures, out, device=CPU, resume=True)["step"] == 4
+    checkpoint = out / "checkpoint.safetensors"
+    model, metadata = load_model(checkpoint, baselines=True)
+    assert model.config.variant == "patch8" and metadata["step"] == 4
+    with pytest.raises(CheckpointError, match=r"a baseline \(--variant patch8\).*neither exported nor fine-tuned"):
+        export.export_bundle(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    with pytest.raises(CheckpointError, match="neither exported nor fine-tuned"):
+        run(options(steps=1), pictures, tmp_path / "tuned", device=CPU, resume=False, init=checkpoint)
+    with pytest.raises(CheckpointError, match="another model config; use the same --config and --variant"):
+        run(options(steps=6), pictures, out, device=CPU, resume=True)
+
+
 def test_configs_travel_as_json() -> None:
-    for config in CONFIGS.values():
+    everything = [variant_of(config, variant) for config in CONFIGS.values() for variant in get_args(Variant)]
+    for config in everything:
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match=r"unknown model config keys \['size'\]; known are"):
         ModelConfig.from_dict({**TINY.to_dict(), "size": 1})
     with pytest.raises(ValueError, match="levels must be between 2 and 64"):
         ModelConfig(name="x", levels=(1, 8))
+    older = {key: value for key, value in TINY.to_dict().items() if key != "variant"}
+    assert ModelConfig.from_dict(older) == TINY
+    with pytest.raises(ValueError, match="variant must be one of tatok, patch8, patch16, no-globals, got 'x'"):
+        ModelConfig(name="x", variant="x")
     with pytest.raises(ValueError, match="kernel must be odd"):
         ModelConfig(name="x", kernel=4)
 

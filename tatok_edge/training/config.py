@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 PATCH = 8
 """Side of a patch in pixels: one patch token each."""
@@ -17,6 +18,14 @@ CELL = 32
 """Side of the image area that one global token describes, in pixels."""
 THUMBNAIL = 4
 """The global encoder sees the image averaged over squares of this many pixels."""
+
+Variant = Literal["tatok", "patch8", "patch16", "no-globals"]
+"""``"tatok"`` is the model; the others are what it is compared with, and are never exported.
+
+``"patch8"`` and ``"patch16"`` are fixed-rate tokenizers: an FSQ autoencoder with one token per patch of that many
+pixels, without globals, prior and filtering. ``"no-globals"`` is TaTok whose globals are constant, so that the prior
+sees nothing of the picture.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +62,16 @@ class ModelConfig:
     """Channel expansion inside a block of the patch encoder."""
     kernel: int = 5
     """Side of the depthwise kernels."""
+    variant: Variant = "tatok"
+    """The model, or a baseline of it; made by :func:`variant_of`."""
 
     def __post_init__(self) -> None:
         if not self.levels or any(not 2 <= level <= 64 for level in self.levels):
             raise ValueError(f"levels must be between 2 and 64 each, got {self.levels}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {self.variant!r}")
 
     @property
     def dims(self) -> int:
@@ -72,6 +85,21 @@ class ModelConfig:
         for level in self.levels:
             size *= level
         return size
+
+    @property
+    def fixed_rate(self) -> bool:
+        """Whether every patch is a token, with neither globals nor prior."""
+        return self.variant in ("patch8", "patch16")
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return 2 * PATCH if self.variant == "patch16" else PATCH
+
+    @property
+    def window(self) -> int:
+        """Side of the window around a patch that the patch encoder sees, in pixels."""
+        return self.patch * WINDOW // PATCH
 
     def to_dict(self) -> dict[str, object]:
         """The config as JSON-compatible values."""
@@ -90,6 +118,20 @@ class ModelConfig:
         if not isinstance(levels, (list, tuple)):
             raise ValueError(f"levels must be a list of integers, got {levels!r}")
         return cls(**{**values, "levels": tuple(int(v) for v in levels)})  # type: ignore[arg-type]
+
+
+def variant_of(config: ModelConfig, variant: Variant) -> ModelConfig:
+    """A model's config as one of its variants, of the same size (``"tatok-s8"``: 2.4 M parameters each).
+
+    What a fixed-rate tokenizer saves (global encoder, context) goes to its decoder: at patch 8 as more blocks, so that
+    it is not worse for being smaller; at patch 16 the windows and patches, four times larger, take as much.
+    """
+    if variant not in ("patch8", "patch16"):
+        return dataclasses.replace(config, variant=variant)
+    blocks = config.decoder_blocks
+    if variant == "patch8":
+        blocks += config.global_blocks + config.cell_blocks + config.context_blocks
+    return dataclasses.replace(config, variant=variant, context_width=0, decoder_blocks=blocks)
 
 
 CONFIGS: dict[str, ModelConfig] = {

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from .held_out import HELD_OUT_FILES
+
 Use = Literal["ship", "all"]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -43,7 +45,13 @@ class DataError(ValueError):
 
 
 def held_out_names(names: Sequence[str]) -> set[str]:
-    """The fixed part of a data set that is never trained on: the first 200 (at most a tenth) by SHA-256 of the name."""
+    """The fixed part of a data set that is never trained on.
+
+    Of the shared training set, the pictures of :data:`~tatok_edge.training.held_out.HELD_OUT_FILES`; of any other, the
+    first 200 names (at most a tenth) by their SHA-256.
+    """
+    if listed := HELD_OUT_FILES.intersection(names):
+        return set(listed)
     count = min(HELD_OUT, len(names) // 10)
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count])
 

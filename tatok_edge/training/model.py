@@ -50,22 +50,22 @@ def grid_to_pixels(grid: Tensor, side: int) -> Tensor:
     return image.reshape(b, c, h * side, w * side)
 
 
-def image_to_windows(image: Tensor) -> Tensor:
+def image_to_windows(image: Tensor, patch: int = PATCH, window: int = WINDOW) -> Tensor:
     """Images ``(B, 3, H, W)`` to 16x16 windows around each patch ``(B, H/8, W/8, 768)``, values in (y, x, rgb) order.
 
     Outside the image the edge is repeated.
     """
-    margin = (WINDOW - PATCH) // 2
+    margin = (window - patch) // 2
     padded = F.pad(image, (margin,) * 4, mode="replicate")
-    windows = padded.unfold(2, WINDOW, PATCH).unfold(3, WINDOW, PATCH)
+    windows = padded.unfold(2, window, patch).unfold(3, window, patch)
     return windows.permute(0, 2, 3, 4, 5, 1).flatten(3)
 
 
-def window_centre_index() -> Tensor:
+def window_centre_index(patch: int = PATCH, window: int = WINDOW) -> Tensor:
     """Indices of the 192 values of a flat window that belong to the patch in its middle."""
-    index = torch.arange(WINDOW_PIXELS).reshape(WINDOW, WINDOW, 3)
-    margin = (WINDOW - PATCH) // 2
-    return index[margin : margin + PATCH, margin : margin + PATCH].flatten()
+    index = torch.arange(window * window * 3).reshape(window, window, 3)
+    margin = (window - patch) // 2
+    return index[margin : margin + patch, margin : margin + patch].flatten()
 
 
 # --- finite scalar quantization -----------------------------------------------------------------
@@ -271,14 +271,14 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.encoder_width
-        self.skip = nn.Linear(PIXELS, config.dims)
-        self.stem = nn.Linear(WINDOW_PIXELS + config.context_width + PIXELS, width)
+        width, pixels = config.encoder_width, 3 * config.patch**2
+        self.skip = nn.Linear(pixels, config.dims)
+        self.stem = nn.Linear(3 * config.window**2 + config.context_width + pixels, width)
         self.blocks = nn.Sequential(*(MlpBlock(width, config.mlp_expansion) for _ in range(config.encoder_blocks)))
         self.out = nn.Linear(width, config.dims)
         _scale_preserving(self)
         _zero(self.out)
-        self.register_buffer("centre", window_centre_index(), persistent=False)
+        self.register_buffer("centre", window_centre_index(config.patch, config.window), persistent=False)
 
     def forward(self, windows: Tensor, context: Tensor, mean: Tensor) -> Tensor:
         residual = windows[..., self.centre] - mean
@@ -295,13 +295,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.decoder_width
-        self.skip = nn.Conv2d(config.dims + 2, PIXELS, 1)
-        self.stem = nn.Conv2d(config.dims + 2 + config.context_width + PIXELS, width, 1)
+        width, pixels = config.decoder_width, 3 * config.patch**2
+        self.skip = nn.Conv2d(config.dims + 2, pixels, 1)
+        self.stem = nn.Conv2d(config.dims + 2 + config.context_width + pixels, width, 1)
         self.blocks = _blocks(config.decoder_blocks, width, config.expansion, config.kernel)
         self.narrow = nn.Conv2d(width, config.head_width, 1)
         # Every patch's pixels come from 3x3 patches: neighbours overlap, so no seams.
-        self.out = nn.Conv2d(config.head_width, PIXELS, 3, padding=1)
+        self.out = nn.Conv2d(config.head_width, pixels, 3, padding=1)
         _scale_preserving(self)
         with torch.no_grad():
             # A few code values stand beside hundreds of context and mean values: weigh them so that they are heard.
@@ -343,24 +343,52 @@ class Encoded:
 
 
 class TaTok(nn.Module):
-    """The whole model."""
+    """The whole model, or one of the baselines that it is compared with (``config.variant``).
+
+    Shapes are those of the model; the grid of ``"patch16"`` has half as many rows and columns.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.fsq = FSQ(config.levels)
-        self.global_encoder = GlobalEncoder(config)
-        self.context = Context(config)
+        if not config.fixed_rate:
+            self.global_encoder = GlobalEncoder(config)
+            self.context = Context(config)
         self.patch_encoder = PatchEncoder(config)
         self.decoder = Decoder(config)
 
+    def global_tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and values ``(B, D, H/32, W/32)`` of the global tokens; no rows for a fixed-rate tokenizer."""
+        if self.config.fixed_rate:
+            none = image.new_zeros((len(image), self.config.dims, 0, image.shape[3] // CELL))
+            return none, none
+        codes, values, _ = self.fsq(self.global_encoder(image_to_cells(image)).float(), 1)
+        if self.config.variant == "no-globals":
+            return torch.zeros_like(codes), torch.zeros_like(values)
+        return codes, values
+
+    def no_prior(self, image: Tensor) -> Prior:
+        """The prior of a fixed-rate tokenizer: no context, no mean, every code as likely as any other."""
+        config = self.config
+        grid = (len(image), 1, image.shape[2] // config.patch, image.shape[3] // config.patch)
+        zero = image.new_zeros(grid)
+        bits = [level_bits for level in config.levels for level_bits in [math.log2(level)] * level]
+        return Prior(
+            context=zero[:, :0],
+            mean=zero.expand(-1, 3 * config.patch**2, -1, -1),
+            log2_probs=zero - torch.tensor(bits, device=image.device)[:, None, None],
+            entropy=zero[:, 0] + math.log2(config.vocabulary),
+            expected=zero.expand(-1, config.dims, -1, -1),
+        )
+
     def encode(self, image: Tensor) -> Encoded:
         """Images ``(B, 3, H, W)`` in [-1, 1] to all codes; H and W are multiples of 32."""
-        global_codes, global_values, _ = self.fsq(self.global_encoder(image_to_cells(image)).float(), 1)
-        prior = self.context(global_values)
-        raw = self.patch_encoder(
-            image_to_windows(image), prior.context.permute(0, 2, 3, 1), prior.mean.permute(0, 2, 3, 1)
-        )
+        config = self.config
+        global_codes, global_values = self.global_tokens(image)
+        prior = self.no_prior(image) if config.fixed_rate else self.context(global_values)
+        windows = image_to_windows(image, config.patch, config.window)
+        raw = self.patch_encoder(windows, prior.context.permute(0, 2, 3, 1), prior.mean.permute(0, 2, 3, 1))
         codes, values, soft = self.fsq(raw.float().permute(0, 3, 1, 2), 1)
         information, slope = self.information(codes, soft, prior.log2_probs)
         return Encoded(global_codes, prior, codes, values, information, slope)
@@ -394,7 +422,7 @@ class TaTok(nn.Module):
         """Reconstruct images ``(B, 3, H, W)`` from the patches with ``keep`` ``(B, h, w)`` set."""
         prior = encoded.prior
         state = decoder_state(encoded.values, keep[:, None].float(), prior.expected, prior.entropy)
-        return grid_to_pixels(self.decoder(state, prior.context, prior.mean).float(), PATCH)
+        return grid_to_pixels(self.decoder(state, prior.context, prior.mean).float(), self.config.patch)
 
 
 # --- analytic start -----------------------------------------------------------------------------
@@ -409,32 +437,28 @@ def analytic_start(model: TaTok, images: Tensor) -> None:
     squares; every learned branch starts at zero.
     """
     dims = model.config.dims
-    spread = math.atanh(0.66)
+    prior = model.no_prior(images) if model.config.fixed_rate else _start_globals(model, images)
+    patches = _rows(pixels_to_grid(images, model.config.patch) - prior.mean)
+    weight, bias = _principal_components(patches, dims)
+    model.patch_encoder.skip.weight.copy_(weight)
+    model.patch_encoder.skip.bias.copy_(bias)
+    _, values, _ = model.fsq(patches @ weight.T + bias, 1)
+    weight, bias = _least_squares(values, patches)
+    model.decoder.skip.weight.zero_()
+    model.decoder.skip.weight[:, :dims] = weight[:, :, None, None]
+    assert model.decoder.skip.bias is not None
+    model.decoder.skip.bias.copy_(bias)
 
-    def fit(samples: Tensor) -> tuple[Tensor, Tensor]:
-        centre = samples.mean(0)
-        covariance = (samples - centre).T @ (samples - centre) / len(samples)
-        variance, vectors = torch.linalg.eigh(covariance)
-        variance, vectors = variance.flip(0)[:dims], vectors.flip(1)[:, :dims]
-        weight = (vectors / variance.clamp_min(1e-8).sqrt() * spread).T
-        return weight, -(weight @ centre)
 
-    def invert(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        design = torch.cat([values, torch.ones(len(values), 1)], 1)
-        # Not the default driver: it reads memory that PyTorch leaves uninitialised, so no two runs start alike.
-        solution = torch.linalg.lstsq(design, samples, driver="gelsd").solution
-        return solution[:-1].T, solution[-1]
-
-    def rows(grid: Tensor) -> Tensor:
-        return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])
-
+def _start_globals(model: TaTok, images: Tensor) -> Prior:
+    """The global level of the analytic start; returns the prior that it gives for ``images``."""
     cells = image_to_cells(images)
-    weight, bias = fit(rows(cells))
+    weight, bias = _principal_components(_rows(cells), model.config.dims)
     model.global_encoder.skip.weight.copy_(weight[:, :, None, None])
     assert model.global_encoder.skip.bias is not None
     model.global_encoder.skip.bias.copy_(bias)
-    _, values, _ = model.fsq(model.global_encoder(cells), 1)
-    weight, bias = invert(rows(values), rows(cells))
+    _, values = model.global_tokens(images)
+    weight, bias = _least_squares(_rows(values), _rows(cells))
     # pixel_shuffle wants (rgb, y, x) order where cells are (y, x, rgb).
     side = CELL // THUMBNAIL
     order = torch.arange(PIXELS).reshape(side, side, 3).permute(2, 0, 1).flatten()
@@ -444,17 +468,30 @@ def analytic_start(model: TaTok, images: Tensor) -> None:
     context.thumbnail_skip.bias.copy_(bias[order])
     context.upsample.weight.copy_(bilinear_upsample_weight())
     context.upsample.bias.zero_()
-    prior = context(values)
-    patches = rows(pixels_to_grid(images, PATCH) - prior.mean)
-    weight, bias = fit(patches)
-    model.patch_encoder.skip.weight.copy_(weight)
-    model.patch_encoder.skip.bias.copy_(bias)
-    _, values, _ = model.fsq(patches @ weight.T + bias, 1)
-    weight, bias = invert(values, patches)
-    model.decoder.skip.weight.zero_()
-    model.decoder.skip.weight[:, :dims] = weight[:, :, None, None]
-    assert model.decoder.skip.bias is not None
-    model.decoder.skip.bias.copy_(bias)
+    return cast(Prior, context(values))
+
+
+def _rows(grid: Tensor) -> Tensor:
+    return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])
+
+
+def _principal_components(samples: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias that project ``samples`` on their principal components, scaled for the quantizer."""
+    spread = math.atanh(0.66)
+    centre = samples.mean(0)
+    covariance = (samples - centre).T @ (samples - centre) / len(samples)
+    variance, vectors = torch.linalg.eigh(covariance)
+    variance, vectors = variance.flip(0)[:dims], vectors.flip(1)[:, :dims]
+    weight = (vectors / variance.clamp_min(1e-8).sqrt() * spread).T
+    return weight, -(weight @ centre)
+
+
+def _least_squares(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias that predict ``samples`` from ``values``."""
+    design = torch.cat([values, torch.ones(len(values), 1)], 1)
+    # Not the default driver: it reads memory that PyTorch leaves uninitialised, so no two runs start alike.
+    solution = torch.linalg.lstsq(design, samples, driver="gelsd").solution
+    return solution[:-1].T, solution[-1]
 
 
 def bilinear_upsample_weight() -> Tensor:

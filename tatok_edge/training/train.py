@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import CONFIGS, PATCH, ModelConfig
+from .config import CONFIGS, PATCH, ModelConfig, Variant, variant_of
 from .data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
 from .entropy import CROP as FIT_CROP
 from .entropy import fit as fit_entropy
@@ -37,6 +37,8 @@ class Options:
     """Everything that decides what a run computes."""
 
     config: str = "tatok-s8"
+    variant: Variant = "tatok"
+    """The model, or a baseline to compare it with."""
     use: Use = "ship"
     seed: int = 0
     batch: int = 16
@@ -79,10 +81,10 @@ def training_shares(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(uniform[0] < 0.3, torch.ones(count), partial)
 
 
-def seam_error(error: Tensor) -> Tensor:
+def seam_error(error: Tensor, patch: int = PATCH) -> Tensor:
     """Mean squared step of an error image ``(B, C, H, W)`` across the borders between patches, per image."""
-    across = error[:, :, :, PATCH::PATCH] - error[:, :, :, PATCH - 1 : -1 : PATCH]
-    down = error[:, :, PATCH::PATCH] - error[:, :, PATCH - 1 : -1 : PATCH]
+    across = error[:, :, :, patch::patch] - error[:, :, :, patch - 1 : -1 : patch]
+    down = error[:, :, patch::patch] - error[:, :, patch - 1 : -1 : patch]
     return (across.pow(2).mean((1, 2, 3)) + down.pow(2).mean((1, 2, 3))) / 2
 
 
@@ -90,6 +92,8 @@ def loss(model: TaTok, image: Tensor, options: Options, generator: torch.Generat
     """The training objective and its parts for images ``(B, 3, H, W)`` in [-1, 1]."""
     encoded = model.encode(image)
     share = training_shares(len(image), generator).to(image.device)
+    if model.config.fixed_rate:
+        share = torch.ones_like(share)
     by_information = encoded.information.detach()
     by_entropy = encoded.prior.entropy.detach()
     # A quarter of the images are filtered by entropy, so that the decoder knows both scores.
@@ -98,12 +102,13 @@ def loss(model: TaTok, image: Tensor, options: Options, generator: torch.Generat
     output = model.decode(encoded, keep)
     error = (output - image) / 2
     mse = error.pow(2).mean((1, 2, 3))
-    mean = grid_to_pixels(encoded.prior.mean, PATCH)
+    mean = grid_to_pixels(encoded.prior.mean, model.config.patch)
     mean_mse = ((mean - image) / 2).pow(2).mean((1, 2, 3))
     bits = encoded.information.mean((1, 2))
     # The root gives smooth pictures, whose error is small but visible, the weight that PSNR gives them;
     # at an error of 0.003 (25 dB) it has the slope of the plain squared error.
-    distortion = (mse + options.seam_weight * seam_error(error) + 1e-5).sqrt() * (2 * math.sqrt(0.003))
+    seams = seam_error(error, model.config.patch)
+    distortion = (mse + options.seam_weight * seams + 1e-5).sqrt() * (2 * math.sqrt(0.003))
     total = distortion + options.mean_weight * mean_mse + options.prior_weight * bits
     total = total + options.rate_weight * encoded.slope.mean((1, 2))
     parts = {"mse": mse.mean().detach(), "mean_mse": mean_mse.mean().detach(), "bits": bits.mean().detach()}
@@ -116,7 +121,10 @@ def loss(model: TaTok, image: Tensor, options: Options, generator: torch.Generat
 
 @torch.no_grad()
 def evaluate(model: TaTok, images: Tensor, *, batch: int = 8) -> dict[str, float]:
-    """Mean PSNR in dB per kept share, by information, entropy and at random, of images in [-1, 1]."""
+    """Mean PSNR in dB per kept share, by information, entropy and at random, of images in [-1, 1].
+
+    A fixed-rate tokenizer keeps everything: ``psnr_information_1`` is all that it has.
+    """
     results: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(1)
 
@@ -132,6 +140,10 @@ def evaluate(model: TaTok, images: Tensor, *, batch: int = 8) -> dict[str, float
     for start in range(0, len(images), batch):
         image = images[start : start + batch]
         encoded = model.encode(image)
+        if model.config.fixed_rate:
+            everything = torch.ones_like(encoded.information)
+            add("psnr_information_1", psnr(model.decode(encoded, everything), image))
+            continue
         noise = torch.rand(encoded.information.shape, generator=generator).to(image.device)
         add("bits_per_token", encoded.information.mean((1, 2)))
         add("entropy_per_token", encoded.prior.entropy.mean((1, 2)))
@@ -215,12 +227,21 @@ def read_metadata(path: Path) -> dict[str, object]:
     return metadata
 
 
-def load_model(path: Path) -> tuple[TaTok, dict[str, object]]:
-    """The averaged weights of a checkpoint as a model in evaluation mode, and the checkpoint's metadata."""
+def load_model(path: Path, *, baselines: bool = False) -> tuple[TaTok, dict[str, object]]:
+    """The averaged weights of a checkpoint as a model in evaluation mode, and the checkpoint's metadata.
+
+    Raises:
+        CheckpointError: unreadable, or of another variant than ``"tatok"`` unless ``baselines`` asks for those too.
+    """
     metadata = read_metadata(path)
     config = metadata["config"]
     assert isinstance(config, dict)
     model = TaTok(ModelConfig.from_dict(config))
+    if model.config.variant != "tatok" and not baselines:
+        raise CheckpointError(
+            f"{path}: a baseline (--variant {model.config.variant}), which is compared by benchmarks/ablations.py "
+            "and neither exported nor fine-tuned; give a checkpoint of --variant tatok"
+        )
     with safe_open(str(path), "pt") as file:
         model.load_state_dict({k[4:]: file.get_tensor(k) for k in file.keys() if k.startswith("ema.")})
     return model.eval(), metadata
@@ -229,8 +250,12 @@ def load_model(path: Path) -> tuple[TaTok, dict[str, object]]:
 def load_state(path: Path, state: State) -> None:
     """Restore a run in place."""
     metadata = read_metadata(path)
-    if metadata["config"] != state.model.config.to_dict():
-        raise CheckpointError(f"{path}: made with another model config; use the same --config or another --out")
+    config = metadata["config"]
+    assert isinstance(config, dict)
+    if ModelConfig.from_dict(config) != state.model.config:
+        raise CheckpointError(
+            f"{path}: made with another model config; use the same --config and --variant, or another --out"
+        )
     entries: dict[int, dict[str, Tensor]] = {}
     with safe_open(str(path), "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -264,7 +289,7 @@ def learning_rate(progress: float, step: int, peak: float) -> float:
 def new_state(options: Options, source: CropSource, device: torch.device) -> State:
     """A model at its analytic start, with its optimizer."""
     torch.manual_seed(options.seed)
-    config = CONFIGS[options.config]
+    config = variant_of(CONFIGS[options.config], options.variant)
     model, ema = TaTok(config), TaTok(config)
     generator = torch.Generator().manual_seed(options.seed)
     samples = torch.cat([source.crops(64, options.crop, generator).cpu() for _ in range(4)])
@@ -368,7 +393,9 @@ def run(
         if init is not None:
             start, _ = load_model(init)
             if start.config != state.model.config:
-                raise CheckpointError(f"{init}: made with config {start.config.name!r}; give the same --config")
+                raise CheckpointError(
+                    f"{init}: made with config {start.config.name!r}; give the same --config, and no --variant"
+                )
             for model in (state.model, state.ema):
                 model.load_state_dict(start.state_dict())
     if device.type == "cuda":
@@ -444,12 +471,14 @@ def run(
     if not log_path.exists():
         _append(log_path, dict.fromkeys(LOG_COLUMNS, math.nan) | {"step": state.step})
     checkpoint_now()
-    tables = fit_entropy(
-        state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
-    )
-    final = {f"entropy.{name}": torch.from_numpy(table).contiguous() for name, table in tables.items()}
-    # The export compares the graphs with PyTorch on these.
-    final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    final: dict[str, Tensor] = {}
+    if options.variant == "tatok":  # what the export needs
+        tables = fit_entropy(
+            state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
+        )
+        final = {f"entropy.{name}": torch.from_numpy(table).contiguous() for name, table in tables.items()}
+        # The export compares the graphs with PyTorch on these.
+        final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     results = checkpoint_now(final)
     summary: dict[str, object] = {
         **record,
@@ -487,6 +516,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of images and videos, or of packs")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, curves and summary")
     parser.add_argument("--config", choices=sorted(CONFIGS), default=defaults.config)
+    parser.add_argument(
+        "--variant",
+        choices=get_args(Variant),
+        default=defaults.variant,
+        help="train a baseline to compare the model with",
+    )
     parser.add_argument("--use", choices=("ship", "all"), default=defaults.use, help="manifest rows to train on")
     parser.add_argument("--minutes", type=float, help="training time (default 30 when --steps is not given)")
     parser.add_argument("--steps", type=int, help="training steps; a run of fixed steps can be repeated exactly")
@@ -519,6 +554,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.minutes = 30.0
         options = Options(
             config=args.config,
+            variant=args.variant,
             use=args.use,
             seed=args.seed,
             batch=args.batch,

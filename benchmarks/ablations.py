@@ -1,0 +1,249 @@
+"""What the parts of the model are worth: the model beside fixed-rate tokenizers and itself without globals.
+
+``python benchmarks/ablations.py RUNS ../shared/data/eval/kodak --out benchmarks/results`` writes ablations.json and
+ablations.md. RUNS holds the outputs of four trainings of the same seed, steps, data and schedule, each from its own
+analytic start::
+
+    for variant in tatok patch8 patch16 no-globals; do
+        python -m tatok_edge.training.train --data ../shared/data --steps 2000 --variant $variant --out RUNS/$variant
+    done
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tatok_edge.progress import Progress
+from tatok_edge.sources import list_images, read_image
+from tatok_edge.training.config import PATCH, Variant
+from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
+from tatok_edge.training.train import load_model, select
+
+SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+SHOWN = (1.0, 0.5, 0.35, 0.25, 0.1)
+SAME = ("config", "use", "seed", "batch", "crop", "lr", "prior_weight", "rate_weight", "mean_weight", "seam_weight")
+"""Options that must not differ between the runs."""
+TITLES = {
+    "tatok": "TaTok",
+    "patch8": "(a) fixed rate, patch 8: no globals, no prior",
+    "patch16": "(b) fixed rate, patch 16: no globals, no prior",
+    "no-globals": "(e) TaTok without globals",
+}
+
+
+class Curve:
+    """Mean PSNR over the mean number of tokens, globals included."""
+
+    def __init__(self, points: list[tuple[float, float]]) -> None:
+        self.tokens, self.psnr = (np.array(v) for v in zip(*sorted(points), strict=True))
+
+    def at(self, tokens: float) -> float:
+        """PSNR at a number of tokens, by interpolation over its logarithm; NaN outside."""
+        if not self.tokens[0] <= tokens <= self.tokens[-1]:
+            return math.nan
+        return float(np.interp(math.log(tokens), np.log(self.tokens), self.psnr))
+
+    def tokens_for(self, psnr: float) -> float:
+        """Tokens for a PSNR; NaN outside."""
+        if not self.psnr[0] <= psnr <= self.psnr[-1]:
+            return math.nan
+        return float(np.exp(np.interp(psnr, self.psnr, np.log(self.tokens))))
+
+
+def scores(image: Tensor, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
+    """What ranks the patches ``(1, h, w)``: the two scores that look at the patch, and chance."""
+    # As the tokenizer does it: the error of the mean pixels, over means of 2x2.
+    error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
+    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1)
+    return {
+        "residual": residual,
+        "information": encoded.information,
+        "random": torch.rand(residual.shape, generator=generator),
+    }
+
+
+@torch.inference_mode()
+def measure(model: TaTok, paths: list[Path]) -> dict[str, list[dict[str, float]]]:
+    """By score: share, tokens (globals included) and PSNR in dB, as means over the pictures.
+
+    A fixed-rate tokenizer has one point, under ``"all"``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    with Progress(f"measuring {model.config.variant}", len(paths), unit="pictures") as progress:
+        for number, path in enumerate(paths):
+            pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float()
+            if pixels.shape[2] % 32 or pixels.shape[3] % 32:
+                raise SystemExit(f"{path}: width and height must be multiples of 32")
+            image = pixels / 127.5 - 1
+            encoded = model.encode(image)
+            extra = encoded.global_codes[0, 0].numel() if model.config.variant == "tatok" else 0
+            if model.config.fixed_rate:
+                ranked, shares = {"all": torch.zeros_like(encoded.information)}, (1.0,)
+            else:
+                ranked, shares = scores(image, encoded, generator), SHARES
+            for name, score in ranked.items():
+                for share in shares:
+                    keep = select(score, torch.tensor([share]))
+                    decoded = ((model.decode(encoded, keep).clamp(-1, 1) + 1) * 127.5).round()
+                    psnr = 10 * math.log10(255**2 / max(float((decoded - pixels).pow(2).mean()), 1e-6))
+                    found.setdefault((name, share), []).append((float(keep.sum()) + extra, psnr))
+            progress.update(number + 1)
+    result: dict[str, list[dict[str, float]]] = {}
+    for (name, share), values in found.items():
+        tokens, psnr = np.mean(values, axis=0)
+        result.setdefault(name, []).append({"share": share, "tokens": float(tokens), "psnr_db": float(psnr)})
+    return result
+
+
+def curve(points: list[dict[str, float]]) -> Curve:
+    """The curve through the points of one score."""
+    return Curve([(point["tokens"], point["psnr_db"]) for point in points])
+
+
+def at_share(points: list[dict[str, float]], share: float) -> dict[str, float]:
+    """The point of a share."""
+    return next(point for point in points if point["share"] == share)
+
+
+def findings(variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the comparison says; None where a curve does not reach that far."""
+    model, bare = variants["tatok"]["results"], variants["no-globals"]["results"]
+    fine, coarse = (at_share(variants[name]["results"]["all"], 1.0) for name in ("patch8", "patch16"))
+    ours = curve(model["residual"])
+    # Whatever serves it best, chance included: without globals the residual is only the distance from grey.
+    without = [curve(points) for points in bare.values()]
+    needed = ours.tokens_for(fine["psnr_db"])
+    found: dict[str, Any] = {
+        "tokens_for_the_psnr_of_patch8": needed,
+        "fewer_tokens_than_patch8": fine["tokens"] / needed,
+        "db_over_patch16_at_its_tokens": ours.at(coarse["tokens"]) - coarse["psnr_db"],
+        "db_over_random_at_35_percent": at_share(model["residual"], 0.35)["psnr_db"]
+        - at_share(model["random"], 0.35)["psnr_db"],
+        "db_of_globals_at_equal_tokens": {},
+    }
+    for share in (0.5, 0.35, 0.25, 0.1):
+        point = at_share(model["residual"], share)
+        best = max(one.at(point["tokens"]) for one in without)
+        found["db_of_globals_at_equal_tokens"][f"{share:g}"] = point["psnr_db"] - best
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        return None if math.isnan(value) else round(value, 3)
+
+    return {key: clean(value) for key, value in found.items()}
+
+
+def read_runs(runs: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Every variant of a folder of trainings, measured.
+
+    Raises:
+        SystemExit: the runs were not trained alike.
+    """
+    variants: dict[str, dict[str, Any]] = {}
+    for variant in get_args(Variant):
+        model, metadata = load_model(runs / variant / "checkpoint.safetensors", baselines=True)
+        if model.config.variant != variant:
+            raise SystemExit(f"{runs / variant}: trained with --variant {model.config.variant}")
+        options: dict[str, Any] = metadata["options"]  # type: ignore[assignment]
+        variants[variant] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "steps": metadata["step"],
+            "hours": round(float(metadata["seconds"]) / 3600, 3),  # type: ignore[arg-type]
+            "options": {name: options[name] for name in SAME},
+            "hardware": metadata["record"]["hardware"],  # type: ignore[index]
+        }
+        first = variants["tatok"]
+        if any(variants[variant][key] != first[key] for key in ("steps", "options")):
+            raise SystemExit(
+                f"{runs / variant}: {variants[variant]['steps']} steps with {variants[variant]['options']}, but "
+                f"{runs / 'tatok'}: {first['steps']} steps with {first['options']}; train them alike"
+            )
+        variants[variant]["results"] = measure(model, paths)
+    return variants
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    variants, found = report["variants"], report["findings"]
+    options = variants["tatok"]["options"]
+    lines = [
+        f"{report['pictures']} Kodak pictures at full size, PSNR in dB. Every row is a training of "
+        f"{variants['tatok']['steps']:,} steps of {options['batch']} crops of {options['crop']} pixels with seed "
+        f"{options['seed']}, from its own analytic start (averaged weights): far fewer than the shipped model had.",
+        "",
+        "| variant | parameters | tokens | " + " | ".join(f"{100 * share:g}%" for share in SHOWN) + " |",
+        "|---" * (3 + len(SHOWN)) + "|",
+    ]
+
+    def row(title: str, parameters: str, points: list[dict[str, float]]) -> None:
+        known = {point["share"]: point for point in points}
+        cells = [f"{known[share]['psnr_db']:.2f}" if share in known else "" for share in SHOWN]
+        lines.append(f"| {title} | {parameters} | {known[1.0]['tokens']:.0f} | " + " | ".join(cells) + " |")
+
+    size = {name: f"{variant['parameters'] / 1e6:.2f} M" for name, variant in variants.items()}
+    model = variants["tatok"]["results"]
+    row(f"{TITLES['tatok']}, tokens by residual", size["tatok"], model["residual"])
+    row(f"{TITLES['tatok']}, tokens by information", size["tatok"], model["information"])
+    row("(c) TaTok without filtering: all tokens", size["tatok"], [at_share(model["residual"], 1.0)])
+    row("(d) TaTok, tokens at random", size["tatok"], model["random"])
+    for name in ("patch8", "patch16"):
+        row(TITLES[name], size[name], variants[name]["results"]["all"])
+    for score, points in variants["no-globals"]["results"].items():
+        by = "at random" if score == "random" else f"by {score}"
+        row(f"{TITLES['no-globals']}, tokens {by}", size["no-globals"], points)
+
+    def text(value: float | None, form: str) -> str:
+        return "not reached" if value is None else form.format(value)
+
+    globals_ = ", ".join(
+        f"{text(value, '{:+.2f} dB')} at {float(share):.0%}"
+        for share, value in found["db_of_globals_at_equal_tokens"].items()
+    )
+    lines += [
+        "",
+        "Tokens are patch and global tokens. (c) and (d) are the trained TaTok itself, decoded from other tokens. At "
+        "equal tokens, globals counted:",
+        "",
+        f"- the PSNR of (a) takes {text(found['fewer_tokens_than_patch8'], '{:.2f}x fewer tokens')} "
+        f"({text(found['tokens_for_the_psnr_of_patch8'], '{:.0f} per picture')});",
+        f"- at the tokens of (b): {text(found['db_over_patch16_at_its_tokens'], '{:+.2f} dB')};",
+        f"- globals, against (e) with whatever selection serves it best: {globals_};",
+        f"- filtering, against (d) at 35 %: {text(found['db_over_random_at_35_percent'], '{:+.2f} dB')}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    paths = list_images(args.folder)
+    variants = read_runs(args.runs, paths)
+    report = {"pictures": len(paths), "variants": variants, "findings": findings(variants)}
+    text = markdown(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / "ablations.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,431 @@
+"""The evaluation suite: fidelity for tokens and for bits, on four sets of pictures, beside JPEG, WebP and AVIF.
+
+``python benchmarks/fidelity.py ../shared/data --out benchmarks/results`` writes fidelity.json, .csv, .md
+and .png; ``--crops docs/crops.jpg`` writes crops of eight Kodak pictures side by side. The folder has
+``eval/kodak``, ``train/manifest.csv`` and ``videos/manifest.csv``. Needs ``pip install 'tatok-edge[evaluate]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.benchmark import machine
+from tatok_edge.evaluation import budget_name, centre_crop, evaluate_pictures, markdown_table, summarize
+from tatok_edge.metrics import Curve, bd_rate, psnr
+from tatok_edge.progress import Progress
+from tatok_edge.sources import list_images, open_source, read_image
+from tatok_edge.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.tokens import TokenBudget
+
+KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+TAUS = (0.95, 0.9, 0.8)
+AVIF_RANGE = (0.05, 0.15)
+"""Bits per pixel over which AVIF is compared."""
+CORRELATION_TAU = 0.9
+CORRELATION_DB = (24.0, 26.0, 28.0)
+"""PSNR for which tokens are counted, and at which WebP's size is taken."""
+WEBP_DB = 32.0
+"""PSNR at which WebP's size is taken to compare it with the tokens of a fixed tau."""
+CLIP_STEP = {"research": 10, "ship": 60}
+"""Every how many frames of a clip one is measured: those that were never trained on more closely."""
+CROPS = {
+    "kodim03": (250, 150),
+    "kodim05": (290, 130),
+    "kodim07": (200, 330),
+    "kodim08": (180, 260),
+    "kodim15": (120, 250),
+    "kodim19": (230, 150),
+    "kodim21": (150, 290),
+    "kodim23": (60, 430),
+}
+"""Kodak pictures to show, and top and left of the part."""
+CROP_SIDE = 208
+CROP_KEEPS = (1.0, 0.35, 0.25, 0.1)
+
+Image = NDArray[np.uint8]
+
+
+# --- sets of pictures -------------------------------------------------------------------------------
+
+
+class PictureSet(NamedTuple):
+    """Pictures to measure on."""
+
+    title: str
+    read: Callable[[], Iterator[tuple[str, Image]]]
+
+
+def picture_sets(data: Path) -> dict[str, PictureSet]:
+    """The sets of a data folder; none of their pictures was trained on unless the title says so."""
+    from tatok_edge.training.held_out import HELD_OUT_FILES
+
+    kodak = list_images(data / "eval" / "kodak")
+
+    def pictures(paths: list[Path], side: int | None = None) -> Callable[[], Iterator[tuple[str, Image]]]:
+        def read() -> Iterator[tuple[str, Image]]:
+            for path in paths:
+                image = read_image(path)
+                yield path.name, image if side is None else centre_crop(image, side)
+
+        return read
+
+    def clips(use: str) -> Callable[[], Iterator[tuple[str, Image]]]:
+        def read() -> Iterator[tuple[str, Image]]:
+            with (data / "videos" / "manifest.csv").open(newline="") as file:
+                names = [row["file"] for row in csv.DictReader(file) if row["use"] == use]
+            for name in names:
+                with open_source(str(data / "videos" / name)) as source:
+                    for number, frame in enumerate(source):
+                        if number % CLIP_STEP[use] == 0:
+                            yield f"{name}#{number}", frame.image
+
+        return read
+
+    held = [data / "train" / name for name in sorted(HELD_OUT_FILES)]
+    return {
+        "kodak": PictureSet(f"Kodak, full size ({len(kodak)} pictures)", pictures(kodak)),
+        "kodak-256": PictureSet(f"Kodak, centre crops of 256x256 ({len(kodak)} pictures)", pictures(kodak, 256)),
+        "held-out": PictureSet(f"Held-out pictures of the training set ({len(held)})", pictures(held)),
+        "clips": PictureSet(f"Frames of clips, never trained on (every {CLIP_STEP['research']}th)", clips("research")),
+        "clips-trained": PictureSet(
+            f"Frames of clips of which 24 each were training pictures (every {CLIP_STEP['ship']}th)", clips("ship")
+        ),
+    }
+
+
+# --- codecs -----------------------------------------------------------------------------------------
+
+
+def encode_jpeg(image: Image, quality: int) -> bytes:
+    """JPEG with optimised Huffman tables and 4:2:0 chroma."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    return cv2.imencode(".jpg", image[:, :, ::-1], options)[1].tobytes()
+
+
+def encode_plain_jpeg(image: Image, quality: int) -> bytes:
+    """JPEG as most programs write it: with the standard's Huffman tables."""
+    return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def encode_webp(image: Image, quality: int) -> bytes:
+    """Lossy WebP; quality from 1."""
+    return cv2.imencode(".webp", image[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+
+
+def encode_avif(image: Image, quality: int) -> bytes:
+    """AVIF with Pillow's settings (speed 6, 4:2:0 chroma)."""
+    from PIL import Image as Pillow
+
+    stream = io.BytesIO()
+    Pillow.fromarray(image).save(stream, "AVIF", quality=quality)
+    return stream.getvalue()
+
+
+def decode(data: bytes) -> Image:
+    """A coded picture as RGB."""
+    from PIL import Image as Pillow
+
+    return np.asarray(Pillow.open(io.BytesIO(data)).convert("RGB"))
+
+
+CODECS: dict[str, tuple[Callable[[Image, int], bytes], tuple[int, ...]]] = {
+    "JPEG": (encode_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50)),
+    "JPEG, standard tables": (encode_plain_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50)),
+    "WebP": (encode_webp, (1, 5, 10, 20, 30, 40, 55)),
+    "AVIF": (encode_avif, (1, 6, 12, 18, 24, 30, 36, 44)),
+}
+"""Encoder and qualities: the whole range below 30 dB and a little more."""
+
+
+def codec_curves(pictures: Iterator[tuple[str, Image]]) -> dict[str, list[dict[str, float]]]:
+    """Mean bits per pixel and PSNR over pictures of one size, by quality."""
+    sums = {name: np.zeros((len(qualities), 2)) for name, (_, qualities) in CODECS.items()}
+    count = 0
+    for _, image in pictures:
+        count += 1
+        for name, (encode, qualities) in CODECS.items():
+            for row, quality in enumerate(qualities):
+                data = encode(image, quality)
+                sums[name][row] += 8 * len(data) / image[:, :, 0].size, psnr(image, decode(data))
+    return {
+        name: [
+            {"quality": quality, "bits_per_pixel": round(float(bpp), 5), "psnr_db": round(float(db), 4)}
+            for quality, (bpp, db) in zip(CODECS[name][1], total / count, strict=True)
+        ]
+        for name, total in sums.items()
+    }
+
+
+def bd_rates(results: list[dict[str, Any]], codecs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """BD-rate in percent of our bits against every codec, with the range of PSNR that it is over."""
+    rows = [row for row in results if row["keep"] is not None]
+    ours = Curve([r["bits_per_pixel"] for r in rows], [r["psnr_db"] for r in rows])
+    found = {}
+    for name, points in codecs.items():
+        # Neighbouring qualities can give one picture; a curve has one point for each quality in dB.
+        distinct = {point["psnr_db"]: point["bits_per_pixel"] for point in points}
+        curve = Curve(list(distinct.values()), list(distinct))
+        found[name] = bd_rate(curve, ours)
+        if name == "AVIF":
+            label = f"AVIF at {AVIF_RANGE[0]:g}-{AVIF_RANGE[1]:g} bits per pixel"
+            found[label] = bd_rate(curve, ours, rates=AVIF_RANGE)
+    return {
+        name: {
+            "percent": None if np.isnan(delta.value) else round(delta.value, 2),
+            "psnr_db": [round(delta.low, 2), round(delta.high, 2)],
+        }
+        for name, delta in found.items()
+    }
+
+
+# --- tokens follow content --------------------------------------------------------------------------
+
+
+def webp_bits_at(image: Image, target: float) -> int:
+    """Bits of the smallest WebP of at least ``target`` dB, or of the best one."""
+    low, high = 1, 100
+    while low < high:
+        middle = (low + high) // 2
+        if psnr(image, decode(encode_webp(image, middle))) < target:
+            low = middle + 1
+        else:
+            high = middle
+    return 8 * len(encode_webp(image, low))
+
+
+def tokens_at(tokenizer: Tokenizer, result: EncodeResult, image: Image, target: float) -> int:
+    """The fewest patch tokens, to 1 % of the patches, that give ``target`` dB; all patches where they do not."""
+    patches = result.frame.n_patches
+    low, high = -1, 100  # below, reached (or all)
+    while high - low > 1:
+        middle = (low + high) // 2
+        frame = tokenizer.reduce(result, TokenBudget(keep=middle / 100))
+        if psnr(image, tokenizer.decode(frame)) < target:
+            low = middle
+        else:
+            high = middle
+    return round(patches * high / 100)
+
+
+def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> dict[str, Any]:
+    """Spearman's rank correlation between the tokens of a picture and its WebP size."""
+    from scipy.stats import spearmanr
+
+    rows = []
+    with Progress("correlating", None, unit="pictures") as progress:
+        for name, image in pictures:
+            result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
+            row: dict[str, Any] = {
+                "picture": name,
+                "tokens_tau": tokenizer.reduce(result, TokenBudget(tau=CORRELATION_TAU)).n_tokens,
+                "webp_bits": webp_bits_at(image, WEBP_DB),
+            }
+            for target in CORRELATION_DB:
+                row[f"tokens_{target:g}_db"] = tokens_at(tokenizer, result, image, target)
+            rows.append(row)
+            progress.update(len(rows))
+
+    def rho(key: str) -> float | None:
+        tokens, bits = [r[key] for r in rows], [r["webp_bits"] for r in rows]
+        if len(set(tokens)) == 1 or len(set(bits)) == 1:
+            return None  # not defined
+        return round(float(spearmanr(tokens, bits).statistic), 4)
+
+    return {
+        "tau": CORRELATION_TAU,
+        "webp_db": WEBP_DB,
+        "at_tau": rho("tokens_tau"),
+        "at_quality": {f"{target:g}": rho(f"tokens_{target:g}_db") for target in CORRELATION_DB},
+        "pictures": rows,
+    }
+
+
+# --- the report -------------------------------------------------------------------------------------
+
+
+def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any]:
+    """All figures of the sets in ``names``."""
+    budgets = [TokenBudget(keep=keep) for keep in KEEPS] + [TokenBudget(tau=tau) for tau in TAUS]
+    sets = picture_sets(data)
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "model": tokenizer.name,
+        "tag": tokenizer.tag.hex(),
+        "backend": str(tokenizer.backend),
+        "sets": {},
+    }
+    for name in names:
+        rows = evaluate_pictures(tokenizer, sets[name].read(), budgets, structure=True)
+        results = summarize(rows)
+        report["sets"][name] = {
+            "title": sets[name].title,
+            "pictures": len({row["picture"] for row in rows}),
+            "results": results,
+        }
+        if name == "kodak":
+            report["codecs"] = codec_curves(sets[name].read())
+            report["bd_rate"] = bd_rates(results, report["codecs"])
+        if name == "held-out":
+            report["correlation"] = correlation(tokenizer, sets[name].read())
+    return report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"{report['model']} `{report['tag']}`. PSNR over RGB, mean of that of each picture; SSIM and MS-SSIM by "
+        "`pytorch-msssim`. Tokens are chosen by residual: a share of the patches, or (τ) of their score. Bits before "
+        "coding: 16 per patch and global token, and one per patch for the positions; bits: whole packets.",
+    ]
+    for chosen in report["sets"].values():
+        lines += ["", f"**{chosen['title']}**, {chosen['pictures']} measured", "", markdown_table(chosen["results"])]
+    if "bd_rate" in report:
+        lines += [
+            "Bits for the same PSNR on Kodak at full size (BD-rate, PCHIP over the mean curves; negative: fewer than "
+            "the codec):",
+            "",
+            "| against | bits | between |",
+            "|---|---|---|",
+        ]
+        for name, row in report["bd_rate"].items():
+            if row["percent"] is None:
+                lines.append(f"| {name} | no PSNR in common | |")
+            else:
+                low, high = row["psnr_db"]
+                lines.append(f"| {name} | {row['percent']:+.1f} % | {low:.1f} and {high:.1f} dB |")
+        lines.append("")
+    if "correlation" in report:
+        found = report["correlation"]
+        parts = [f"{rho:.2f} for those that give {db} dB" for db, rho in found["at_quality"].items() if rho is not None]
+        if found["at_tau"] is not None:
+            parts.insert(0, f"{found['at_tau']:.2f} for those of τ {found['tau']:g}")
+        lines.append(
+            f"Rank correlation (Spearman) of patch tokens with the size of a WebP of {found['webp_db']:g} dB, over the "
+            f"{len(found['pictures'])} held-out pictures: {', '.join(parts)}."
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(report: dict[str, Any]) -> str:
+    """All points as CSV: our sets, then the codecs."""
+    rows = [
+        {"set": name, "budget": budget_name(row), **row}
+        for name, chosen in report["sets"].items()
+        for row in chosen["results"]
+    ]
+    for codec, points in report.get("codecs", {}).items():
+        rows += [{"set": "kodak", "budget": f"{codec} {point['quality']}", **point} for point in points]
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "quality"))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """PSNR over tokens and over bits, and tokens over WebP size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6))
+    for name, chosen in report["sets"].items():
+        rows = [row for row in chosen["results"] if row["keep"] is not None]
+        axes[0].plot([100 * row["keep"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=name)
+        if name == "kodak":
+            axes[1].plot(
+                [row["bits_per_pixel"] for row in rows],
+                [row["psnr_db"] for row in rows],
+                marker="o",
+                label=report["model"],
+            )
+    axes[0].set(xlabel="patch tokens kept (%)", ylabel="PSNR (dB)", title="tokens")
+    for codec, points in report.get("codecs", {}).items():
+        x, y = [point["bits_per_pixel"] for point in points], [point["psnr_db"] for point in points]
+        axes[1].plot(x, y, marker=".", label=codec)
+    axes[1].set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="Kodak, full size", xlim=(0, 0.5))
+    axes[1].set_ylim(20, 32)
+    if "correlation" in report:
+        pictures = report["correlation"]["pictures"]
+        for key in [f"tokens_{target:g}_db" for target in CORRELATION_DB] + ["tokens_tau"]:
+            label = f"τ {CORRELATION_TAU:g}" if key == "tokens_tau" else key[7:].replace("_", " ")
+            axes[2].scatter([r["webp_bits"] for r in pictures], [r[key] for r in pictures], s=8, label=label)
+        axes[2].set(xlabel=f"bits of a WebP of {WEBP_DB:g} dB", ylabel="patch tokens", xscale="log", title="held-out")
+    for one in axes:
+        one.grid(alpha=0.3)
+        if one.get_legend_handles_labels()[0]:
+            one.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def crop_sheet(tokenizer: Tokenizer, kodak: Path) -> Image:
+    """Parts of eight pictures: the original, and the reconstruction from fewer and fewer tokens."""
+    gap, header = 4, 26
+    columns = ["original", *(f"{keep:.0%}" for keep in CROP_KEEPS)]
+    width = len(columns) * (CROP_SIDE + gap) - gap
+    top = np.full((header, width, 3), 255, np.uint8)
+    for number, text in enumerate(columns):
+        place = (number * (CROP_SIDE + gap) + 4, 18)
+        cv2.putText(top, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    rows: list[Image] = [top]
+    for name, (y, x) in CROPS.items():
+        image = read_image(kodak / f"{name}.png")
+        result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
+        shown = [image, *(tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=keep))) for keep in CROP_KEEPS)]
+        row = np.full((CROP_SIDE + gap, width, 3), 255, np.uint8)
+        for number, picture in enumerate(shown):
+            left = number * (CROP_SIDE + gap)
+            row[:CROP_SIDE, left : left + CROP_SIDE] = picture[y : y + CROP_SIDE, x : x + CROP_SIDE]
+        rows.append(row)
+    return np.concatenate(rows)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="tatok-s8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--sets", nargs="*", default=["kodak", "kodak-256", "held-out", "clips", "clips-trained"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--crops", type=Path, help="also write crops side by side, as a JPEG")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.sets) - set(picture_sets(args.data))):
+        parser.error(f"--sets: {', '.join(unknown)} is none of {', '.join(picture_sets(args.data))}")
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    with Tokenizer.load(args.model, threads=args.threads) as tokenizer:
+        if args.crops:
+            sheet = crop_sheet(tokenizer, args.data / "eval" / "kodak")
+            cv2.imwrite(str(args.crops), sheet[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        if not args.sets:
+            return
+        report = measure(tokenizer, args.data, args.sets)
+    text = markdown(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "fidelity.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / "fidelity.md").write_text(text)
+        (args.out / "fidelity.csv").write_text(table(report))
+        plot(report, args.out / "fidelity.png")
+
+
+if __name__ == "__main__":
+    main()

