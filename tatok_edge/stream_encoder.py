@@ -70,7 +70,7 @@ MOTION_COST: Final = 1.0
 """What a motion vector must save, in tokens."""
 VECTOR_BITS: Final = 24
 """Bits of a motion vector at most, beside one for every cell."""
-MOTION_SHARE: Final = 0.05
+MOTION_SHARE: Final = 0.1
 """Share of the patches whose tokens motion must save in a frame: to know what it costs takes a picture now and then."""
 LOOK_INTERVAL: Final = 3
 """Frames between looks at moved pictures."""
