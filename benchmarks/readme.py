@@ -18,12 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SECTIONS = {
     "quality": "quality",
+    "fidelity": "fidelity",
+    "ablations": "ablations",
+    "generation": "generation",
     "streams": "stream",
     "speed": "speed",
     "memory": "memory",
-    "demo": "demo",
     "robotics": "robotics",
-    "datasets": "datasets",
     "profiles": "profiles",
     "gpu": "gpu",
     "kernels": "cuda_kernels",
