@@ -89,6 +89,7 @@ class Stream:
             ``"auto"`` drops those of live sources only.
         fps: Take at most so many frames per second, by their time stamps; None takes all. The frame rate of arrays.
         max_kbps: Bandwidth of the link: the packets of any second have at most so many kilobits.
+        motion: See :class:`StreamEncoder`.
         recompute: See :class:`StreamEncoder`.
 
     Raises:
@@ -108,6 +109,7 @@ class Stream:
         on_lag: Literal["auto", "drop", "wait"] = "auto",
         fps: float | None = None,
         max_kbps: float | None = None,
+        motion: bool = True,
         recompute: Literal["changed", "always"] = "changed",
     ) -> None:
         if fps is not None and not 0.01 <= fps <= 1000:
@@ -121,6 +123,7 @@ class Stream:
             max_loss_db=max_loss_db,
             keyframe_interval=keyframe_interval,
             refresh=refresh or ("key" if max_kbps is None else "rolling"),
+            motion=motion,
             recompute=recompute,
         )
         """What encodes; its ``max_loss_db`` may be changed between frames."""

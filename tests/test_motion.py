@@ -233,7 +233,9 @@ def test_what_moves_is_flagged_while_anything_is_stale(tokenizer: Tokenizer, pan
     pytest.fail("nothing moved")
 
 
-@pytest.mark.parametrize("options", [{"refresh": "rolling", "keyframe_interval": 10}, {"max_loss_db": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"refresh": "rolling", "keyframe_interval": 10}, {"max_loss_db": 0.0}, {"motion": False}]
+)
 def test_where_there_is_no_motion(tokenizer: Tokenizer, pan: list[Image], options: dict[str, Any]) -> None:
     frames, _, _ = run(tokenizer, pan[:10], **options)
     assert not any(frame.n_vectors for frame in frames)
