@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .networks import PATCH_VALUES, Clock, Networks, Prior
+from .networks import PATCH_VALUES, Clock, Prior
 from .packet import body_crc, pack, pack_delta
 from .runtime import _kernels
 from .stream_state import (
@@ -176,7 +175,6 @@ class _Pending:
     bgr: bool
     index: int
     timestamp_us: int
-    networks: Networks
     clock: Clock = field(default_factory=Clock)
     key: bool = False
     new_scene: bool = False
@@ -315,7 +313,7 @@ class StreamEncoder:
 
     # The work on a frame has two halves; between them the patches of all cameras go through one call.
 
-    def _begin(self, image: Image, bgr: bool, index: int | None, timestamp_us: int, networks: Networks) -> _Pending:
+    def _begin(self, image: Image, bgr: bool, index: int | None, timestamp_us: int) -> _Pending:
         height, width = image.shape[:2]
         state = self.state
         following = 0 if state is None else state.index + 1
@@ -323,7 +321,7 @@ class StreamEncoder:
             index = following
         elif index < following:
             raise InputError(f"index must be at least {following}, the number after the frame before; got {index}")
-        pending = _Pending(image, bgr, index, timestamp_us, networks)
+        pending = _Pending(image, bgr, index, timestamp_us)
         if state is None or (state.width, state.height) != (width, height):
             self._usual_change = None
             return self._begin_key(pending, new_scene=True)
@@ -371,7 +369,7 @@ class StreamEncoder:
         return self.refresh == "key" and 0 < self.keyframe_interval <= self._since_key + 1
 
     def _begin_key(self, pending: _Pending, *, new_scene: bool) -> _Pending:
-        networks = pending.networks
+        networks = self.tokenizer.networks
         height, width = pending.image.shape[:2]
         grid = patch_grid(width, height)
         patches = grid[0] * grid[1]
@@ -398,7 +396,7 @@ class StreamEncoder:
         return pending
 
     def _begin_delta(self, pending: _Pending, state: StreamState, announced: NDArray[np.int32]) -> None:
-        networks, clock, columns = pending.networks, pending.clock, state.grid[1]
+        networks, clock, columns = self.tokenizer.networks, pending.clock, state.grid[1]
         codes = networks.global_codes(pending.image, pending.bgr, clock)
         with clock.stage("select"):
             cells = cell_of(pending.candidates, columns)
@@ -449,7 +447,7 @@ class StreamEncoder:
                 pending.encoded = pending.candidates[pending.token]
             if len(pending.encoded) == 0:
                 return
-            pending.features = pending.networks.features(len(pending.encoded))
+            pending.features = self.tokenizer.networks.features(len(pending.encoded))
             columns = patch_grid(pending.image.shape[1], pending.image.shape[0])[1]
             _kernels.gather_features(
                 pending.image, pending.bgr, context, mean, pending.encoded, columns, out=pending.features
@@ -561,7 +559,7 @@ class StreamEncoder:
             if self._shown is None:
                 height, width = self._reference.shape[:2]
                 with clock.stage("probe"):
-                    pixels = state.pixels(pending.networks, Clock())
+                    pixels = state.pixels(tokenizer.networks, Clock())
                     self._shown = _kernels.assemble(pixels, width // PATCH, height, width, False)
             self._reference, self._moved_reference = self._moved_reference, self._reference
             self._held_loss = pending.held_loss
@@ -634,7 +632,7 @@ class StreamEncoder:
         self._until_probe -= 1
         self._follow_motion(pending, state, delta)
         if self.max_loss_db > 0 and self._until_probe <= 0:
-            self._probe(pending, state)
+            self._probe(pending.image, pending.bgr, state, clock)
             self._probe_interval = min(2 * self._probe_interval, PROBE_INTERVAL)
             self._until_probe = self._probe_interval
         return StreamFrame(delta, packet, len(pending.encoded), clock.seconds)
@@ -676,18 +674,18 @@ class StreamEncoder:
                 np.ascontiguousarray(codes[kept]), kept, prior.expected, prior.entropy, self.tokenizer.levels
             )
             grid = patch_grid(pending.image.shape[1], pending.image.shape[0])
-            pixels = pending.networks.pixels(state, prior.context, prior.mean, grid, Clock())
+            pixels = self.tokenizer.networks.pixels(state, prior.context, prior.mean, grid, Clock())
             error = _kernels.patch_error(pixels, pending.image, pending.bgr, grid[1])
         return float(error.sum(dtype=np.float64))
 
-    def _probe(self, pending: _Pending, state: StreamState) -> None:
+    def _probe(self, image: Image, bgr: bool, state: StreamState, clock: Clock) -> None:
         """Measure what holding and filtering cost in this frame, and correct the allowance by it.
 
         The estimates behind every choice are sums of local ones; how they add up differs from scene to scene.
         """
-        networks, levels, (rows, columns) = pending.networks, self.tokenizer.levels, state.grid
-        image, bgr, inner = pending.image, pending.bgr, Clock()
-        with pending.clock.stage("probe"):
+        networks, levels, (rows, columns) = self.tokenizer.networks, self.tokenizer.levels, state.grid
+        inner = Clock()
+        with clock.stage("probe"):
             everything = np.arange(rows * columns, dtype=np.int32)
             prior = networks.prior(networks.global_codes(image, bgr, inner), inner)
             features = networks.features(len(everything))
@@ -704,11 +702,13 @@ class StreamEncoder:
             self._set_error(float(errors[0].sum(dtype=np.float64)), image, bgr)
             known = np.ones(rows * columns, np.bool_)
             if self._shown is not None and state.moved.any():
-                errors[1], known = self._shown_error(pending, state)
+                errors[1], known = self._shown_error(image, bgr, state)
             self._correct(_excess(errors[1], errors[0], known), GAIN_STEPS)
             self._noise_limit = noise_limit(self._reference)
 
-    def _shown_error(self, pending: _Pending, state: StreamState) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _shown_error(
+        self, image: Image, bgr: bool, state: StreamState
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Squared error of each patch of the picture that a decoder shows, nearly.
 
         Where pixels have moved, only a decoder knows the picture, and decoding every frame would cost more than motion
@@ -716,7 +716,7 @@ class StreamEncoder:
         that time show their last update too early.
         """
         grid = state.grid
-        pixels = state.pixels(pending.networks, Clock())
+        pixels = state.pixels(self.tokenizer.networks, Clock())
         decoded = _kernels.assemble(pixels, grid[1], grid[0] * PATCH, grid[1] * PATCH, False)
         assert self._shown is not None
         last = np.full(state.ids.size, -1)
@@ -732,9 +732,7 @@ class StreamEncoder:
         self._shown_later.clear()
         unmoved = np.flatnonzero(~state.moved).astype(np.int32)
         _kernels.update_reference(decoded, False, self._shown, unmoved)
-        error = _kernels.patch_change(pending.image, pending.bgr, self._shown)[0].astype(np.float32) * np.float32(
-            1 / PATCH_VALUES
-        )
+        error = _kernels.patch_change(image, bgr, self._shown)[0].astype(np.float32) * np.float32(1 / PATCH_VALUES)
         unknown[unmoved] = False
         return error, ~unknown
 
@@ -754,7 +752,7 @@ class StreamEncoder:
 
     def _look(self, pending: _Pending, state: StreamState) -> None:
         """Correct the allowance by the error of moved pictures; give motion up where it does not suit the scene."""
-        shown, known = self._shown_error(pending, state)
+        shown, known = self._shown_error(pending.image, pending.bgr, state)
         expected = np.float32(self._error_of_detail) * self._detail(pending.image, pending.bgr)
         self._error = float(expected.sum(dtype=np.float64))
         excess = _excess(shown, expected, known)
@@ -806,7 +804,7 @@ class StreamEncoder:
 
         now = tokens(changes, self._held_loss)
         active = now > MOTION_COST
-        if float(now[active].sum()) <= 2 * MOTION_SHARE * state.ids.size:  # at most half of them may be saved, or so
+        if not active.any():
             return changes
         cap = int(min(MOTION_CAP * 64 * threshold / float(np.median(life)), 1 << 22))
         motion = self._motion.copy()
@@ -937,45 +935,23 @@ def encode_frames(
         raise InputError("encoders must share one tokenizer")
     for camera, image in enumerate(images):  # ahead of everything that changes an encoder
         check_image(image, "image" if count == 1 else f"images[{camera}]")
-    if count == 1:
-        pending = [encoders[0]._begin(images[0], bgr, numbers[0], times[0], tokenizer.networks)]
-        codes, clock = _patch_codes(tokenizer, pending)
-        return [_finished(encoders[0], pending[0], codes, clock, 1.0)]
-    # What cameras do on their own is done side by side, each in one thread.
-    networks = tokenizer.narrow_networks()
-    with ThreadPoolExecutor(min(count, tokenizer.backend.threads)) as pool:
-        pending = list(
-            pool.map(
-                lambda encoder, *frame: encoder._begin(frame[0], bgr, frame[1], frame[2], networks),
-                encoders,
-                images,
-                numbers,
-                times,
-            )
-        )
-        codes, clock = _patch_codes(tokenizer, pending)
-        sizes = [0 if one.features is None else len(one.features) for one in pending]
-        parts = np.split(codes, np.cumsum(sizes[:-1]))
-        shares = [size / max(len(codes), 1) for size in sizes]
-        return list(pool.map(_finished, encoders, pending, parts, [clock] * count, shares))
-
-
-def _patch_codes(tokenizer: Tokenizer, pending: Sequence[_Pending]) -> tuple[NDArray[np.int32], Clock]:
-    """Codes ``(T, D)`` of the patches of all cameras, one camera after the other."""
+    pending = [
+        encoder._begin(image, bgr, number, time)
+        for encoder, image, number, time in zip(encoders, images, numbers, times, strict=True)
+    ]
     rows = [one.features for one in pending if one.features is not None]
+    codes = np.zeros((0, len(tokenizer.levels)), np.int32)
     clock = Clock()
-    if not rows:
-        return np.zeros((0, len(tokenizer.levels)), np.int32), clock
-    return tokenizer.networks.patch_codes(rows[0] if len(rows) == 1 else np.concatenate(rows), clock), clock
-
-
-def _finished(
-    encoder: StreamEncoder, pending: _Pending, codes: NDArray[np.int32], clock: Clock, share: float
-) -> StreamFrame:
-    """The second half of a frame; its ``share`` of the time of the common call is its own."""
-    if len(codes):
-        pending.clock.seconds["patch_encoder"] = clock.seconds["patch_encoder"] * share
-    return encoder._finish(pending, codes)
+    if rows:
+        codes = tokenizer.networks.patch_codes(rows[0] if len(rows) == 1 else np.concatenate(rows), clock)
+    frames, start = [], 0
+    for encoder, one in zip(encoders, pending, strict=True):
+        stop = start + (0 if one.features is None else len(one.features))
+        if stop > start:  # the time of the common call is shared out by patches
+            one.clock.seconds["patch_encoder"] = clock.seconds["patch_encoder"] * (stop - start) / len(codes)
+        frames.append(encoder._finish(one, codes[start:stop]))
+        start = stop
+    return frames
 
 
 def _excess(shown: NDArray[np.float32], best: NDArray[np.float32], known: NDArray[np.bool_]) -> float:

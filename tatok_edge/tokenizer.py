@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from .errors import BackendError, InputError
 from .networks import Clock, Networks, Prior
 from .packet import pack, unpack
 from .runtime import _kernels
-from .runtime.session import Backend, OnnxSession, Session, TokenFilter, as_frame_session, open_session
+from .runtime.session import Backend, Session, TokenFilter, as_frame_session, open_session
 from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
 
 if TYPE_CHECKING:
@@ -68,8 +67,6 @@ class Tokenizer:
         """Integer frequencies for packets."""
         self.networks = Networks(session, bundle.context_width)
         """The networks."""
-        self._narrow: Networks | None = None
-        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -451,26 +448,9 @@ class Tokenizer:
 
     # --- the rest ---------------------------------------------------------------------------------
 
-    def narrow_networks(self) -> Networks:
-        """The networks for several calls at a time: on a CPU each call runs in the thread that makes it.
-
-        Small graphs gain less from several threads than several graphs gain from one thread each. They are loaded at
-        the first call and give the same values.
-        """
-        if self.backend.name != "onnxruntime" or self.backend.threads == 1:
-            return self.networks
-        with self._lock:
-            if self._narrow is None:
-                graphs = {name: self.bundle.read(name) for name in GRAPHS}
-                self._narrow = Networks(OnnxSession(graphs, threads=1), self.bundle.context_width)
-            return self._narrow
-
     def close(self) -> None:
         """Free the networks."""
         self.networks.session.close()
-        with self._lock:
-            if self._narrow is not None:
-                self._narrow.session.close()
 
     def __enter__(self) -> Tokenizer:
         return self

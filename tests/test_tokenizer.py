@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tatok_edge.bundle import open_bundle
 from tatok_edge.errors import BackendError, FormatError, InputError
 from tatok_edge.evaluation import psnr
-from tatok_edge.networks import Clock
 from tatok_edge.runtime.session import OnnxSession, default_threads
 from tatok_edge.synthetic import Scene, render
 from tatok_edge.tokenizer import EncodeResult, Tokenizer
@@ -598,20 +597,3 @@ def test_a_picture_that_the_globals_say_all_about(doctored: Any, image: Image) -
     certain = doctored(log2_probs=0.0)
     assert certain.encode(image, budget=TokenBudget(score="information")).n_tokens == 0
     assert certain.encode(image, budget=TokenBudget(min_tokens=192, score="information")).n_tokens == 192
-
-
-def test_narrow_networks_give_the_same_values() -> None:
-    image = np.random.default_rng(5).integers(0, 256, (96, 160, 3), np.uint8)
-    with Tokenizer.load(threads=2) as tokenizer:
-        narrow = tokenizer.narrow_networks()
-        assert narrow is not tokenizer.networks
-        assert narrow is tokenizer.narrow_networks()
-        codes = [networks.global_codes(image, False, Clock()) for networks in (tokenizer.networks, narrow)]
-        np.testing.assert_array_equal(*codes)
-        priors = [networks.prior(codes[0], Clock()) for networks in (tokenizer.networks, narrow)]
-        for name in ("context", "mean", "log2_probs", "entropy", "expected"):
-            np.testing.assert_array_equal(*(getattr(prior, name) for prior in priors))
-    with pytest.raises(BackendError, match="closed"):
-        narrow.global_codes(image, False, Clock())
-    with Tokenizer.load(threads=1) as tokenizer:
-        assert tokenizer.narrow_networks() is tokenizer.networks
