@@ -24,6 +24,7 @@ SECTIONS = {
     "streams": "stream",
     "speed": "speed",
     "memory": "memory",
+    "demo": "demo",
     "robotics": "robotics",
     "profiles": "profiles",
     "gpu": "gpu",
