@@ -26,6 +26,7 @@ SECTIONS = {
     "memory": "memory",
     "demo": "demo",
     "robotics": "robotics",
+    "datasets": "datasets",
     "profiles": "profiles",
     "gpu": "gpu",
     "kernels": "cuda_kernels",
