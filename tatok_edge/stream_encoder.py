@@ -223,8 +223,8 @@ class StreamEncoder:
             keyframe at the start only.
         refresh: ``"key"`` sends a keyframe each interval; ``"rolling"`` refreshes a few cells in every frame
             instead, so that the bit rate stays flat.
-        motion: Move held pixels with the camera. It saves tokens where the camera moves and takes about a tenth more
-            time there.
+        motion: Move held pixels with the camera. It saves tokens where the camera moves and takes time there: the
+            picture is decoded every third frame.
         recompute: ``"changed"`` encodes the patches that changed; ``"always"`` encodes all and selects the same
             way, for comparison.
 
