@@ -40,7 +40,7 @@ class Backend:
     device: str
     """``"cpu"``, or the name of the GPU."""
     precision: str
-    """Precision of the graphs."""
+    """``"fp32"``, ``"fp16"`` (TensorRT), or ``"int8"``: the decoder in int8, all else in fp32."""
     threads: int
     """Threads of the host that one graph uses: 1 on a GPU."""
     reason: str
@@ -213,7 +213,7 @@ def open_session(
         backend: One of :data:`BACKENDS`. ``"auto"`` falls back to the CPU and says why in :attr:`Backend.reason`;
             a backend that was named runs, or is an error.
         threads: Threads that one graph uses on the CPU; by default the cores of this process, at most 8.
-        precision: Precision of the graphs, for the report.
+        precision: Precision of the graphs; ``"int8"`` runs on the CPU only (TensorRT's is chosen by ``tatok build``).
         engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
         model: Name or path of the bundle, for messages.
         stream: CUDA stream to work on, as :func:`tatok_edge.runtime.device.stream_handle` takes it; by default one of
@@ -227,8 +227,15 @@ def open_session(
         raise BackendError(f"unknown backend {backend!r}: this version has {names}")
     if threads is not None and not 1 <= threads <= 256:
         raise BackendError(f"threads must be between 1 and 256, got {threads}")
+    if precision == "int8" and backend not in ("auto", "onnxruntime"):
+        raise BackendError(
+            f"precision int8 runs on the CPU, not with backend {backend!r}, whose precision 'tatok build' chooses: "
+            "take backend onnxruntime, or precision fp32"
+        )
     reason = "asked for by name"
-    if backend == "auto" and not _has_driver():
+    if backend == "auto" and precision == "int8":
+        reason = "auto: the CPU, because precision int8 runs there"
+    elif backend == "auto" and not _has_driver():
         reason = "auto: the CPU, because this machine has no NVIDIA driver"
     elif backend != "onnxruntime":
         from . import tensorrt_session

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .entropy import IntegerEntropyModel, load_tables
 from .errors import BundleError
@@ -19,6 +19,11 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("global_encoder", "context", "patch_encoder", "decoder")
 ENTROPY = "entropy"
+INT8 = "int8"
+"""Key of the manifest for graphs in int8; they are not part of the tag, because tokens are those of fp32."""
+Precision = Literal["fp32", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Precisions of the decoder on a CPU."""
 DEFAULT_MODEL = "tatok-s8"
 MODELS = Path(__file__).parent / "models"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -44,7 +49,28 @@ class Bundle:
 
     def read(self, entry: str) -> bytes:
         """The bytes of one file of the manifest (a graph name or ``"entropy"``), checked against its hash."""
-        info = self.manifest["files"][entry]
+        return self._read(self.manifest["files"][entry])
+
+    def graphs(self, precision: Precision = "fp32") -> dict[str, bytes]:
+        """The four graphs by name, checked against their hashes.
+
+        Args:
+            precision: ``"fp32"`` (as exported), or ``"int8"``: the decoder that ``tatok_edge.export.int8`` added.
+
+        Raises:
+            BundleError: the bundle has no graphs in int8; a damaged file.
+        """
+        graphs = {name: self.read(name) for name in GRAPHS}
+        if precision == INT8:
+            if INT8 not in self.manifest:
+                raise BundleError(
+                    f"{self.path} has no int8 decoder: add one with "
+                    f"'python -m tatok_edge.export.int8 {self.path} --pictures DIR', or use precision fp32"
+                )
+            graphs |= {name: self._read(info) for name, info in self.manifest[INT8]["files"].items()}
+        return graphs
+
+    def _read(self, info: Mapping[str, str]) -> bytes:
         data = _read(self.path, info["file"], MAX_FILE_BYTES)
         digest = hashlib.sha256(data).hexdigest()
         if digest != info["sha256"]:
@@ -112,17 +138,9 @@ def _check(path: Path, manifest: Any) -> Bundle:
     if not isinstance(files, dict):
         raise BundleError(f"{where}: 'files' is missing")
     for entry in (*GRAPHS, ENTROPY):
-        info = files.get(entry)
-        if (
-            not isinstance(info, dict)
-            or not isinstance(info.get("file"), str)
-            or not isinstance(info.get("sha256"), str)
-        ):
-            raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
-        if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
-            raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")
-        if len(info["sha256"]) != 64 or any(c not in "0123456789abcdef" for c in info["sha256"]):
-            raise BundleError(f"{where}: 'sha256' of {entry!r} is not 64 hexadecimal digits")
+        _check_file(where, entry, files.get(entry))
+    if INT8 in manifest:
+        _check_int8(where, manifest[INT8])
     name, levels = manifest.get("name"), manifest.get("levels")
     if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
         raise BundleError(f"{where}: 'name' must be a string of 1 to 64 printable characters")
@@ -138,6 +156,24 @@ def _check(path: Path, manifest: Any) -> Bundle:
     if not isinstance(width, int) or not 1 <= width <= 4096:
         raise BundleError(f"{where}: 'context_width' must be an integer between 1 and 4096")
     return Bundle(path, manifest, name, content_tag(files), tuple(levels), width)
+
+
+def _check_file(where: str, entry: str, info: Any) -> None:
+    """One entry of a manifest's files."""
+    if not isinstance(info, dict) or not isinstance(info.get("file"), str) or not isinstance(info.get("sha256"), str):
+        raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
+    if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
+        raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")
+    if len(info["sha256"]) != 64 or any(c not in "0123456789abcdef" for c in info["sha256"]):
+        raise BundleError(f"{where}: 'sha256' of {entry!r} is not 64 hexadecimal digits")
+
+
+def _check_int8(where: str, section: Any) -> None:
+    """The graphs in int8: the decoder only, because tokens must stay those of the tag."""
+    files = section.get("files") if isinstance(section, dict) else None
+    if not isinstance(files, dict) or set(files) != {"decoder"}:
+        raise BundleError(f"{where}: {INT8!r} must hold 'files' with the entry 'decoder' and no other")
+    _check_file(where, "decoder", files["decoder"])
 
 
 def _exists(path: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tatok_edge.errors import InputError, TaTokError
 
 if TYPE_CHECKING:
+    from tatok_edge.commands import ModelChoice
     from tatok_edge.tokens import TokenBudget
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -134,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what runs the networks: auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto)",
     )
     group.add_argument("--threads", type=_positive, metavar="N", help="threads of the networks (default: chosen)")
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="of the decoder on a CPU: int8 is faster, tokens stay the same (default: fp32)",
+    )
 
     parser = _Parser(
         prog="tatok",
@@ -421,7 +428,7 @@ def _encode(args: argparse.Namespace) -> int:
             args.source,
             args.output,
             _budget(args),
-            commands.ModelChoice(args.model, args.backend, args.threads),
+            _model_choice(args),
             topics=args.topic or (),
             keep_images=args.keep_images,
             frames_only=args.frames_only,
@@ -436,7 +443,7 @@ def _encode(args: argparse.Namespace) -> int:
         args.source,
         args.output,
         _budget(args),
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         frames=args.frames,
         snapshot=args.snapshot,
         as_json=args.json,
@@ -444,7 +451,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _stream(args: argparse.Namespace) -> int:
-    from tatok_edge import commands, stream_command
+    from tatok_edge import stream_command
 
     if args.seconds is not None and not args.seconds > 0:
         raise _UsageError(f"--seconds must be above 0, got {args.seconds:g}")
@@ -452,7 +459,7 @@ def _stream(args: argparse.Namespace) -> int:
         args.source,
         args.output,
         _budget(args),
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         fps=args.fps,
         seconds=args.seconds,
         max_kbps=args.max_kbps,
@@ -465,7 +472,7 @@ def _stream(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from tatok_edge import commands, demo_command
+    from tatok_edge import demo_command
 
     if not 0 <= args.port <= 65535:
         raise _UsageError(f"--port must be from 0 to 65535, got {args.port}")
@@ -473,7 +480,7 @@ def _demo(args: argparse.Namespace) -> int:
         raise _UsageError(f"--size must be from 64 to 1920, got {args.size}")
     return demo_command.demo(
         args.source,
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         host=args.host,
         port=args.port,
         record_to=args.record_to,
@@ -481,6 +488,12 @@ def _demo(args: argparse.Namespace) -> int:
         browser=args.browser,
         as_json=args.json,
     )
+
+
+def _model_choice(args: argparse.Namespace) -> ModelChoice:
+    from tatok_edge.commands import ModelChoice
+
+    return ModelChoice(args.model, args.backend, args.threads, args.precision)
 
 
 def _budget(args: argparse.Namespace) -> TokenBudget:
@@ -506,7 +519,7 @@ def _decode(args: argparse.Namespace) -> int:
         return robotics_command.decode(
             args.input,
             args.output,
-            commands.ModelChoice(args.model, args.backend, args.threads),
+            _model_choice(args),
             topics=args.topic or (),
             keep_tokens=args.keep_tokens,
             fps=args.fps,
@@ -517,7 +530,7 @@ def _decode(args: argparse.Namespace) -> int:
     return commands.decode(
         args.input,
         args.output,
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         frame=args.frame,
         fps=args.fps,
         as_json=args.json,
@@ -536,7 +549,7 @@ def _view(args: argparse.Namespace) -> int:
     return commands.view(
         args.input,
         args.output,
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         frame=args.frame,
         source=args.source,
         as_json=args.json,
@@ -544,7 +557,7 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from tatok_edge import commands, evaluate_command
+    from tatok_edge import evaluate_command
 
     if (args.folder is None) == (args.compare is None):
         raise _UsageError("give a folder of pictures, or --compare and two reports")
@@ -553,7 +566,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     return evaluate_command.evaluate(
         args.folder,
         args.keep,
-        commands.ModelChoice(args.model, args.backend, args.threads),
+        _model_choice(args),
         taus=args.tau,
         structure=args.ssim,
         crop=args.crop,
@@ -566,7 +579,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from tatok_edge import commands
 
-    choice = commands.ModelChoice(args.model, args.backend, args.threads)
+    choice = _model_choice(args)
     if args.what == "stream":
         return commands.bench_stream(args.sizes, args.repeats, choice, as_json=args.json)
     return commands.bench(args.sizes, args.repeats, choice, as_json=args.json)
@@ -581,6 +594,8 @@ def _dataset(args: argparse.Namespace) -> int:
         raise _UsageError("--resume goes on with what is there and --force replaces it: give one of them")
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise _UsageError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    if args.precision != "fp32":
+        raise _UsageError("--precision is that of the decoder, and a data set is only encoded: leave it out")
     options = Options(
         format=args.format,
         model=args.model or DEFAULT_MODEL,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tatok_edge.bundle import DEFAULT_MODEL
+from tatok_edge.bundle import DEFAULT_MODEL, Precision
 from tatok_edge.container import Reader, Writer
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
 from tatok_edge.evaluation import psnr
@@ -47,6 +47,8 @@ class ModelChoice:
     """Backend to run it, or ``auto``."""
     threads: int | None
     """Threads of the networks; None leaves it to the backend."""
+    precision: Precision = "fp32"
+    """Of the decoder, see :meth:`Tokenizer.load`."""
 
     def load(self, default: str = DEFAULT_MODEL) -> Tokenizer:
         """Loads it.
@@ -55,7 +57,9 @@ class ModelChoice:
             BundleError: There is no such model, or it is damaged.
             BackendError: The backend is not usable here.
         """
-        return Tokenizer.load(self.name or default, backend=self.backend, threads=self.threads)
+        return Tokenizer.load(
+            self.name or default, backend=self.backend, threads=self.threads, precision=self.precision
+        )
 
 
 def encode(
