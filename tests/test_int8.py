@@ -178,7 +178,7 @@ def test_what_the_export_refuses(
     path = Path(shutil.copytree(tiny, tmp_path / "tiny"))
     before = contents(path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="has 0 pictures of at least 256x256 pixels .* 7 are needed"):
+    with pytest.raises(InputError, match=r"has 0 pictures of at least 256x256 pixels .* 7 are needed"):
         int8.add_int8(path, tmp_path / "none", threads=1)
     with pytest.raises(BundleError, match="must be a bundle folder"):
         int8.add_int8(tmp_path / "no.zip", pictures, threads=1)
