@@ -7,9 +7,11 @@ extra: onnx to count operations, PyTorch to compare with.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, shape_inference
 
 from tatok_edge.benchmark import bench, machine, measure, test_image
-from tatok_edge.bundle import GRAPHS
+from tatok_edge.bundle import GRAPHS, INT8, PRECISIONS, Bundle
 from tatok_edge.tokenizer import Tokenizer
 from tatok_edge.tokens import TokenBudget, cell_grid, patch_grid
 
@@ -147,6 +149,60 @@ def stage_times(tokenizer: Tokenizer, width: int, height: int, budget: TokenBudg
     return {name: float(np.median(values)) for name, values in rows.items()}
 
 
+def openvino_decoders(bundle: Bundle, threads: int) -> dict[str, Any]:
+    """The decoder in fp32 and int8 in OpenVINO, where it is installed, to see what another engine would bring."""
+    try:
+        import openvino
+    except ImportError:
+        return {}
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # and not bf16, which it would take by itself
+    }
+    requests = {}
+    for precision in PRECISIONS:
+        model = core.read_model(io.BytesIO(bundle.graphs(precision)["decoder"]))
+        requests[precision] = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def wrap(request: Any) -> Any:
+        return lambda feeds: request.infer(feeds, share_inputs=True, share_outputs=True)
+
+    return {
+        f"OpenVINO {openvino.__version__.split('-')[0]}, {precision}": wrap(request)
+        for precision, request in requests.items()
+    }
+
+
+def time_decoders(tokenizer: Tokenizer, repeats: int) -> list[dict[str, Any]]:
+    """The decoder by engine and precision, and decoding whole pictures in fp32 and int8; a row per size."""
+    threads = tokenizer.backend.threads
+    others = openvino_decoders(tokenizer.bundle, threads)
+    rows = []
+    with Tokenizer.load(tokenizer.bundle.path, backend="onnxruntime", threads=threads, precision="int8") as quantized:
+        engine = f"ONNX Runtime {tokenizer.backend.version}"
+        for width, height in SIZES:
+            feeds = graph_inputs(tokenizer, width, height)["decoder"]
+            frame = tokenizer.encode(test_image(width, height))
+            calls = {
+                f"{engine}, fp32": partial(tokenizer.networks.session.run, "decoder"),
+                f"{engine}, int8": partial(quantized.networks.session.run, "decoder"),
+                **others,
+            }
+            rows.append(
+                {
+                    "width": width,
+                    "height": height,
+                    "decoders": {name: measure(partial(call, feeds), repeats) for name, call in calls.items()},
+                    "decode_ms": measure(partial(tokenizer.decode, frame), repeats),
+                    "decode_int8_ms": measure(partial(quantized.decode, frame), repeats),
+                    "encode_ms": measure(partial(tokenizer.encode, test_image(width, height)), repeats),
+                }
+            )
+    return rows
+
+
 def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
     """All figures."""
     rate = gemm_rate(tokenizer.backend.threads)
@@ -196,6 +252,8 @@ def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
         row["whole"] = timed
         row["entropy_25_speedup"] = round(timed["encode_ms"]["median"] / timed["encode_entropy_25_ms"]["median"], 3)
     report["torch"] = whole["torch"]
+    if INT8 in tokenizer.bundle.manifest:
+        report["int8"] = time_decoders(tokenizer, repeats)
     return report
 
 
@@ -234,6 +292,22 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {ms('torch_decode_ms')} | "
             f"{size['not_network_share_of_encode']:.1%} | {size['dtf_share_of_encode']:.2%} |"
         )
+    if "int8" in report:
+        lines += [
+            "",
+            "The decoder in int8 (`--precision int8`; tokens stay those of fp32), all tokens:",
+            "",
+            "| size | " + " | ".join(f"{name}, ms" for name in report["int8"][0]["decoders"]) + " | decode, fp32 "
+            "| decode, int8 | encode + decode, fp32 to int8 |",
+            "|---|" + "---|" * (len(report["int8"][0]["decoders"]) + 3),
+        ]
+        for row in report["int8"]:
+            fp32, int8, encode = (row[key]["median"] for key in ("decode_ms", "decode_int8_ms", "encode_ms"))
+            decoders = " | ".join(f"{value['median']:.2f}" for value in row["decoders"].values())
+            lines.append(
+                f"| {row['width']}x{row['height']} | {decoders} | {fp32:.1f} ms | {int8:.1f} ms ({fp32 / int8:.2f}x) "
+                f"| {(encode + fp32) / (encode + int8):.2f}x |"
+            )
     return "\n".join(lines) + "\n"
 
 

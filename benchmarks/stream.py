@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.benchmark import machine
+from tatok_edge.bundle import PRECISIONS
 from tatok_edge.evaluation import psnr
 from tatok_edge.sources import open_source
 from tatok_edge.stream import Stream
@@ -385,6 +386,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of clips with their manifest.csv")
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
+    )
     parser.add_argument("--frames", type=int, help="only so many frames of each clip")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
@@ -392,14 +396,15 @@ def main() -> None:
     parser.add_argument("--no-reader", action="store_true", help="leave out the transformer, which needs PyTorch")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with Tokenizer.load(options.model, threads=options.threads) as tokenizer:
+    with Tokenizer.load(options.model, threads=options.threads, precision=options.precision) as tokenizer:
         report = run(tokenizer, options.folder, options)
     text = markdown(report)
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "stream.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / "stream.md").write_text(text)
+        name = "stream" if options.precision == "fp32" else f"stream-{options.precision}"
+        (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.out / f"{name}.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ Feeds = Mapping[str, NDArray[Any]]
 GRAPH: GraphName = "decoder"
 SIDE = 256
 """Side of the centre crops that the scales and the check are made on, in pixels."""
-CALIBRATION_PICTURES = 24
-CHECK_PICTURES = 24
+MAX_PICTURES = 48
+MIN_PICTURES = 8
+"""Every second one gives the scales, the others check the result."""
 SHARES = (1.0, 0.35, 0.1)
 """Shares of kept tokens at which the decoder is calibrated and checked."""
 MAX_LOSS_DB = 0.1
@@ -191,11 +192,11 @@ def _quiet() -> Iterator[None]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def read_crops(folder: Path, count: int) -> list[NDArray[np.uint8]]:
-    """Centre crops, uint8 ``(256, 256, 3)`` RGB, of pictures spread over a folder and its subfolders.
+def read_crops(folder: Path) -> list[NDArray[np.uint8]]:
+    """Centre crops, uint8 ``(256, 256, 3)`` RGB, of at most 48 pictures spread over a folder and its subfolders.
 
     Raises:
-        InputError: there are too few.
+        InputError: there are fewer than 8.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     crops: list[NDArray[np.uint8]] = []
@@ -206,11 +207,14 @@ def read_crops(folder: Path, count: int) -> list[NDArray[np.uint8]]:
             continue
         top, left = ((side - SIDE) // 2 for side in image.shape[:2])
         crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE, ::-1]))
-        if len(crops) == count:
-            return crops
-    raise InputError(
-        f"{folder} has {len(crops)} pictures of at least {SIDE}x{SIDE} pixels (JPEG, PNG or WebP), {count} are needed"
-    )
+        if len(crops) == MAX_PICTURES:
+            break
+    if len(crops) < MIN_PICTURES:
+        raise InputError(
+            f"{folder} has {len(crops)} pictures of at least {SIDE}x{SIDE} pixels (JPEG, PNG or WebP), "
+            f"{MIN_PICTURES} are needed"
+        )
+    return crops
 
 
 def _spread(count: int) -> list[int]:
@@ -310,7 +314,7 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
 
     Args:
         path: Bundle folder.
-        pictures: Folder of pictures of at least 256x256 pixels; some give the scales, others check the result.
+        pictures: Folder of pictures of at least 256x256 pixels; half give the scales, half check the result.
         threads: Threads of the networks.
 
     Returns:
@@ -323,11 +327,11 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
     bundle = open_bundle(path)
-    crops = read_crops(pictures, CALIBRATION_PICTURES + CHECK_PICTURES)
-    feeds = decoder_inputs(bundle, crops[:CALIBRATION_PICTURES], threads)
+    crops = read_crops(pictures)
+    feeds = decoder_inputs(bundle, crops[::2], threads)
     model = quantize(onnx.load_model_from_string(bundle.read(GRAPH)), feeds)
     data = bytes(model.SerializeToString())
-    record = check(bundle, data, crops[CALIBRATION_PICTURES:], threads)
+    record = check(bundle, data, crops[1::2], threads)
     worst = max(row["loss_db"] for row in record["shares"].values())
     if not worst <= MAX_LOSS_DB:
         raise BundleError(
@@ -352,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tatok_edge.export.int8", description="Add an int8 decoder to a bundle.")
     parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.onnx writes it")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures to calibrate and check on")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures to calibrate and check on")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
     try:

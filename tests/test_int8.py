@@ -146,8 +146,7 @@ def tiny(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, for fewer pictures."""
     module = pytest.importorskip("tatok_edge.export.int8", reason="quantization needs onnx")
-    monkeypatch.setattr(module, "CALIBRATION_PICTURES", 4)
-    monkeypatch.setattr(module, "CHECK_PICTURES", 3)
+    monkeypatch.setattr(module, "MAX_PICTURES", 8)
     return module
 
 
@@ -162,7 +161,7 @@ def test_an_int8_decoder_is_added(
     before = contents(path)
     assert int8.main([str(path), "--pictures", str(pictures), "--threads", "1"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["pictures"] == 3 and record["between_db"] > 35
+    assert record["pictures"] == 4 and record["between_db"] > 35
     assert all(row["loss_db"] <= 0.1 for row in record["shares"].values())
     after = contents(path)
     assert set(after) == {*before, "decoder.int8.onnx"}
@@ -178,7 +177,7 @@ def test_what_the_export_refuses(
     path = Path(shutil.copytree(tiny, tmp_path / "tiny"))
     before = contents(path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match=r"has 0 pictures of at least 256x256 pixels .* 7 are needed"):
+    with pytest.raises(InputError, match=r"has 0 pictures of at least 256x256 pixels .* 8 are needed"):
         int8.add_int8(path, tmp_path / "none", threads=1)
     with pytest.raises(BundleError, match="must be a bundle folder"):
         int8.add_int8(tmp_path / "no.zip", pictures, threads=1)
