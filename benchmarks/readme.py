@@ -57,6 +57,9 @@ def summary() -> str:
         f"| encode and decode of {largest['width']}x{largest['height']} with all tokens | "
         f"{largest['whole']['encode_ms']['median']:.0f} and {largest['whole']['decode_ms']['median']:.0f} ms |",
     ]
+    for row in speed.get("int8", [])[-1:]:
+        fp32, int8 = row["decode_ms"]["median"], row["decode_int8_ms"]["median"]
+        lines.append(f"| decode it with `--precision int8` | {int8:.0f} ms, {fp32 / int8:.1f}x faster |")
     for camera in ("static", "moving"):
         rows = [row for row in streams["clips"] if row["camera"] == camera]
 

@@ -469,6 +469,39 @@ def test_files_of_the_repository_exist(page: Path) -> None:
         assert (ROOT / name).exists() or (page.parent / name).exists(), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_environment_variables_are_read(page: Path) -> None:
+    source = "".join(
+        path.read_text() for folder in ("tatok_edge", "export", "runtime") for path in ROOT.glob(f"{folder}/**/*.py")
+    )
+    for name in re.findall(r"\bTATOK_\w+", page.read_text()):
+        assert f'"{name}"' in source, f"nothing reads {name}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tatok encode a.mp4 -o a.ttk --kep 0.3",
+        "tatok encode a.mp4",
+        "tatok build --precision fp8",
+        "tatok-encode a.mp4 -o a.ttk",
+        "python -m tatok_edge.export.triton -o a --tua 0.8",
+        "python -m tatok_edge.export.no_such",
+        "python examples/make_bag.py -o a.mcap --frame-number 3",
+        "python examples/no_such.py",
+        "python3 examples/ros2_node.py --decodes --ros-args -p topic:=/a",
+        "python3 examples/ros2_node.py --ros-args -p topics:=/a",
+        "pip install '.[everything]'",
+        "make tests",
+        "make demo VIDEOS=0",
+    ],
+)
+def test_what_is_wrong_is_found(line: str, check: Check) -> None:
+    (words,) = split(line)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(words)
+
+
 def test_tables_are_those_of_the_results() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], check=False)
     assert done.returncode == 0, "run python benchmarks/readme.py"
