@@ -356,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tatok_edge.export.int8", description="Add an int8 decoder to a bundle.")
     parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.onnx writes it")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures to calibrate and check on")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
     try:
