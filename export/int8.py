@@ -21,8 +21,7 @@ import logging
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from tatok_edge.benchmark import measure
 from tatok_edge.bundle import INT8, MANIFEST, Bundle, open_bundle
 from tatok_edge.errors import BundleError, InputError, TaTokError
 from tatok_edge.evaluation import psnr
-from tatok_edge.runtime.session import GraphName, OnnxSession, Tensors
+from tatok_edge.runtime.session import GraphName, OnnxSession
 from tatok_edge.tokenizer import Tokenizer
 from tatok_edge.tokens import TokenBudget
+
+from .precision import Recorder
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -56,6 +58,9 @@ MAX_LOSS_DB = 0.1
 SMOOTHING = 0.75
 """How much of the difference between channels moves from the activations into the weights."""
 LEAST_FACTOR = 0.02
+"""Limit of a channel's factor: channels that are nearly zero must not blow up rounding."""
+REPEATS = 30
+"""Timed calls of each decoder."""
 FLOAT_LAYERS = ("/network/skip/Conv",)
 """Small layers that stay fp32."""
 
@@ -224,31 +229,15 @@ def _spread(count: int) -> list[int]:
     return [(index * stride) % count for index in range(count)]
 
 
-class _Recorder:
-    """A session that keeps the inputs of the decoder."""
-
-    def __init__(self, session: OnnxSession) -> None:
-        self._session = session
-        self.feeds: list[Feeds] = []
-
-    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
-        if graph == GRAPH:
-            self.feeds.append({name: value.copy() for name, value in inputs.items()})
-        return self._session.run(graph, inputs)
-
-    def close(self) -> None:
-        self._session.close()
-
-
 def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> list[Feeds]:
     """What the decoder is given for each picture at each of :data:`SHARES`."""
     with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
-        recorder = _Recorder(OnnxSession(bundle.graphs(), threads=threads))
+        recorder = Recorder(OnnxSession(bundle.graphs(), threads=threads))
         tokenizer.networks.session = recorder
         for picture in pictures:
             for share in SHARES:
                 tokenizer.decode(tokenizer.encode(picture, budget=TokenBudget(keep=share)))
-    return recorder.feeds
+    return recorder.feeds[GRAPH]
 
 
 # --- the check --------------------------------------------------------------------------------------
@@ -285,25 +274,15 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
                 "loss_db": round(float(fp32 - int8), 4),
             }
         feeds = decoder_inputs(bundle, pictures[:1], threads)[0]
-        times = [_median_ms(partial(session.run, GRAPH, feeds)) for session in sessions]
+        times = [measure(partial(session.run, GRAPH, feeds), REPEATS)["median"] for session in sessions]
     return {
         "pictures": len(pictures),
         "shares": shares,
         "between_db": round(float(np.mean(between)), 2),
-        "fp32_ms": round(times[0], 3),
-        "int8_ms": round(times[1], 3),
+        "fp32_ms": times[0],
+        "int8_ms": times[1],
         "threads": threads,
     }
-
-
-def _median_ms(call: Callable[[], object], repeats: int = 30) -> float:
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)) * 1e3
 
 
 # --- the bundle -------------------------------------------------------------------------------------

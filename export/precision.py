@@ -391,18 +391,21 @@ def _networks(graphs: Mapping[str, onnx.ModelProto], width: int) -> Networks:
     return Networks(session, width)
 
 
-class _Recorder:
+class Recorder:
     """A session that keeps the inputs of every graph."""
 
     def __init__(self, session: OnnxSession) -> None:
         self._session = session
         self.feeds: dict[str, list[Mapping[str, NDArray[Any]]]] = {}
+        """Inputs of each call, by graph."""
 
     def run(self, graph: Any, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """Runs the graph."""
         self.feeds.setdefault(graph, []).append(dict(inputs))
         return self._session.run(graph, inputs)
 
     def close(self) -> None:
+        """Closes the session below."""
         self._session.close()
 
 
@@ -410,7 +413,7 @@ def _record_inputs(
     graphs: Mapping[str, onnx.ModelProto], pictures: Sequence[NDArray[np.uint8]], levels: Sequence[int], width: int
 ) -> dict[str, list[Mapping[str, NDArray[Any]]]]:
     """What every graph is given when pictures are encoded and decoded in fp32."""
-    recorder = _Recorder(OnnxSession({name: m.SerializeToString() for name, m in graphs.items()}, threads=1))
+    recorder = Recorder(OnnxSession({name: m.SerializeToString() for name, m in graphs.items()}, threads=1))
     networks, clock = Networks(cast(Any, recorder), width), Clock()
     for picture in pictures:
         grid = patch_grid(picture.shape[1], picture.shape[0])

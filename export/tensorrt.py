@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.bundle import GRAPHS, Bundle
+from tatok_edge.bundle import Bundle
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime import engines, tensorrt_flavour
 from tatok_edge.runtime.engines import EngineManifest, Plugin, Profile, ShapeRange
@@ -122,7 +122,7 @@ def build_engines(
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     targets = tensorrt_flavour.target_sms(flavour, sms, tensorrt_flavour.gpu_architecture())
     folder = engines.cache_folder() if folder is None else folder
-    sources = {name: bundle.read(name) for name in GRAPHS}
+    sources = bundle.graphs()
     graphs = {name: load_graph(data, name) for name, data in sources.items()}
     for name, graph in graphs.items():
         check_graph(graph, name)

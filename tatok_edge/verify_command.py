@@ -74,7 +74,7 @@ def verify(
     from tatok_edge.export import verify as module
 
     bundle = open_bundle(model)
-    graphs = {name: bundle.read(name) for name in GRAPHS}
+    graphs = bundle.graphs()
     frames = read_frames(source, count)
     reference, reference_backend = open_session(graphs, backend="onnxruntime")
     candidate = open_candidate(bundle, graphs, frames, folder=folder, backend=backend, precision=precision)

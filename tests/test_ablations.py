@@ -1,7 +1,7 @@
 """The comparison of the variants of the model, with tiny ones that were not trained."""
 
-import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -20,14 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def ablations() -> ModuleType:
+def ablations(script: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module."""
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "ablations.py"
-    spec = importlib.util.spec_from_file_location("ablations", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/ablations.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The evaluation suite: codecs, the comparison with them, and whether tokens follow content."""
 
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,18 +18,13 @@ for extra in ("matplotlib", "pytorch_msssim", "scipy", "torch"):
     pytest.importorskip(extra, reason="the extra 'evaluate'")
 pytest.importorskip("PIL.features", reason="AVIF is Pillow's")
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def fidelity() -> ModuleType:
+def fidelity(script: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module."""
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "fidelity.py"
-    spec = importlib.util.spec_from_file_location("fidelity", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/fidelity.py")
 
 
 def some(pictures: Path, count: int) -> list[tuple[str, np.ndarray]]:

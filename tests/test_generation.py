@@ -1,7 +1,7 @@
 """The generation benchmark at toy size: sequences, the prior over them, and the distance of sets of pictures."""
 
-import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,15 +20,9 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def generation() -> ModuleType:
+def generation(script: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module."""
-    path = Path(__file__).resolve().parent.parent / "benchmarks" / "generation.py"
-    spec = importlib.util.spec_from_file_location("generation", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["generation"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/generation.py")
 
 
 @pytest.fixture(scope="module")
