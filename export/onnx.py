@@ -2,7 +2,7 @@
 
 Writes the four graphs with dynamic batch, height, width and token count, checks each with the
 ONNX checker, strict shape inference and parity with eager PyTorch on real images, and
-refuses to write a bundle that fails.
+refuses to write a bundle that fails. The refiner (:mod:`tatok_edge.export.refiner`) goes with them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from onnx import shape_inference
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tatok_edge.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, content_tag
+from tatok_edge.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, REFINER, content_tag
 from tatok_edge.entropy import save_tables
+from tatok_edge.errors import BundleError
 from tatok_edge.runtime.session import OnnxSession
 from tatok_edge.training.config import CELL, PATCH, THUMBNAIL, WINDOW
 from tatok_edge.training.model import (
@@ -45,6 +46,8 @@ from tatok_edge.training.model import (
     image_to_windows,
 )
 from tatok_edge.training.train import CheckpointError, load_model
+
+from . import refiner
 
 OPSET = 17
 MIN_CODE_AGREEMENT = 0.999
@@ -263,7 +266,8 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
     if out.exists() and not (out / MANIFEST).exists():
         raise ExportError(f"{out} exists and is not a bundle: give another --out")
     graphs = {name: export_graph(graph) for name, graph in _graphs(model).items()}
-    parity = check_parity(model, graphs, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    samples = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    parity = check_parity(model, graphs, samples)
     if not parity["code_agreement"] >= MIN_CODE_AGREEMENT:
         raise ExportError(f"codes agree with PyTorch in {parity['code_agreement']:.4%}, at least 99.9 % are needed")
     if not parity["pixel_difference"] <= MAX_PIXEL_DIFFERENCE:
@@ -274,6 +278,10 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
         Path(name).stem: {"file": name, "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
     }
     assert set(files) == {*GRAPHS, ENTROPY}
+    try:
+        contents[refiner.FILE], section = refiner.make_refiner(model, samples)
+    except BundleError as error:
+        raise ExportError(str(error)) from None
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": model.config.name,
@@ -282,6 +290,7 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
         "context_width": model.config.context_width,
         "geometry": {"patch": PATCH, "window": WINDOW, "cell": CELL, "thumbnail": THUMBNAIL},
         "files": files,
+        REFINER: section,
         "opset": OPSET,
         "precision": "fp32",
         "config": model.config.to_dict(),

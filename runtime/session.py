@@ -25,7 +25,7 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "onnxruntime", "tensorrt", "tensorr
 """Names that :func:`open_session` takes. ``"auto"`` is TensorRT where there are engines for this machine's GPU, and
 ONNX Runtime on the CPU elsewhere."""
 
-GraphName = Literal["global_encoder", "context", "patch_encoder", "decoder"]
+GraphName = Literal["global_encoder", "context", "patch_encoder", "decoder", "refiner"]
 Tensors = dict[str, "NDArray[np.float32] | NDArray[np.int32]"]
 
 

@@ -21,6 +21,8 @@ GRAPHS = ("global_encoder", "context", "patch_encoder", "decoder")
 ENTROPY = "entropy"
 INT8 = "int8"
 """Key of the manifest for graphs in int8; they are not part of the tag, because tokens are those of fp32."""
+REFINER = "refiner"
+"""Key of the manifest for the decoder's derivative; not part of the tag, because what it proposes are usual tokens."""
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Precisions of the decoder on a CPU."""
@@ -69,6 +71,20 @@ class Bundle:
                 )
             graphs |= {name: self._read(info) for name, info in self.manifest[INT8]["files"].items()}
         return graphs
+
+    def refiner(self) -> tuple[bytes, tuple[float, ...]]:
+        """The graph that ``TokenBudget(refine=N)`` needs, and the decoder's curvature along each code dimension.
+
+        Raises:
+            BundleError: the bundle has none; a damaged file.
+        """
+        if REFINER not in self.manifest:
+            raise BundleError(
+                f"{self.path} has no refiner, which a budget with refine needs: add one with "
+                f"'python -m tatok_edge.export.refiner {self.path} --pictures DIR', or use refine 0"
+            )
+        section = self.manifest[REFINER]
+        return self._read(section["files"][REFINER]), tuple(float(value) for value in section["curvature"])
 
     def _read(self, info: Mapping[str, str]) -> bytes:
         data = _read(self.path, info["file"], MAX_FILE_BYTES)
@@ -152,6 +168,8 @@ def _check(path: Path, manifest: Any) -> Bundle:
         raise BundleError(f"{where}: 'levels' must be 1 to 16 integers between 2 and 64")
     if math.prod(levels) >= 1 << 31:
         raise BundleError(f"{where}: 'levels' make {math.prod(levels)} token ids, more than an int32 holds")
+    if REFINER in manifest:
+        _check_refiner(where, manifest[REFINER], len(levels))
     width = manifest.get("context_width")
     if not isinstance(width, int) or not 1 <= width <= 4096:
         raise BundleError(f"{where}: 'context_width' must be an integer between 1 and 4096")
@@ -174,6 +192,21 @@ def _check_int8(where: str, section: Any) -> None:
     if not isinstance(files, dict) or set(files) != {"decoder"}:
         raise BundleError(f"{where}: {INT8!r} must hold 'files' with the entry 'decoder' and no other")
     _check_file(where, "decoder", files["decoder"])
+
+
+def _check_refiner(where: str, section: Any, dims: int) -> None:
+    """The refiner's graph and one curvature per code dimension."""
+    files = section.get("files") if isinstance(section, dict) else None
+    if not isinstance(files, dict) or set(files) != {REFINER}:
+        raise BundleError(f"{where}: {REFINER!r} must hold 'files' with the entry {REFINER!r} and no other")
+    _check_file(where, REFINER, files[REFINER])
+    values = section.get("curvature")
+    if (
+        not isinstance(values, list)
+        or len(values) != dims
+        or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in values)
+    ):
+        raise BundleError(f"{where}: 'curvature' of {REFINER!r} must be {dims} finite numbers above 0")
 
 
 def _exists(path: Path) -> bool:

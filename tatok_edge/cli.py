@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--tau", type=_shares, default=[], metavar="TAU,...", help="shares of the score to keep, too")
     evaluate.add_argument("--ssim", action="store_true", help="measure SSIM and MS-SSIM too (extra 'evaluate')")
+    _add_refine(evaluate)
     evaluate.add_argument("--crop", type=_positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
     evaluate.add_argument(
         "-o",
@@ -400,6 +401,18 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="what ranks the patches: what the global tokens leave of their pixels (residual, the default), or bits: "
         "the information of their code, or its entropy",
     )
+    _add_refine(budget)
+
+
+def _add_refine(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="PASSES",
+        help="choose and correct the tokens by what the decoder makes of them: a better picture from as many tokens, "
+        "for more time (0 to 64, default: 0; 8 gives most of it); in streams, those of keyframes",
+    )
 
 
 def _add_bags(command: argparse.ArgumentParser, keep: str, keep_help: str) -> argparse._ArgumentGroup:
@@ -499,7 +512,8 @@ def _model_choice(args: argparse.Namespace) -> ModelChoice:
 def _budget(args: argparse.Namespace) -> TokenBudget:
     from tatok_edge.tokens import TokenBudget
 
-    given = {name: getattr(args, name) for name in ("tau", "keep", "max_tokens", "max_bits", "score")}
+    names = ("tau", "keep", "max_tokens", "max_bits", "score", "refine")
+    given = {name: getattr(args, name, None) for name in names}
     try:
         return TokenBudget(**{name: value for name, value in given.items() if value is not None})
     except InputError as error:
@@ -570,6 +584,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         taus=args.tau,
         structure=args.ssim,
         crop=args.crop,
+        refine=args.refine,
         outputs=args.output,
         force=args.force,
         as_json=args.json,

@@ -545,7 +545,7 @@ def _source_frame(source: str, index: int) -> Image:
 def budget_record(budget: TokenBudget) -> Report:
     """The limits that were set."""
     default = TokenBudget()
-    names = ("tau", "keep", "max_tokens", "max_bits", "min_tokens", "floor_bits", "score")
+    names = ("tau", "keep", "max_tokens", "max_bits", "min_tokens", "floor_bits", "score", "refine")
     return {name: getattr(budget, name) for name in names if getattr(budget, name) != getattr(default, name)}
 
 

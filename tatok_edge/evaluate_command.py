@@ -27,6 +27,7 @@ def evaluate(
     taus: Sequence[float],
     structure: bool,
     crop: int | None,
+    refine: int,
     outputs: Sequence[str],
     force: bool,
     as_json: bool,
@@ -40,6 +41,7 @@ def evaluate(
         taus: Shares of the score.
         structure: Measure SSIM and MS-SSIM too.
         crop: Side of a centre crop in pixels; None for whole pictures.
+        refine: Passes of refining.
         outputs: Files to write, of :data:`SUFFIXES`.
         force: Replace files that are there.
         as_json: Print the report as JSON instead of a table.
@@ -47,7 +49,14 @@ def evaluate(
     _check_outputs(outputs, force)
     tokenizer = choice.load()
     report = evaluate_folder(
-        tokenizer, folder, keeps, taus=taus, structure=structure, crop=crop, per_picture=bool(outputs)
+        tokenizer,
+        folder,
+        keeps,
+        taus=taus,
+        structure=structure,
+        crop=crop,
+        refine=refine,
+        per_picture=bool(outputs),
     )
     for output in outputs:
         _write(Path(output), report)

@@ -103,7 +103,8 @@ def evaluate_pictures(
             every = TokenBudget(min_tokens=image.size, score=budgets[0].score)
             everything = tokenizer.encode_detailed(image, budget=every)
             for budget in budgets:
-                frame = tokenizer.reduce(everything, budget)
+                refined = budget.refine > 0
+                frame = tokenizer.encode(image, budget=budget) if refined else tokenizer.reduce(everything, budget)
                 decoded = tokenizer.decode(frame)
                 row = {
                     "picture": name,
@@ -155,6 +156,7 @@ def evaluate_folder(
     taus: Sequence[float] = (),
     structure: bool = False,
     crop: int | None = None,
+    refine: int = 0,
     per_picture: bool = False,
 ) -> dict[str, Any]:
     """Encode and decode every picture of a folder at several shares of kept patch tokens.
@@ -166,6 +168,7 @@ def evaluate_folder(
         taus: Shares of the total score, as further budgets.
         structure: Measure SSIM and MS-SSIM too (needs the ``evaluate`` extra).
         crop: Only the middle ``crop`` x ``crop`` pixels of each picture.
+        refine: Passes of refining, as :class:`TokenBudget` takes them.
         per_picture: Add ``"pictures"``, the rows of :func:`evaluate_pictures`.
 
     Returns:
@@ -174,11 +177,12 @@ def evaluate_folder(
         PSNR of each), and model, backend and seconds. Bits are those of whole packets.
 
     Raises:
-        InputError: no budget, a share outside 0 to 1, or a picture smaller than the crop.
+        InputError: no budget, a share outside 0 to 1, passes outside 0 to 64, or a picture smaller than the crop.
         SourceError: the folder holds no readable picture.
         BackendError: ``structure`` without the ``evaluate`` extra.
     """
-    budgets = [TokenBudget(keep=keep) for keep in keeps] + [TokenBudget(tau=tau) for tau in taus]
+    budgets = [TokenBudget(keep=keep, refine=refine) for keep in keeps]
+    budgets += [TokenBudget(tau=tau, refine=refine) for tau in taus]
     if not budgets:
         raise InputError("at least one share to keep is needed")
     paths = list_images(folder)
@@ -198,6 +202,7 @@ def evaluate_folder(
         "images": len(paths),
         "pixels": sum(sizes.values()),
         "crop": crop,
+        "refine": refine,
         "results": summarize(rows),
         "model": tokenizer.name,
         "tag": tokenizer.tag.hex(),

@@ -252,6 +252,8 @@ class StreamEncoder:
             raise InputError(f"refresh must be 'key' or 'rolling', got {refresh!r}")
         if recompute not in ("changed", "always"):
             raise InputError(f"recompute must be 'changed' or 'always', got {recompute!r}")
+        if budget is not None and budget.refine:
+            tokenizer.refiner()  # better now than at the first keyframe
         self.tokenizer = tokenizer
         """The model."""
         self.budget = budget or TokenBudget()
@@ -483,6 +485,8 @@ class StreamEncoder:
             order = kept[np.argsort(-pending.cost[kept], kind="stable")]
             full = np.zeros((patches, len(levels)), np.int32)
             full[pending.encoded] = codes
+        saved = self._refine(kept, full, prior, pending)
+        with clock.stage("select"):
             ids = _kernels.ids_from_codes(full, levels)
             global_ids = self._ids_of(pending.global_codes)
 
@@ -527,7 +531,7 @@ class StreamEncoder:
             )
             self._set_threshold(pending.cost, pending.life)
             self._held_loss = pending.cost
-            self._held_loss[kept] = 0.0
+            self._held_loss[kept] = -saved[kept]
             self._start_from(pending, self.state)
         return StreamFrame(frame, packet, len(pending.encoded), clock.seconds, pending.scene_cut)
 
@@ -666,17 +670,39 @@ class StreamEncoder:
         """What a token must be worth, from what this frame would lose without tokens."""
         self._threshold = choose(loss, life, self._allowed())[1] if self.max_loss_db > 0 else 0.0
 
+    def _refine(
+        self, kept: NDArray[np.int32], codes: NDArray[np.int32], prior: Prior, pending: _Pending
+    ) -> NDArray[np.float32]:
+        """Correct the codes ``(N, D)`` of the patches ``kept`` of a keyframe in place, as the budget asks.
+
+        Returns:
+            What each patch has gained by it, ``(N,)``: it may lose as much later on and is as good as all tokens.
+        """
+        if not (self.budget.refine and kept.size):
+            return np.zeros(len(codes), np.float32)
+        before = self._errors_with(kept, codes, prior, pending)
+        refiner, passes = self.tokenizer.refiner(), self.budget.refine
+        _, codes[kept] = refiner.refine(pending.image, pending.bgr, prior, codes, kept, passes, pending.clock)
+        # Without an allowance, whatever changes is to be sent.
+        share = np.float32(1 if self.max_loss_db > 0 else 0)
+        return share * (before - self._errors_with(kept, codes, prior, pending))
+
     def _error_with(self, token: NDArray[np.bool_], codes: NDArray[np.int32], prior: Prior, pending: _Pending) -> float:
         """Squared error of the whole frame when the patches ``token`` keep their token, summed over patches."""
         kept = np.flatnonzero(token).astype(np.int32)
+        return float(self._errors_with(kept, codes, prior, pending).sum(dtype=np.float64))
+
+    def _errors_with(
+        self, kept: NDArray[np.int32], codes: NDArray[np.int32], prior: Prior, pending: _Pending
+    ) -> NDArray[np.float32]:
+        """Squared error of each patch, ``(N,)``, of the picture from the codes ``(N, D)`` of the patches ``kept``."""
         with pending.clock.stage("probe"):
             state = _kernels.decoder_state(
                 np.ascontiguousarray(codes[kept]), kept, prior.expected, prior.entropy, self.tokenizer.levels
             )
             grid = patch_grid(pending.image.shape[1], pending.image.shape[0])
             pixels = self.tokenizer.networks.pixels(state, prior.context, prior.mean, grid, Clock())
-            error = _kernels.patch_error(pixels, pending.image, pending.bgr, grid[1])
-        return float(error.sum(dtype=np.float64))
+            return _kernels.patch_error(pixels, pending.image, pending.bgr, grid[1])
 
     def _probe(self, image: Image, bgr: bool, state: StreamState, clock: Clock) -> None:
         """Measure what holding and filtering cost in this frame, and correct the allowance by it.
@@ -704,6 +730,9 @@ class StreamEncoder:
             if self._shown is not None and state.moved.any():
                 errors[1], known = self._shown_error(image, bgr, state)
             self._correct(_excess(errors[1], errors[0], known), GAIN_STEPS)
+            # What refining has gained goes as neighbours are updated: what is gone may no longer be spent.
+            gained = self._held_loss < 0
+            self._held_loss[gained] = np.clip((errors[1] - errors[0])[gained], self._held_loss[gained], 0)
             self._noise_limit = noise_limit(self._reference)
 
     def _shown_error(
@@ -978,7 +1007,9 @@ def choose(loss: NDArray[np.float32], life: NDArray[np.float32], allowed: float)
     chosen = np.zeros(len(loss), np.bool_)
     value = loss * life
     order = np.argsort(value, kind="stable")
-    dropped = int(np.searchsorted(np.cumsum(loss[order], dtype=np.float64), allowed, side="right"))
+    # The largest number: the sum falls at first where entries are better than all tokens would be.
+    below = np.flatnonzero(np.cumsum(loss[order], dtype=np.float64) <= allowed)
+    dropped = int(below[-1]) + 1 if len(below) else 0
     chosen[order[dropped:]] = True
     chosen &= loss > 0
     return chosen, float(value[order[dropped]]) if dropped < len(order) else float("inf")

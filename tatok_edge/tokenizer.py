@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import DEFAULT_MODEL, PRECISIONS, Bundle, Precision, open_bundle
+from .bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
 from .entropy import IntegerEntropyModel
 from .errors import BackendError, InputError
 from .networks import Clock, Networks, Prior
 from .packet import pack, unpack
+from .refine import Refiner
 from .runtime import _kernels
-from .runtime.session import Backend, Session, TokenFilter, as_frame_session, open_session
+from .runtime.session import Backend, OnnxSession, Session, TokenFilter, as_frame_session, open_session
 from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ class Tokenizer:
         """Integer frequencies for packets."""
         self.networks = Networks(session, bundle.context_width)
         """The networks."""
+        self._refiner: Refiner | None = None
+        self._refiner_session: OnnxSession | None = None
+        self._opening = threading.Lock()
 
     @classmethod
     def load(
@@ -211,6 +216,8 @@ class Tokenizer:
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
         names = ["image"] if len(images) == 1 else [f"images[{number}]" for number in range(len(images))]
         session = as_frame_session(self.networks.session)
+        if budget.refine:
+            self.refiner()
         if session is None:
             hosted: list[Image] = []
             for image, name in zip(images, names, strict=True):
@@ -243,22 +250,26 @@ class Tokenizer:
         for number, (taken, tokens) in enumerate(zip(frames, encoded, strict=True)):
             height, width = taken.shape[:2]
             with clock.stage("ids"):
-                global_codes = np.ascontiguousarray(tokens.global_codes.reshape(len(self.levels), -1).T)
-                frame = TokenFrame(
-                    ids=_kernels.ids_from_codes(tokens.codes, self.levels),
-                    positions=tokens.positions,
-                    global_ids=_kernels.ids_from_codes(global_codes, self.levels),
-                    width=width,
-                    height=height,
-                    model=self.tag,
-                    index=indices[number],
-                    timestamp_us=timestamps_us[number],
-                )
+                frame = self._frame(tokens, (width, height), indices[number], timestamps_us[number])
             if budget.max_bits is not None:
                 with clock.stage("max_bits"):
                     frame = self._fit_bits(frame, tokens.scores, budget.max_bits)
             results.append((frame, tokens.scores.reshape(patch_grid(width, height) if tokens.scores.size else -1)))
         return results
+
+    def _frame(self, tokens: _Tokens, size: tuple[int, int], index: int = 0, timestamp_us: int = 0) -> TokenFrame:
+        """The frame of tokens, for an image of ``size`` (width, height)."""
+        global_codes = np.ascontiguousarray(tokens.global_codes.reshape(len(self.levels), -1).T)
+        return TokenFrame(
+            ids=_kernels.ids_from_codes(tokens.codes, self.levels),
+            positions=tokens.positions,
+            global_ids=_kernels.ids_from_codes(global_codes, self.levels),
+            width=size[0],
+            height=size[1],
+            model=self.tag,
+            index=index,
+            timestamp_us=timestamp_us,
+        )
 
     def _tokens(self, images: Sequence[Image], budget: TokenBudget, bgr: bool, clock: Clock) -> list[_Tokens]:
         """Tokens of checked images, with what is between the networks on the CPU."""
@@ -267,32 +278,65 @@ class Tokenizer:
             codes = self.networks.global_codes(image, bgr, clock)
             priors.append(self.networks.prior(codes, clock))
             globals_.append(codes)
-        # Where the score does not need the codes, only what is kept is encoded.
+        # Where neither score nor refining needs the other codes, only what is kept is encoded.
         by_information = budget.score == "information"
-        if by_information:
-            ranked: list[NDArray[np.float32]] = []
-            kept = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
-        else:
+        everything = by_information or budget.refine > 0
+        ranked: list[NDArray[np.float32]] = []
+        if not by_information:
             with clock.stage("score"):
                 pairs = zip(images, priors, strict=True)
                 ranked = [_score(image, bgr, prior, budget.score) for image, prior in pairs]
+        if everything:
+            kept = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
+        else:
             with clock.stage("dtf"):
                 kept = [_filter(scores, budget) for scores in ranked]
         codes_of = self._patch_codes(images, bgr, priors, kept, clock)
         results = []
         for number, prior in enumerate(priors):
             positions, codes = kept[number], codes_of[number]
-            if not by_information:
-                scores = ranked[number]
-            else:
+            if by_information:
                 with clock.stage("score"):
                     scores = _kernels.information(prior.log2_probs, codes, positions, self.levels)
+            else:
+                scores = ranked[number]
+            if everything:
                 with clock.stage("dtf"):
                     positions = _filter(scores, budget)
                 with clock.stage("ids"):
-                    codes = codes[positions]
-            results.append(_Tokens(globals_[number], positions, codes, scores))
+                    every, codes = codes, codes[positions]
+            tokens = _Tokens(globals_[number], positions, codes, scores)
+            if budget.refine:
+                if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
+                    with clock.stage("max_bits"):
+                        height, width = images[number].shape[:2]
+                        fitting = self._fit_bits(self._frame(tokens, (width, height)), scores, budget.max_bits)
+                        positions = fitting.positions
+                positions, codes = self.refiner().refine(
+                    images[number], bgr, prior, every, positions, budget.refine, clock, scores=scores
+                )
+                tokens = _Tokens(globals_[number], positions, codes, scores)
+            results.append(tokens)
         return results
+
+    def refiner(self) -> Refiner:
+        """What a budget with ``refine`` needs and others never do: opened when it is first asked for.
+
+        Raises:
+            BackendError: the tokenizer does not run on the CPU.
+            BundleError: the bundle has no refiner.
+        """
+        if self.backend.name != "onnxruntime":
+            raise BackendError(
+                f"refining works on the CPU, and this tokenizer runs {self.backend}: load it with backend "
+                "'onnxruntime', or take a budget with refine 0"
+            )
+        with self._opening:
+            if self._refiner is None:
+                graph, curvature = self.bundle.refiner()
+                self._refiner_session = OnnxSession({REFINER: graph}, threads=self.backend.threads)
+                self._refiner = Refiner(self._refiner_session, curvature, self.levels)
+            return self._refiner
 
     def _patch_codes(
         self,
@@ -456,6 +500,8 @@ class Tokenizer:
     def close(self) -> None:
         """Free the networks."""
         self.networks.session.close()
+        if self._refiner_session is not None:
+            self._refiner_session.close()
 
     def __enter__(self) -> Tokenizer:
         return self
