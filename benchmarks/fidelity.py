@@ -51,6 +51,8 @@ CROPS = {
 """Kodak pictures to show, and top and left of the part."""
 CROP_SIDE = 208
 CROP_KEEPS = (1.0, 0.35, 0.25, 0.1)
+PASSES = 8
+"""Passes of the refined set."""
 
 Image = NDArray[np.uint8]
 
@@ -63,6 +65,8 @@ class PictureSet(NamedTuple):
 
     title: str
     read: Callable[[], Iterator[tuple[str, Image]]]
+    passes: int = 0
+    """Passes of refining."""
 
 
 def picture_sets(data: Path) -> dict[str, PictureSet]:
@@ -94,6 +98,9 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
     held = [data / "train" / name for name in sorted(HELD_OUT_FILES)]
     return {
         "kodak": PictureSet(f"Kodak, full size ({len(kodak)} pictures)", pictures(kodak)),
+        "kodak-refined": PictureSet(
+            f"Kodak, full size, refined with {PASSES} passes (`--refine {PASSES}`)", pictures(kodak), PASSES
+        ),
         "kodak-256": PictureSet(f"Kodak, centre crops of 256x256 ({len(kodak)} pictures)", pictures(kodak, 256)),
         "held-out": PictureSet(f"Held-out pictures of the training set ({len(held)})", pictures(held)),
         "clips": PictureSet(f"Frames of clips, never trained on (every {CLIP_STEP['research']}th)", clips("research")),
@@ -188,6 +195,23 @@ def bd_rates(results: list[dict[str, Any]], codecs: dict[str, list[dict[str, flo
     }
 
 
+def compare(plain: list[dict[str, Any]], refined: list[dict[str, Any]]) -> dict[str, float]:
+    """BD-rates in percent, in tokens (with globals) and in bits, of refined pictures against plain ones."""
+
+    def curve(results: list[dict[str, Any]], tokens: bool) -> Curve:
+        rows = [row for row in results if row["keep"] is not None]
+        rates = [
+            row["tokens_per_image"] + row["global_tokens_per_image"] if tokens else row["bits_per_pixel"]
+            for row in rows
+        ]
+        return Curve(rates, [row["psnr_db"] for row in rows])
+
+    return {
+        name: round(bd_rate(curve(plain, tokens), curve(refined, tokens)).value, 2)
+        for name, tokens in (("tokens_percent", True), ("bits_percent", False))
+    }
+
+
 # --- tokens follow content --------------------------------------------------------------------------
 
 
@@ -255,7 +279,6 @@ def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> 
 
 def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any]:
     """All figures of the sets in ``names``."""
-    budgets = [TokenBudget(keep=keep) for keep in KEEPS] + [TokenBudget(tau=tau) for tau in TAUS]
     sets = picture_sets(data)
     report: dict[str, Any] = {
         "machine": machine(),
@@ -265,6 +288,9 @@ def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any
         "sets": {},
     }
     for name in names:
+        passes = sets[name].passes
+        budgets = [TokenBudget(keep=keep, refine=passes) for keep in KEEPS]
+        budgets += [TokenBudget(tau=tau, refine=passes) for tau in TAUS]
         rows = evaluate_pictures(tokenizer, sets[name].read(), budgets, structure=True)
         results = summarize(rows)
         report["sets"][name] = {
@@ -275,6 +301,9 @@ def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any
         if name == "kodak":
             report["codecs"] = codec_curves(sets[name].read())
             report["bd_rate"] = bd_rates(results, report["codecs"])
+        if name == "kodak-refined" and "kodak" in report["sets"]:
+            report["bd_rate_refined"] = bd_rates(results, report["codecs"])
+            report["refined_against_plain"] = compare(report["sets"]["kodak"]["results"], results)
         if name == "held-out":
             report["correlation"] = correlation(tokenizer, sets[name].read())
     return report
@@ -290,20 +319,30 @@ def markdown(report: dict[str, Any]) -> str:
     for chosen in report["sets"].values():
         lines += ["", f"**{chosen['title']}**, {chosen['pictures']} measured", "", markdown_table(chosen["results"])]
     if "bd_rate" in report:
+        kinds = {"bits": report["bd_rate"], "bits, refined": report.get("bd_rate_refined", {})}
+        kinds = {kind: rates for kind, rates in kinds.items() if rates}
         lines += [
             "Bits for the same PSNR on Kodak at full size (BD-rate, PCHIP over the mean curves; negative: fewer than "
             "the codec):",
             "",
-            "| against | bits | between |",
-            "|---|---|---|",
+            f"| against | {' | '.join(kinds)} |",
+            "|---" * (1 + len(kinds)) + "|",
         ]
-        for name, row in report["bd_rate"].items():
-            if row["percent"] is None:
-                lines.append(f"| {name} | no PSNR in common | |")
-            else:
-                low, high = row["psnr_db"]
-                lines.append(f"| {name} | {row['percent']:+.1f} % | {low:.1f} and {high:.1f} dB |")
+        for name in report["bd_rate"]:
+            cells = []
+            for rates in kinds.values():
+                (low, high), percent = rates[name]["psnr_db"], rates[name]["percent"]
+                between = f"({low:.1f} to {high:.1f} dB)"
+                cells.append("no PSNR in common" if percent is None else f"{percent:+.1f} % {between}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
+    if "refined_against_plain" in report:
+        found = report["refined_against_plain"]
+        lines += [
+            f"Refined against not refined: {found['tokens_percent']:+.1f} % tokens and {found['bits_percent']:+.1f} % "
+            "bits for the same PSNR.",
+            "",
+        ]
     if "correlation" in report:
         found = report["correlation"]
         parts = [f"{rho:.2f} for those that give {db} dB" for db, rho in found["at_quality"].items() if rho is not None]
@@ -344,12 +383,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for name, chosen in report["sets"].items():
         rows = [row for row in chosen["results"] if row["keep"] is not None]
         axes[0].plot([100 * row["keep"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=name)
-        if name == "kodak":
+        if name in ("kodak", "kodak-refined"):
             axes[1].plot(
                 [row["bits_per_pixel"] for row in rows],
                 [row["psnr_db"] for row in rows],
                 marker="o",
-                label=report["model"],
+                label=report["model"] + name.removeprefix("kodak").replace("-", ", "),
             )
     axes[0].set(xlabel="patch tokens kept (%)", ylabel="PSNR (dB)", title="tokens")
     for codec, points in report.get("codecs", {}).items():
@@ -400,7 +439,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--sets", nargs="*", default=["kodak", "kodak-256", "held-out", "clips", "clips-trained"])
+    parser.add_argument(
+        "--sets", nargs="*", default=["kodak", "kodak-refined", "kodak-256", "held-out", "clips", "clips-trained"]
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--crops", type=Path, help="also write crops side by side, as a JPEG")
     args = parser.parse_args()

@@ -27,6 +27,7 @@ from tatok_edge.tokens import TokenBudget, cell_grid, patch_grid
 
 SIZES = ((256, 256), (640, 480))
 NETWORKS = set(GRAPHS)
+REFINE_PASSES = (0, 1, 2, 4, 8)
 
 
 def gemm_rate(threads: int) -> float:
@@ -203,6 +204,23 @@ def time_decoders(tokenizer: Tokenizer, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def time_refining(tokenizer: Tokenizer, repeats: int) -> list[dict[str, Any]]:
+    """Encoding a third of the tokens with more and more passes, beside decoding; a row per size."""
+    rows = []
+    for width, height in SIZES:
+        image = test_image(width, height)
+        frame = tokenizer.encode(image, budget=TokenBudget(keep=0.35))
+        encode = {
+            str(passes): measure(
+                partial(tokenizer.encode, image, budget=TokenBudget(keep=0.35, refine=passes)), repeats
+            )
+            for passes in REFINE_PASSES
+        }
+        decode = measure(partial(tokenizer.decode, frame), repeats)
+        rows.append({"width": width, "height": height, "encode_ms": encode, "decode_ms": decode})
+    return rows
+
+
 def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
     """All figures."""
     rate = gemm_rate(tokenizer.backend.threads)
@@ -254,6 +272,7 @@ def run(tokenizer: Tokenizer, repeats: int) -> dict[str, Any]:
     report["torch"] = whole["torch"]
     if INT8 in tokenizer.bundle.manifest:
         report["int8"] = time_decoders(tokenizer, repeats)
+    report["refine"] = time_refining(tokenizer, max(5, repeats // 4))
     return report
 
 
@@ -308,6 +327,17 @@ def markdown(report: dict[str, Any]) -> str:
                 f"| {row['width']}x{row['height']} | {decoders} | {fp32:.1f} ms | {int8:.1f} ms ({fp32 / int8:.2f}x) "
                 f"| {(encode + fp32) / (encode + int8):.2f}x |"
             )
+    lines += [
+        "",
+        "Encoding 35 % of the tokens with `--refine PASSES`, in ms, beside decoding them:",
+        "",
+        "| size | " + " | ".join(f"{passes} passes" for passes in REFINE_PASSES) + " | decode |",
+        "|---" * (len(REFINE_PASSES) + 2) + "|",
+    ]
+    for row in report["refine"]:
+        cells = [f"{row['encode_ms'][str(passes)]['median']:.1f}" for passes in REFINE_PASSES]
+        cells.append(f"{row['decode_ms']['median']:.1f}")
+        lines.append(f"| {row['width']}x{row['height']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

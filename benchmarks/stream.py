@@ -44,12 +44,12 @@ OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
 # --- clips -----------------------------------------------------------------------------------------
 
 
-def clip_row(tokenizer: Tokenizer, path: Path, camera: str, limit: int | None) -> dict[str, Any]:
+def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget, limit: int | None) -> dict[str, Any]:
     """Everything that is measured on one clip."""
     fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
     unpacked_ms, stream_unpacked_ms = [], []
     fixed_db, stream_db, tokens, globals_, vectors, updated, bits = [], [], [], [], [], [], 0
-    encoder, decoder = StreamEncoder(tokenizer), StreamDecoder(tokenizer)
+    encoder, decoder = StreamEncoder(tokenizer, budget=budget), StreamDecoder(tokenizer)
     with open_source(path) as source:
         for number, frame in enumerate(source):
             if number == limit:
@@ -171,7 +171,7 @@ class Reader:
 # --- small objects, noise ---------------------------------------------------------------------------
 
 
-def detection(tokenizer: Tokenizer, images: list[Image], trials: int) -> dict[str, Any]:
+def detection(tokenizer: Tokenizer, images: list[Image], budget: TokenBudget, trials: int) -> dict[str, Any]:
     """Share of new objects that get a patch token in their first frame, and of patches that noise alone updates."""
     rng = np.random.default_rng(0)
 
@@ -183,7 +183,7 @@ def detection(tokenizer: Tokenizer, images: list[Image], trials: int) -> dict[st
     for number, image in enumerate(images):
         # Room above and below, so that the object and the noise are not clipped.
         scene = image.astype(np.float32) * ((255 - 2 * CONTRAST) / 255) + CONTRAST
-        encoder = StreamEncoder(tokenizer, keyframe_interval=0)
+        encoder = StreamEncoder(tokenizer, budget=budget, keyframe_interval=0)
         encoder.encode(noisy(scene))
         for _ in range(30):
             frame = encoder.encode(noisy(scene))
@@ -212,12 +212,12 @@ def fork(encoder: StreamEncoder) -> StreamEncoder:
 # --- live -------------------------------------------------------------------------------------------
 
 
-def live(tokenizer: Tokenizer, seconds: float) -> dict[str, Any]:
+def live(tokenizer: Tokenizer, budget: TokenBudget, seconds: float) -> dict[str, Any]:
     """Latency of a 640x480 camera at 15 frames per second, with a consumer in time and one five times too slow."""
     results = {}
     for name, factor in (("in_time", 0.0), ("slow", 5.0)):
         source = open_source("synthetic:live=1,width=640,height=480,fps=15")
-        with source, Stream(tokenizer, source) as stream:
+        with source, Stream(tokenizer, source, budget=budget) as stream:
             begun, count = time.monotonic(), 0
             for _ in stream:
                 count += 1
@@ -233,12 +233,12 @@ def live(tokenizer: Tokenizer, seconds: float) -> dict[str, Any]:
     return results
 
 
-def cameras(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
+def cameras(tokenizer: Tokenizer, budget: TokenBudget, frames: int) -> dict[str, Any]:
     """Frames per second of four 320x240 cameras, one by one and in common steps."""
     clips = [[render(Scene(width=320, height=240, seed=seed), i) for i in range(frames)] for seed in range(4)]
     rates = {}
     for name in ("one_by_one", "together"):
-        encoders = [StreamEncoder(tokenizer) for _ in clips]
+        encoders = [StreamEncoder(tokenizer, budget=budget) for _ in clips]
         encode_frames(encoders, [clip[0] for clip in clips])
         start = time.perf_counter()
         for images in zip(*(clip[1:] for clip in clips), strict=True):
@@ -251,7 +251,7 @@ def cameras(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
     return {**rates, "ratio": round(rates["together"] / rates["one_by_one"], 3)}
 
 
-def memory(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
+def memory(tokenizer: Tokenizer, budget: TokenBudget, frames: int) -> dict[str, Any]:
     """Growth of the resident memory over ``frames`` frames of a 640x480 camera, after a first tenth."""
 
     def resident() -> float:
@@ -259,7 +259,7 @@ def memory(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     loop = [render(Scene(width=640, height=480), i) for i in range(60)]
-    encoder = StreamEncoder(tokenizer)
+    encoder = StreamEncoder(tokenizer, budget=budget)
     first = 0.0
     for number in range(frames):
         encoder.encode(loop[number % len(loop)])
@@ -273,11 +273,12 @@ def memory(tokenizer: Tokenizer, frames: int) -> dict[str, Any]:
 
 def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
+    budget = TokenBudget(refine=options.refine)
     with (folder / "manifest.csv").open(newline="") as file:
         clips = [(folder / row["file"], row["camera"]) for row in csv.DictReader(file)]
     rows = []
     for path, camera in clips:
-        rows.append(clip_row(tokenizer, path, camera, options.frames))
+        rows.append(clip_row(tokenizer, path, camera, budget, options.frames))
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "first_tokens"}), flush=True)
     if not options.no_reader:
         reader = Reader(options.threads)
@@ -304,11 +305,12 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
         "backend": str(tokenizer.backend),
         "model": tokenizer.name,
         "tag": tokenizer.tag.hex(),
+        "refine": options.refine,
         "clips": rows,
-        "detection": detection(tokenizer, backgrounds, options.trials),
-        "live": live(tokenizer, options.seconds),
-        "cameras": cameras(tokenizer, 60),
-        "memory": memory(tokenizer, options.memory_frames),
+        "detection": detection(tokenizer, backgrounds, budget, options.trials),
+        "live": live(tokenizer, budget, options.seconds),
+        "cameras": cameras(tokenizer, budget, 60),
+        "memory": memory(tokenizer, budget, options.memory_frames),
     }
 
 
@@ -318,7 +320,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['machine']['cpu']}, {report['backend']}; {report['model']} `{report['tag']}`. Tokens "
         "are patch tokens, global tokens and motion vectors; times are means per frame, from the frame to the packet "
         "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
-        "cache) takes for the first frames, keyframe included.",
+        "cache) takes for the first frames, keyframe included."
+        + (f" Keyframes are refined with {report['refine']} passes." if report["refine"] else ""),
         "",
         "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
         "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
@@ -389,6 +392,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
     )
+    parser.add_argument("--refine", type=int, default=0, help="passes on keyframes; with some, it has its own table")
     parser.add_argument("--frames", type=int, help="only so many frames of each clip")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
@@ -402,7 +406,8 @@ def main() -> None:
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        name = "stream" if options.precision == "fp32" else f"stream-{options.precision}"
+        name = "stream" + ("" if options.precision == "fp32" else f"-{options.precision}")
+        name += "-refined" if options.refine else ""
         (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
         (options.out / f"{name}.md").write_text(text)
 

@@ -51,14 +51,15 @@ def test_the_report_of_a_set(
     codecs = {name: (encode, qualities[::2]) for name, (encode, qualities) in fidelity.CODECS.items()}
     monkeypatch.setattr(fidelity, "CODECS", codecs)
     parts = {
-        name: fidelity.PictureSet(f"The set {name}", lambda: iter(chosen)) for name in ("kodak", "held-out", "clips")
+        name: fidelity.PictureSet(f"The set {name}", lambda: iter(chosen), passes)
+        for name, passes in (("kodak", 0), ("kodak-refined", 2), ("held-out", 0), ("clips", 0))
     }
     monkeypatch.setattr(fidelity, "picture_sets", lambda data: parts)
     monkeypatch.setattr(fidelity, "KEEPS", (1.0, 0.5, 0.25, 0.1))
     monkeypatch.setattr(fidelity, "TAUS", (0.8,))
     monkeypatch.setattr(fidelity, "CORRELATION_DB", (24.0,))
-    report = fidelity.measure(tokenizer, tmp_path, ["kodak", "held-out"])
-    assert list(report["sets"]) == ["kodak", "held-out"]
+    report = fidelity.measure(tokenizer, tmp_path, ["kodak", "kodak-refined", "held-out"])
+    assert list(report["sets"]) == ["kodak", "kodak-refined", "held-out"]
     expected = summarize(evaluate_pictures(tokenizer, chosen, [TokenBudget(keep=0.25)]))[0]
     row = report["sets"]["kodak"]["results"][2]
     assert (row["keep"], row["psnr_db"], row["bits_per_image"]) == (
@@ -70,12 +71,19 @@ def test_the_report_of_a_set(
         assert [point["quality"] for point in points] == list(fidelity.CODECS[name][1])
         assert np.all(np.diff([point["bits_per_pixel"] for point in points]) > 0)
     assert set(report["bd_rate"]) == {*fidelity.CODECS, "AVIF at 0.05-0.15 bits per pixel"}
+    plain, refined = (report["sets"][name]["results"] for name in ("kodak", "kodak-refined"))
+    assert all(b["psnr_db"] > a["psnr_db"] for a, b in zip(plain, refined, strict=True))
+    assert report["refined_against_plain"]["tokens_percent"] < -3
+    for name, after in report["bd_rate_refined"].items():
+        before = report["bd_rate"][name]["percent"]
+        assert after["percent"] is None or before is None or after["percent"] < before
     assert report["correlation"]["at_tau"] is None or -1 <= report["correlation"]["at_tau"] <= 1
     assert [row["picture"] for row in report["correlation"]["pictures"]] == [name for name, _ in chosen]
     text = fidelity.markdown(report)
     assert "**The set held-out**, 2 measured" in text and f"| {row['psnr_db']:.2f} |" in text
+    assert "Refined against not refined: -" in text and "| against | bits | bits, refined |" in text
     lines = fidelity.table(report).splitlines()
-    assert len(lines) == 1 + 2 * 5 + sum(len(qualities) for _, qualities in fidelity.CODECS.values())
+    assert len(lines) == 1 + 3 * 5 + sum(len(qualities) for _, qualities in fidelity.CODECS.values())
     fidelity.plot(report, tmp_path / "plot.png")
     assert cv2.imread(str(tmp_path / "plot.png")).std() > 10
 
@@ -130,7 +138,7 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 def test_the_sets_of_the_shared_data(fidelity: ModuleType) -> None:
     sets = fidelity.picture_sets(SHARED)
-    assert list(sets) == ["kodak", "kodak-256", "held-out", "clips", "clips-trained"]
+    assert list(sets) == ["kodak", "kodak-refined", "kodak-256", "held-out", "clips", "clips-trained"]
     first = {name: next(chosen.read()) for name, chosen in sets.items()}
     assert first["kodak"][0] == "kodim01.png" and first["kodak"][1].shape == (512, 768, 3)
     assert first["kodak-256"][1].shape == (256, 256, 3)
