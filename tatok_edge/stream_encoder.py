@@ -846,6 +846,9 @@ class StreamEncoder:
         _kernels.move_cells(self._reference, motion, out=self._moved_reference)
         moved = _kernels.patch_change(pending.image, pending.bgr, self._moved_reference, out=self._moved_changes)
         held_loss = self._held_loss[sources(motion)]
+        moving = motion.any(2).repeat(PATCHES, 0).repeat(PATCHES, 1).ravel()
+        # What refining has gained is not taken along: interpolated pixels lose it, and only a look would tell.
+        held_loss[moving] = np.maximum(held_loss[moving], 0)
         vectors = len(turns_of(motion)[0])
         saved = float((now - tokens(moved, held_loss)).sum()) - MOTION_COST * vectors
         bits = VECTOR_BITS * vectors + now.size
