@@ -636,7 +636,7 @@ class StreamEncoder:
         self._until_probe -= 1
         self._follow_motion(pending, state, delta)
         if self.max_loss_db > 0 and self._until_probe <= 0:
-            self._probe(pending.image, pending.bgr, state, clock)
+            self._probe(pending, state)
             self._probe_interval = min(2 * self._probe_interval, PROBE_INTERVAL)
             self._until_probe = self._probe_interval
         return StreamFrame(delta, packet, len(pending.encoded), clock.seconds)
@@ -704,11 +704,13 @@ class StreamEncoder:
             pixels = self.tokenizer.networks.pixels(state, prior.context, prior.mean, grid, Clock())
             return _kernels.patch_error(pixels, pending.image, pending.bgr, grid[1])
 
-    def _probe(self, image: Image, bgr: bool, state: StreamState, clock: Clock) -> None:
-        """Measure what holding and filtering cost in this frame, and correct the allowance by it.
+    def _probe(self, pending: _Pending, state: StreamState) -> None:
+        """Measure what holding and filtering cost in this frame, and correct losses and allowance by it.
 
-        The estimates behind every choice are sums of local ones; how they add up differs from scene to scene.
+        The estimates behind every choice are local ones: what updates do to the patches around them, only a decoder
+        knows, and how it adds up differs from scene to scene.
         """
+        image, bgr, clock = pending.image, pending.bgr, pending.clock
         networks, levels, (rows, columns) = self.tokenizer.networks, self.tokenizer.levels, state.grid
         inner = Clock()
         with clock.stage("probe"):
@@ -730,9 +732,8 @@ class StreamEncoder:
             if self._shown is not None and state.moved.any():
                 errors[1], known = self._shown_error(image, bgr, state)
             self._correct(_excess(errors[1], errors[0], known), GAIN_STEPS)
-            # What refining has gained goes as neighbours are updated: what is gone may no longer be spent.
-            gained = self._held_loss < 0
-            self._held_loss[gained] = np.clip((errors[1] - errors[0])[gained], self._held_loss[gained], 0)
+            unseen = errors[1] - errors[0] - pending.loss
+            self._held_loss[known] += unseen[known]
             self._noise_limit = noise_limit(self._reference)
 
     def _shown_error(
