@@ -22,7 +22,6 @@ SECTIONS = {
     "ablations": "ablations",
     "generation": "generation",
     "streams": "stream",
-    "streams-refined": "stream-refined",
     "speed": "speed",
     "memory": "memory",
     "demo": "demo",
@@ -37,8 +36,8 @@ SECTIONS = {
 
 def summary() -> str:
     """The figures that matter most, one line each."""
-    quality, streams, refined, speed = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "stream", "stream-refined", "speed")
+    quality, streams, speed = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "stream", "speed")
     )
     at = {row["keep"]: row for row in quality["results"]}
     largest = speed["sizes"][-1]
@@ -53,9 +52,6 @@ def summary() -> str:
             f"{at[keep]['psnr_residual']:.1f} dB ({at[keep]['bpp']:.3f} bits/pixel)" for keep in (1.0, 0.35, 0.1)
         )
         + " |",
-        "| the same, refined with 8 passes (`--refine 8`) | "
-        + ", ".join(f"{at[keep]['psnr_refined']:.1f} dB ({at[keep]['bpp_refined']:.3f})" for keep in (1.0, 0.35, 0.1))
-        + " |",
         f"| Dynamic Token Filtering over dropping at random, at 35 % | "
         f"+{at[0.35]['psnr_residual'] - at[0.35]['psnr_random']:.1f} dB |",
         f"| encode and decode of {largest['width']}x{largest['height']} with all tokens | "
@@ -66,7 +62,6 @@ def summary() -> str:
         lines.append(f"| decode it with `--precision int8` | {int8:.0f} ms, {fp32 / int8:.1f}x faster |")
     for camera in ("static", "moving"):
         rows = [row for row in streams["clips"] if row["camera"] == camera]
-        better = float(np.mean([row["fewer"] for row in refined["clips"] if row["camera"] == camera]))
 
         def mean(name: str, rows: list[dict[str, Any]] = rows) -> float:
             return float(np.mean([row[name] for row in rows]))
@@ -74,8 +69,7 @@ def summary() -> str:
         faster = float(np.mean([row["fixed_ms"] / row["stream_ms"] for row in rows]))
         lines += [
             f"| {len(rows)} clips of a {camera} camera, stream against fixed rate, {mean('psnr_loss'):.2f} dB lost | "
-            f"{mean('fewer'):.1f}x fewer tokens ({better:.1f}x with `--refine {refined['refine']}`), encoded "
-            f"{faster:.1f}x faster |",
+            f"{mean('fewer'):.1f}x fewer tokens, encoded {faster:.1f}x faster |",
             f"| a transformer that reads 20 frames of them | {mean('read_20'):.1f}x faster |",
         ]
     seen, latency = streams["detection"], streams["live"]["in_time"]["latency_ms"]
