@@ -92,6 +92,7 @@ def test_the_manifest_tells_all(bundle: Path) -> None:
         "manifest.json",
         "MODEL_CARD.md",
         "entropy.npz",
+        "refiner.onnx",
         *(f"{name}.onnx" for name in GRAPHS),
     }
     assert [path.name for path in bundle.parent.iterdir()] == ["tiny"]  # nothing temporary is left
