@@ -288,6 +288,26 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
 # --- the bundle -------------------------------------------------------------------------------------
 
 
+def open_folder(path: Path) -> Bundle:
+    """A bundle that something can be added to.
+
+    Raises:
+        BundleError: not a bundle folder.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
+    return open_bundle(path)
+
+
+def add_section(bundle: Bundle, key: str, section: dict[str, Any], file: str, data: bytes) -> None:
+    """Put a file into a bundle folder, and its section into the manifest last: whoever reads sees both or neither."""
+    manifest = (json.dumps({**bundle.manifest, key: section}, indent=1) + "\n").encode()
+    for name, content in ((file, data), (MANIFEST, manifest)):
+        temporary = bundle.path / (name + ".tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, bundle.path / name)
+
+
 def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
     """Put an int8 decoder into a bundle folder, if it passes its check; all else in the bundle stays as it is.
 
@@ -303,9 +323,7 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
         BundleError: not a bundle folder, or the int8 decoder loses more than :data:`MAX_LOSS_DB`.
         InputError: too few pictures.
     """
-    if not path.is_dir():
-        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
-    bundle = open_bundle(path)
+    bundle = open_folder(path)
     crops = read_crops(pictures)
     feeds = decoder_inputs(bundle, crops[::2], threads)
     model = quantize(onnx.load_model_from_string(bundle.read(GRAPH)), feeds)
@@ -318,16 +336,12 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
             "nothing was written"
         )
     file = f"{GRAPH}.{INT8}.onnx"
-    manifest = dict(bundle.manifest)
-    manifest[INT8] = {
+    section = {
         "files": {GRAPH: {"file": file, "sha256": hashlib.sha256(data).hexdigest()}},
         "check": record,
         "onnxruntime": ort.__version__,
     }
-    for name, content in ((file, data), (MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())):
-        temporary = path / (name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path / name)
+    add_section(bundle, INT8, section, file, data)
     return record
 
 

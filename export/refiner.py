@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,13 +27,13 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from tatok_edge.bundle import MANIFEST, REFINER, open_bundle
+from tatok_edge.bundle import REFINER
 from tatok_edge.errors import BundleError, TaTokError
 from tatok_edge.runtime.session import OnnxSession
 from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.model import PIXELS, Block, Decoder, Encoded, TaTok, decoder_state, pixels_to_grid
 
-from .int8 import read_crops
+from .int8 import add_section, open_folder, read_crops
 
 OPSET = 17
 MAX_DIFFERENCE = 0.03
@@ -49,7 +48,7 @@ STEP = 0.25
 """Change of a code value for which the curvature is measured; values are in (-1, 1)."""
 
 LEAST_CURVATURE = 1e-3
-"""Of a dimension that the decoder does not hear; a division by it stays finite."""
+"""Of a dimension that the decoder does not hear: bundles hold values above 0."""
 
 
 class Refiner(nn.Module):
@@ -262,17 +261,10 @@ def add_refiner(path: Path, pictures: Path) -> dict[str, Any]:
         BundleError: not a bundle folder of this model, or a graph that fails its check.
         InputError: too few pictures.
     """
-    if not path.is_dir():
-        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
-    bundle = open_bundle(path)
+    bundle = open_folder(path)
     images = torch.from_numpy(np.stack(read_crops(pictures))).permute(0, 3, 1, 2).float() / 127.5 - 1
     data, section = make_refiner(load_from_bundle(bundle), images)
-    manifest = dict(bundle.manifest)
-    manifest[REFINER] = section
-    for name, content in ((FILE, data), (MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())):
-        temporary = path / (name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path / name)
+    add_section(bundle, REFINER, section, FILE, data)
     return section
 
 
