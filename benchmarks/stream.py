@@ -291,6 +291,17 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
                     row[f"read_{count}"] = round(fixed[count - 1] / streamed[count - 1], 3)
             row["read_fixed_s"], row["read_stream_s"] = round(fixed[-1], 3), round(streamed[-1], 3)
             print(row["clip"], row.get("read_20"), flush=True)
+    report = {
+        "machine": machine(),
+        "load_average": os.getloadavg()[0],
+        "backend": str(tokenizer.backend),
+        "model": tokenizer.name,
+        "tag": tokenizer.tag.hex(),
+        "refine": options.refine,
+        "clips": rows,
+    }
+    if options.clips_only:
+        return report
     backgrounds = []
     for path, camera in clips:
         if camera == "static":
@@ -299,14 +310,7 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
                 for _ in range(10):
                     image = next(frames).image
                 backgrounds.append(image)
-    return {
-        "machine": machine(),
-        "load_average": os.getloadavg()[0],
-        "backend": str(tokenizer.backend),
-        "model": tokenizer.name,
-        "tag": tokenizer.tag.hex(),
-        "refine": options.refine,
-        "clips": rows,
+    return report | {
         "detection": detection(tokenizer, backgrounds, budget, options.trials),
         "live": live(tokenizer, budget, options.seconds),
         "cameras": cameras(tokenizer, budget, 60),
@@ -321,7 +325,7 @@ def markdown(report: dict[str, Any]) -> str:
         "are patch tokens, global tokens and motion vectors; times are means per frame, from the frame to the packet "
         "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
         "cache) takes for the first frames, keyframe included."
-        + (f" Keyframes are refined with {report['refine']} passes." if report["refine"] else ""),
+        + (f" Tokens are refined with {report['refine']} passes." if report["refine"] else ""),
         "",
         "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
         "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
@@ -357,8 +361,15 @@ def markdown(report: dict[str, Any]) -> str:
             f"({unpacked / len(rows):.1f}) | **{fixed / ours:.1f}x** ({fixed_unpacked / unpacked:.1f}x) | "
             f"**{fixed_patch / patch:.1f}x** | {', '.join(f'{value:.1f}' for value in reads)} |"
         )
+    if "live" in report:
+        lines += whole_figures(report)
+    return "\n".join(lines) + "\n"
+
+
+def whole_figures(report: dict[str, Any]) -> list[str]:
+    """What is not measured clip by clip, as lines of Markdown."""
     found, cameras_, memory_ = report["detection"], report["cameras"], report["memory"]
-    lines += [
+    lines = [
         "",
         "| what | figure |",
         "|---|---|",
@@ -380,7 +391,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"| growth of memory over {memory_['frames']} frames of 640x480 | {memory_['growth']:+.2%} of "
         f"{memory_['rss_mb']:.0f} MB |",
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
@@ -392,8 +403,9 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
     )
-    parser.add_argument("--refine", type=int, default=0, help="passes on keyframes; with some, it has its own table")
+    parser.add_argument("--refine", type=int, default=0, help="passes of refining; with some, it has its own table")
     parser.add_argument("--frames", type=int, help="only so many frames of each clip")
+    parser.add_argument("--clips-only", action="store_true", help="leave out what is not measured clip by clip")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
     parser.add_argument("--memory-frames", type=int, default=27000, help="frames of the memory run (30 min at 15/s)")

@@ -411,7 +411,7 @@ def _add_refine(command: argparse._ActionsContainer) -> None:
         default=0,
         metavar="PASSES",
         help="choose and correct the tokens by what the decoder makes of them: a better picture from as many tokens, "
-        "for more time (0 to 64, default: 0); in streams, those of keyframes",
+        "for more time (0 to 64, default: 0)",
     )
 
 

@@ -10,7 +10,6 @@ changes for whoever decodes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -74,45 +73,101 @@ class Refiner:
         count, total = kept.size, len(codes)
         if count == 0:
             return kept, np.empty((0, len(self._levels)), np.int32)
-        grid = patch_grid(image.shape[1], image.shape[0])
-        picture = _Picture(prior, grid, *_target(image, bgr, grid))
-        codes = codes.copy()
-        keep = np.zeros(total, bool)
-        keep[kept] = True
-        done = 0
+        picture = _Picture(image, bgr, prior.context, prior.mean)
+        codes, positions, done = codes.copy(), kept, 0
+
+        def state_of(positions: NDArray[np.int32]) -> NDArray[np.float32]:
+            chosen = np.ascontiguousarray(codes[positions])
+            return _kernels.decoder_state(chosen, positions, prior.expected, prior.entropy, self._levels)
+
         if scores is not None and count < total and passes >= 3:
             # Tokens come in stages: each goes where the picture so far is furthest from what all tokens would give.
-            stages = (passes + 2) // 2
-            everything, _ = self._run(picture, np.ones(total, bool), codes, clock)
-            keep = _best(scores, count // stages)
+            done = stages = (passes + 2) // 2
+            everything, _ = self._run(picture, state_of(np.arange(total, dtype=np.int32)), clock)
+            positions = _best(scores, count // stages)
             for stage in range(2, stages + 1):
-                error, slope = self._run(picture, keep, codes, clock)
+                error, slope = self._run(picture, state_of(positions), clock)
                 with clock.stage("refine"):
-                    self._move(picture, keep, codes, slope, stage)
-                    keep = _best(np.where(keep, np.float32(np.inf), error - everything), count * stage // stages)
-            done = stages
-        for number in range(done, passes):
-            _, slope = self._run(picture, keep, codes, clock)
+                    here = positions[picture.every_second(positions, stage)]
+                    codes[here] = self._moved(codes[here], prior.log2_probs[:, here], slope[:, here])
+                    lacking = error - everything
+                    lacking[positions] = np.inf
+                    positions = _best(lacking, count * stage // stages)
+        chosen = codes[positions]
+        self._correct(
+            picture, state_of(positions), prior.log2_probs[:, positions], positions, chosen, passes - done, clock
+        )
+        return positions, np.ascontiguousarray(chosen)
+
+    def correct(
+        self,
+        image: NDArray[np.uint8],
+        bgr: bool,
+        state: NDArray[np.float32],
+        context: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        codes: NDArray[np.int32],
+        log2_probs: NDArray[np.float32],
+        passes: int,
+        clock: Clock,
+        *,
+        hidden: NDArray[np.bool_],
+    ) -> NDArray[np.int32]:
+        """Correct some of the tokens of a picture; all others stay.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            bgr: The channels are in BGR order.
+            state: What the decoder takes, ``(D + 2, N)``; changed in place.
+            context: Its context ``(Dc, N)``.
+            mean: Its mean ``(192, N)``.
+            positions: Patches ``(T,)`` whose tokens may change.
+            codes: Their codes ``(T, D)``, as they are in the states.
+            log2_probs: What the prior says of them, ``(sum(levels), T)``.
+            passes: How often to run the decoder and its derivative.
+            clock: Adds up the time.
+            hidden: Patches ``(N,)`` whose pixels are not shown.
+
+        Returns:
+            The corrected codes ``(T, D)``.
+        """
+        picture = _Picture(image, bgr, context, mean)
+        picture.weight[:, hidden] = 0
+        codes = codes.copy()
+        self._correct(picture, state, log2_probs, positions, codes, passes, clock)
+        return codes
+
+    def _correct(
+        self,
+        picture: _Picture,
+        state: NDArray[np.float32],
+        log2_probs: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        codes: NDArray[np.int32],
+        passes: int,
+        clock: Clock,
+    ) -> None:
+        """As :meth:`correct`, but changes ``state`` and ``codes`` in place."""
+        levels = np.array(self._levels, np.float32)
+        for number in range(passes):
+            _, slope = self._run(picture, state, clock)
             with clock.stage("refine"):
                 # All codes at once at first, then those of every second patch, so that neighbours see each other move.
-                self._move(picture, keep, codes, slope, None if number == done else number)
-        positions = np.flatnonzero(keep).astype(np.int32)
-        return positions, np.ascontiguousarray(codes[positions])
+                turn = picture.every_second(positions, passes - number) if number else np.ones(positions.size, np.bool_)
+                here = positions[turn]
+                codes[turn] = self._moved(codes[turn], log2_probs[:, turn], slope[:, here])
+                state[: levels.size, here] = ((2 * codes[turn] + 1) / levels - 1).T
 
     def _run(
-        self, picture: _Picture, keep: NDArray[np.bool_], codes: NDArray[np.int32], clock: Clock
+        self, picture: _Picture, state: NDArray[np.float32], clock: Clock
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Squared error ``(N,)`` of each patch, and slope ``(D, N)`` of their sum along the code values."""
-        prior = picture.prior
         with clock.stage("refine"):
-            positions = np.flatnonzero(keep).astype(np.int32)
-            state = _kernels.decoder_state(
-                np.ascontiguousarray(codes[positions]), positions, prior.expected, prior.entropy, self._levels
-            )
             inputs = {
                 "state": state,
-                "context": prior.context,
-                "mean": prior.mean,
+                "context": picture.context,
+                "mean": picture.mean,
                 "target": picture.target,
                 "weight": picture.weight,
             }
@@ -122,38 +177,26 @@ class Refiner:
         error, slope = outputs["error"].reshape(-1), outputs["slope"].reshape(len(self._levels), -1)
         return cast("NDArray[np.float32]", error), cast("NDArray[np.float32]", slope)
 
-    def _move(
-        self,
-        picture: _Picture,
-        keep: NDArray[np.bool_],
-        codes: NDArray[np.int32],
-        slope: NDArray[np.float32],
-        turn: int | None,
-    ) -> None:
-        """Move one dimension of each kept code by one level, where error and bits together should fall.
+    def _moved(
+        self, codes: NDArray[np.int32], log2_probs: NDArray[np.float32], slope: NDArray[np.float32]
+    ) -> NDArray[np.int32]:
+        """Codes ``(T, D)`` with one dimension of each moved by one level, where error and bits together should fall.
 
         Args:
-            picture: The picture.
-            keep: Kept patches ``(N,)``.
-            codes: Codes ``(N, D)``, changed in place.
-            slope: Slope of the error, ``(D, N)``.
-            turn: Only patches of one colour of a chessboard, which changes with the turn; None for all.
+            codes: Codes ``(T, D)``.
+            log2_probs: What the prior says of them, ``(sum(levels), T)``.
+            slope: Slope of the error along their values, ``(D, T)``.
         """
-        positions = np.flatnonzero(keep)
-        if turn is not None:
-            rows, columns = np.divmod(positions, picture.grid[1])
-            positions = positions[(rows + columns) % 2 == turn % 2]
-        chosen = codes[positions]
-        best = np.zeros(positions.size, np.float32)
-        dims, steps = np.zeros(positions.size, np.intp), np.zeros(positions.size, np.int32)
+        best = np.zeros(len(codes), np.float32)
+        dims, steps = np.zeros(len(codes), np.intp), np.zeros(len(codes), np.int32)
         start = 0
         for dim, level in enumerate(self._levels):
-            bits = -picture.prior.log2_probs[start : start + level, positions]
+            bits = -log2_probs[start : start + level]
             start += level
-            here = chosen[:, dim]
+            here = codes[:, dim]
             cost = np.take_along_axis(bits, here[None], 0)[0]
             width = np.float32(2 / level)
-            rise = slope[dim, positions] * width
+            rise = slope[dim] * width
             curve = np.float32(DAMPING * self._curvature[dim]) * width * width
             for step in (1, -1):
                 there = here + step
@@ -163,19 +206,26 @@ class Refiner:
                 better = inside & (change < best)
                 best[better] = change[better]
                 dims[better], steps[better] = dim, step
-        codes[positions, dims] += steps
+        moved = codes.copy()
+        moved[np.arange(len(codes)), dims] += steps
+        return moved
 
 
-@dataclass(frozen=True, slots=True)
 class _Picture:
     """What does not change from pass to pass."""
 
-    prior: Prior
-    grid: tuple[int, int]
-    target: NDArray[np.float32]
-    """Pixels of each patch in [-1, 1], ``(192, N)``."""
-    weight: NDArray[np.float32]
-    """1 for those inside the image, 0 for others, ``(192, N)``."""
+    def __init__(
+        self, image: NDArray[np.uint8], bgr: bool, context: NDArray[np.float32], mean: NDArray[np.float32]
+    ) -> None:
+        self.grid = patch_grid(image.shape[1], image.shape[0])
+        self.context, self.mean = context, mean
+        self.target, self.weight = _target(image, bgr, self.grid)
+
+    def every_second(self, positions: NDArray[np.int32], turn: int) -> NDArray[np.bool_]:
+        """Which of the patches are of one colour of a chessboard, which changes with the turn."""
+        rows, columns = np.divmod(positions, self.grid[1])
+        colour: NDArray[np.bool_] = (rows + columns) % 2 == turn % 2
+        return colour
 
 
 def _target(
@@ -194,8 +244,6 @@ def _target(
     return squares(pixels), squares(np.ones_like(pixels))
 
 
-def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
-    """The ``count`` highest scores, the earlier of equal ones first."""
-    keep = np.zeros(scores.size, bool)
-    keep[np.argsort(-scores, kind="stable")[:count]] = True
-    return keep
+def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """The places of the ``count`` highest scores, ascending; the earlier of equal ones comes first."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)

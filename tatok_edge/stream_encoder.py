@@ -588,16 +588,16 @@ class StreamEncoder:
             order = order[token[order] | (gain[order] > 0)]
             without_token = loss.copy()
             without_token[candidates] = np.minimum(loss[candidates], pending.cost)
+            global_ids = self._ids_of(pending.global_codes) if len(candidates) else state.global_ids
 
-        def packed(count: int) -> tuple[DeltaFrame, bytes]:
+        def delta_of(count: int) -> DeltaFrame:
             active = np.zeros(len(candidates), np.bool_)
             active[order[:count]] = True
             with_token = active & token
             active |= pending.refreshed
             changed = bool(active.any())
             cells = pending.cells if changed else np.zeros(0, np.int32)
-            global_ids = self._ids_of(pending.global_codes) if changed else state.global_ids
-            delta = DeltaFrame(
+            return DeltaFrame(
                 updated=candidates[active],
                 positions=candidates[with_token],
                 ids=_kernels.ids_from_codes(codes, levels)[with_token[token]],
@@ -614,7 +614,15 @@ class StreamEncoder:
                 turns=turns,
                 vectors=vectors,
             )
-            return delta, pack_delta(delta, tokenizer.entropy_model, global_ids)
+
+        if self.budget.refine and prior is not None and len(codes):
+            codes = self._refine_delta(delta_of(len(order)), codes, prior, state, pending)
+
+        def packed(count: int) -> tuple[DeltaFrame, bytes]:
+            delta = delta_of(count)
+            return delta, pack_delta(
+                delta, tokenizer.entropy_model, global_ids if delta.n_updated else state.global_ids
+            )
 
         with clock.stage("pack"):
             delta, packet = fit(packed, len(order), self.budget.max_bits)
@@ -686,6 +694,40 @@ class StreamEncoder:
         # Without an allowance, whatever changes is to be sent.
         share = np.float32(1 if self.max_loss_db > 0 else 0)
         return share * (before - self._errors_with(kept, codes, prior, pending))
+
+    def _refine_delta(
+        self, delta: DeltaFrame, codes: NDArray[np.int32], prior: Prior, state: StreamState, pending: _Pending
+    ) -> NDArray[np.int32]:
+        """The codes ``(T, D)`` of the tokens of a delta packet, corrected beside what its window holds after it."""
+        top, left, height, width = (PATCHES * side for side in delta.window)
+        rows, columns = state.grid
+        tokens, updated = (inside(patches, delta.window, columns) for patches in (delta.positions, delta.updated))
+
+        def window(held: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float32]:
+            area = held.reshape(-1, rows, columns)[:, top : top + height, left : left + width]
+            values = area.reshape(len(held), -1).copy()
+            values[:, updated] = new[:, updated]
+            return values
+
+        with pending.clock.stage("refine"):
+            states = _kernels.decoder_state(codes, tokens, prior.expected, prior.entropy, self.tokenizer.levels)
+            hidden = state.moved.reshape(rows, columns)[top : top + height, left : left + width].flatten()
+            hidden[updated] = False
+            states = window(state.state, states)
+            context, mean = window(state.context, prior.context), window(state.mean, prior.mean)
+        return self.tokenizer.refiner().correct(
+            pending.image[top * PATCH : (top + height) * PATCH, left * PATCH : (left + width) * PATCH],
+            pending.bgr,
+            states,
+            context,
+            mean,
+            tokens,
+            codes,
+            prior.log2_probs[:, tokens],
+            self.budget.refine,
+            pending.clock,
+            hidden=hidden,
+        )
 
     def _error_with(self, token: NDArray[np.bool_], codes: NDArray[np.int32], prior: Prior, pending: _Pending) -> float:
         """Squared error of the whole frame when the patches ``token`` keep their token, summed over patches."""

@@ -75,7 +75,7 @@ class TokenBudget:
     the conditional entropy of the code given the global tokens, in bits, which does not look at the patch itself."""
     refine: int = 0
     """Passes of the decoder and its derivative that choose the tokens again and correct them, 0 to 64: a better picture
-    from as many tokens, for more time. From 3 passes on, other patches may be kept. Streams refine keyframes only."""
+    from as many tokens, for more time. From 3 passes on, other patches may be kept; not in streams."""
 
     def __post_init__(self) -> None:
         _set(self, "tau", _real("tau", self.tau))

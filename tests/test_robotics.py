@@ -53,7 +53,7 @@ from tatok_edge.sources import open_source
 from tatok_edge.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIP = Path("/work/shared/data/videos/cups_static.mp4")
+CLIP = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos" / "cups_static.mp4"
 SOURCE = str(CLIP) if CLIP.exists() else "synthetic:frames=24,width=384,height=224"
 CAMERA = "/camera/image_raw"
 TOKENS = f"{CAMERA}/tatok"

@@ -104,7 +104,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, kernels: Kernels, folder: Path) -> I
         assert gpu.clean and (gpu.by_pycuda or not gpu.backing) and not gpu.problems
 
 
-HIGHWAY = Path("/work/shared/data/videos/highway_static.mp4")
+HIGHWAY = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos" / "highway_static.mp4"
 
 
 @pytest.fixture(scope="module")

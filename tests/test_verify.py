@@ -44,7 +44,7 @@ from tatok_edge.runtime.session import Backend, OnnxSession  # noqa: E402
 from tatok_edge.sources import open_source  # noqa: E402
 from tatok_edge.verify_command import read_frames  # noqa: E402
 
-HIGHWAY = Path("/work/shared/data/videos/highway_static.mp4")
+HIGHWAY = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos" / "highway_static.mp4"
 PROFILES = {
     "format_version": 1,
     "tokens": [16, 40, 120],
