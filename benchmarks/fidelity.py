@@ -253,14 +253,17 @@ def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> 
                 "picture": name,
                 "tokens_tau": tokenizer.reduce(result, TokenBudget(tau=CORRELATION_TAU)).n_tokens,
                 "webp_bits": webp_bits_at(image, WEBP_DB),
+                "patches": result.frame.n_patches,
+                "webp_least_bits": 8 * len(encode_webp(image, 1)),
             }
             for target in CORRELATION_DB:
                 row[f"tokens_{target:g}_db"] = tokens_at(tokenizer, result, image, target)
+                row[f"webp_bits_{target:g}_db"] = webp_bits_at(image, target)
             rows.append(row)
             progress.update(len(rows))
 
-    def rho(key: str) -> float | None:
-        tokens, bits = [r[key] for r in rows], [r["webp_bits"] for r in rows]
+    def rho(key: str, size: str) -> float | None:
+        tokens, bits = [r[key] for r in rows], [r[size] for r in rows]
         if len(set(tokens)) == 1 or len(set(bits)) == 1:
             return None  # not defined
         return round(float(spearmanr(tokens, bits).statistic), 4)
@@ -268,8 +271,15 @@ def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> 
     return {
         "tau": CORRELATION_TAU,
         "webp_db": WEBP_DB,
-        "at_tau": rho("tokens_tau"),
-        "at_quality": {f"{target:g}": rho(f"tokens_{target:g}_db") for target in CORRELATION_DB},
+        "at_tau": rho("tokens_tau", "webp_bits"),
+        "at_quality": {
+            f"{target:g}": {
+                "rho": rho(f"tokens_{target:g}_db", f"webp_bits_{target:g}_db"),
+                "all_tokens": sum(r[f"tokens_{target:g}_db"] == r["patches"] for r in rows),
+                "least_webp": sum(r[f"webp_bits_{target:g}_db"] == r["webp_least_bits"] for r in rows),
+            }
+            for target in CORRELATION_DB
+        },
         "pictures": rows,
     }
 
@@ -345,13 +355,18 @@ def markdown(report: dict[str, Any]) -> str:
         ]
     if "correlation" in report:
         found = report["correlation"]
-        parts = [f"{rho:.2f} for those that give {db} dB" for db, rho in found["at_quality"].items() if rho is not None]
+        lines += [
+            f"Rank correlation (Spearman) of patch tokens with the size of a WebP, over the {len(found['pictures'])} "
+            "held-out pictures:",
+            "",
+            "| tokens | WebP | rank correlation | take all tokens | smallest WebP is better |",
+            "|---|---|---|---|---|",
+        ]
+        for db, row in found["at_quality"].items():
+            rho = "" if row["rho"] is None else f"{row['rho']:.2f}"
+            lines.append(f"| for {db} dB | of {db} dB | {rho} | {row['all_tokens']} | {row['least_webp']} |")
         if found["at_tau"] is not None:
-            parts.insert(0, f"{found['at_tau']:.2f} for those of τ {found['tau']:g}")
-        lines.append(
-            f"Rank correlation (Spearman) of patch tokens with the size of a WebP of {found['webp_db']:g} dB, over the "
-            f"{len(found['pictures'])} held-out pictures: {', '.join(parts)}."
-        )
+            lines.append(f"| of τ {found['tau']:g} | of {found['webp_db']:g} dB | {found['at_tau']:.2f} | | |")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -398,10 +413,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes[1].set_ylim(20, 32)
     if "correlation" in report:
         pictures = report["correlation"]["pictures"]
-        for key in [f"tokens_{target:g}_db" for target in CORRELATION_DB] + ["tokens_tau"]:
-            label = f"τ {CORRELATION_TAU:g}" if key == "tokens_tau" else key[7:].replace("_", " ")
-            axes[2].scatter([r["webp_bits"] for r in pictures], [r[key] for r in pictures], s=8, label=label)
-        axes[2].set(xlabel=f"bits of a WebP of {WEBP_DB:g} dB", ylabel="patch tokens", xscale="log", title="held-out")
+        for target in CORRELATION_DB:
+            x, y = ([r[f"{key}_{target:g}_db"] for r in pictures] for key in ("webp_bits", "tokens"))
+            axes[2].scatter(x, y, s=8, label=f"{target:g} dB")
+        x, y = ([r[key] for r in pictures] for key in ("webp_bits", "tokens_tau"))
+        axes[2].scatter(x, y, s=8, label=f"τ {CORRELATION_TAU:g}, WebP of {WEBP_DB:g} dB")
+        axes[2].set(xlabel="bits of a WebP of that PSNR", ylabel="patch tokens", xscale="log", title="held-out")
     for one in axes:
         one.grid(alpha=0.3)
         if one.get_legend_handles_labels()[0]:

@@ -172,7 +172,7 @@ def markdown(report: dict[str, Any]) -> str:
         "(header, globals, positions, codes, CRC) of the tokens chosen by residual.",
         "",
         f"| kept | tokens | by residual | refined, {PASSES} passes (bpp) | by information | by entropy | at random "
-        "| bits/pixel | ideal, patches | coded, patches + positions | JPEG (bpp) | WebP (bpp) | AVIF (bpp) |",
+        "| bits/pixel | information, patches | coded, patches + positions | JPEG (bpp) | WebP (bpp) | AVIF (bpp) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["results"]:

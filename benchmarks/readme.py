@@ -22,6 +22,7 @@ SECTIONS = {
     "ablations": "ablations",
     "generation": "generation",
     "streams": "stream",
+    "streams-refined": "stream-refined",
     "speed": "speed",
     "memory": "memory",
     "demo": "demo",
@@ -36,8 +37,8 @@ SECTIONS = {
 
 def summary() -> str:
     """The figures that matter most, one line each."""
-    quality, streams, speed = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "stream", "speed")
+    quality, streams, refined, speed = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "stream", "stream-refined", "speed")
     )
     at = {row["keep"]: row for row in quality["results"]}
     largest = speed["sizes"][-1]
@@ -72,6 +73,12 @@ def summary() -> str:
             f"{mean('fewer'):.1f}x fewer tokens, encoded {faster:.1f}x faster |",
             f"| a transformer that reads 20 frames of them | {mean('read_20'):.1f}x faster |",
         ]
+        more = [row for row in refined["clips"] if row["camera"] == camera]
+        slower = mean("stream_ms", more) / mean("stream_ms")
+        lines.append(
+            f"| the same clips with `--refine {refined['refine']}`, {mean('psnr_loss', more):.2f} dB lost | "
+            f"{mean('fewer', more):.1f}x fewer tokens, encoded {slower:.0f}x slower than without |"
+        )
     seen, latency = streams["detection"], streams["live"]["in_time"]["latency_ms"]
     lines += [
         f"| a new object of 16x16 pixels gets a token in its first frame | {seen['seen']:.1%} of {seen['trials']} |",

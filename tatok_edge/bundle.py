@@ -1,4 +1,4 @@
-"""Model bundles: a folder or zip of ONNX graphs, integer entropy tables and a manifest with their hashes."""
+"""Model bundles: a folder or zip of ONNX graphs, an integer entropy model and a manifest with their hashes."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """One frame as one self-delimiting, CRC-checked packet of bytes; ``docs/format.md`` is the specification.
 
 A packet travels alone (socket, message queue) or in a ``.ttk`` file (:mod:`tatok_edge.container`). Codes are
-entropy-coded with integer tables only, so that every machine reads what any other wrote.
+entropy-coded in integers only, so that every machine reads what any other wrote.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, cast
 
@@ -34,9 +33,9 @@ _DELTA: Final = 0b0001
 _HAS_MODEL: Final = 0b0010
 _GAPS: Final = 0b0100
 _UPDATE_GAPS: Final = 0b1000
+_NETWORK: Final = 0b1000
+"""The same flag, in key packets: positions are coded by the model."""
 
-_CHUNK: Final = 1 << 15
-"""Tokens whose frequency tables are made at a time: bounds the memory that a packet can ask for."""
 _GAPS_SHARE: Final = 32
 """Gaps are tried where fewer than one place in so many is set; above, the bitmap is always shorter."""
 
@@ -44,7 +43,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class EntropyModel(Protocol):
-    """The integer frequency tables of a model bundle."""
+    """What a model bundle knows about the codes of its tokens, in integers."""
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -56,17 +55,79 @@ class EntropyModel(Protocol):
         """Tag of the bundle, 8 bytes."""
         ...
 
-    def global_freqs(self, cells: tuple[int, int]) -> NDArray[np.uint16]:
-        """Rows for the codes of the global tokens, cell-major: ``(rows * columns * D, L)``, each sums to 4096."""
+    def encode_globals(
+        self, encoder: RangeEncoder, codes: NDArray[np.int32], cells: NDArray[np.int32], grid: tuple[int, int]
+    ) -> None:
+        """Append the codes ``(C, D)`` of the global tokens of some cells.
+
+        Args:
+            encoder: What takes them.
+            codes: int32 ``(C, D)``.
+            cells: Raster indices of the cells in ``grid``, int32 ``(C,)``, strictly increasing.
+            grid: Rows and columns of cells.
+
+        Raises:
+            ValueError: A code that the model does not know.
+        """
         ...
 
-    def patch_freqs(
-        self, global_codes: NDArray[np.int32], cells: tuple[int, int], positions: NDArray[np.int32], kept: int
-    ) -> NDArray[np.uint16]:
-        """Rows for the codes of the patches at ``positions``, token-major: ``(P * D, L)``, each sums to 4096.
+    def decode_globals(
+        self, decoder: RangeDecoder, cells: NDArray[np.int32], grid: tuple[int, int]
+    ) -> NDArray[np.int32]:
+        """Inverse of :meth:`encode_globals`: the codes, int32 ``(C, D)``.
 
-        A row depends on the global codes ``(G, D)``, on its own position and on ``kept``, the number of tokens in
-        the packet, and on nothing else: large frames are asked for in parts.
+        Raises:
+            ValueError: The data is cut off or was not written with this model.
+        """
+        ...
+
+    def encode_keep_map(self, encoder: RangeEncoder, keep: NDArray[np.uint8], global_codes: NDArray[np.int32]) -> None:
+        """Append which patches are kept, uint8 ``(rows, columns)`` of zeros and ones, given the codes of all cells."""
+        ...
+
+    def decode_keep_map(
+        self, decoder: RangeDecoder, kept: int, global_codes: NDArray[np.int32], grid: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Inverse of :meth:`encode_keep_map`, given the number of ones, ``kept``.
+
+        Raises:
+            ValueError: The data is cut off or was not written with this model.
+        """
+        ...
+
+    def encode_patches(
+        self,
+        encoder: RangeEncoder,
+        codes: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        global_codes: NDArray[np.int32],
+        grid: tuple[int, int],
+    ) -> None:
+        """Append the codes ``(T, D)`` of all patch tokens of a packet.
+
+        Args:
+            encoder: What takes them.
+            codes: int32 ``(T, D)``.
+            positions: Raster indices of the patches in ``grid``, int32 ``(T,)``, strictly increasing.
+            global_codes: Codes of all cells, int32 ``(G, D)``.
+            grid: Rows and columns of patches.
+
+        Raises:
+            ValueError: A code that the model does not know.
+        """
+        ...
+
+    def decode_patches(
+        self,
+        decoder: RangeDecoder,
+        positions: NDArray[np.int32],
+        global_codes: NDArray[np.int32],
+        grid: tuple[int, int],
+    ) -> NDArray[np.int32]:
+        """Inverse of :meth:`encode_patches`: the codes, int32 ``(T, D)``.
+
+        Raises:
+            ValueError: The data is cut off or was not written with this model.
         """
         ...
 
@@ -93,7 +154,7 @@ class PacketInfo:
     """Height of the image in pixels."""
     n_tokens: int
     """Number of patch tokens in the packet."""
-    positions: Literal["bitmap", "gaps"]
+    positions: Literal["bitmap", "gaps", "network"]
     """How the positions of the tokens are coded."""
     model: bytes | None
     """Tag of the model; None where the file around the packet carries it."""
@@ -142,12 +203,13 @@ def pack(frame: TokenFrame, model: EntropyModel, *, embed_model: bool = True) ->
     encoder = RangeEncoder()
     try:
         global_codes = codes_from_ids(frame.global_ids, model.levels)
-        encoder.symbols(global_codes.reshape(-1), model.global_freqs(cells))
-        gaps = _encode_map(encoder, frame.positions, frame.keep_map().view(np.uint8))
-        _encode_tokens(encoder, frame, model, global_codes, cells)
+        model.encode_globals(encoder, global_codes, _all_cells(cells), cells)
+        encoder, flag = _encode_positions(encoder, frame, model, global_codes)
+        codes = codes_from_ids(frame.ids, model.levels)
+        model.encode_patches(encoder, codes, frame.positions, global_codes, frame.grid)
     except ValueError as error:
         raise InputError(f"frame does not fit model {model.tag.hex()}: {error}") from None
-    return _assemble(frame, varint(frame.n_tokens), encoder.finish(), _GAPS if gaps else 0, embed_model)
+    return _assemble(frame, varint(frame.n_tokens), encoder.finish(), flag, embed_model)
 
 
 def pack_delta(
@@ -191,10 +253,11 @@ def pack_delta(
         update_map = delta.update_map()
         update_gaps = _encode_map(encoder, delta.updated, update_map.view(np.uint8))
         encoder.bitmap(_map_of(delta.cells, cells))
-        encoder.symbols(global_codes[delta.cells].reshape(-1), _global_rows(model, cells, delta.cells))
+        model.encode_globals(encoder, global_codes[delta.cells], delta.cells, cells)
         ranks = np.searchsorted(delta.updated, delta.positions).astype(np.int32)
         gaps = _encode_map(encoder, ranks, delta.keep_map().view(np.uint8), update_map.view(np.uint8))
-        _encode_tokens(encoder, delta, model, global_codes, cells)
+        codes = codes_from_ids(delta.ids, model.levels)
+        model.encode_patches(encoder, codes, delta.positions, global_codes, delta.grid)
     except ValueError as error:
         raise InputError(f"delta does not fit model {model.tag.hex()}: {error}") from None
     flags = _DELTA | (_UPDATE_GAPS if update_gaps else 0) | (_GAPS if gaps else 0)
@@ -221,19 +284,21 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
         )
     _check_tag(info, model)
     cells = cell_grid(info.width, info.height)
-    dims = len(model.levels)
+    grid = patch_grid(info.width, info.height)
     decoder = RangeDecoder(view[info.header_size : info.size - 4])
     try:
-        symbols = decoder.symbols(model.global_freqs(cells), info.n_globals * dims)
-        global_codes = symbols.reshape(-1, dims)
+        global_codes = model.decode_globals(decoder, _all_cells(cells), cells)
         if info.positions == "gaps":
             positions = decoder.gaps(info.n_tokens, info.n_patches)
+        elif info.positions == "network":
+            keep = model.decode_keep_map(decoder, info.n_tokens, global_codes, grid)
+            positions = np.flatnonzero(keep).astype(np.int32)
         else:
-            positions = _decode_bitmap(decoder, patch_grid(info.width, info.height), info.n_tokens)
-        ids = _decode_tokens(decoder, model, global_codes, cells, positions)
+            positions = _decode_bitmap(decoder, grid, info.n_tokens)
+        codes = model.decode_patches(decoder, positions, global_codes, grid)
         decoder.finish()
         return TokenFrame(
-            ids=ids,
+            ids=ids_from_codes(codes, model.levels),
             positions=positions,
             global_ids=ids_from_codes(global_codes, model.levels),
             width=info.width,
@@ -264,7 +329,6 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
     info = verify(view)
     _check_delta(info, model)
     _check_globals(global_ids)
-    cells = cell_grid(info.width, info.height)
     if global_ids.size != info.n_globals:
         raise FormatError(
             f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_globals} global "
@@ -284,12 +348,12 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
             positions = updated[decoder.gaps(info.n_tokens, updated.size)]
         else:
             positions = _decode_bitmap(decoder, grid, info.n_tokens, _map_of(updated, grid))
-        ids = _decode_tokens(decoder, model, global_codes, cells, positions)
+        codes = model.decode_patches(decoder, positions, global_codes, grid)
         decoder.finish()
         return DeltaFrame(
             updated=updated,
             positions=positions,
-            ids=ids,
+            ids=ids_from_codes(codes, model.levels),
             cells=changed,
             global_ids=ids_from_codes(changed_codes, model.levels),
             width=info.width,
@@ -388,8 +452,8 @@ def peek(data: Buffer) -> PacketInfo:
         reference, updated_cells, most, window = index - back, 0, updated, (0, 0, 0, 0)
         if updated:
             updated_cells, at = read_varint(view, at, "number of updated cells", hc * wc)
-    elif flags & _UPDATE_GAPS:
-        raise FormatError("packet is damaged: a key packet has no update map, but its flags name the coding of one")
+    elif flags & _NETWORK and flags & _GAPS:
+        raise FormatError("packet is damaged: its flags name two codings of the positions")
     elif version > 1:
         raise FormatError("packet is damaged: a key packet has no motion, but its version is 2")
     if updated != 0:
@@ -412,7 +476,7 @@ def peek(data: Buffer) -> PacketInfo:
         width=width,
         height=height,
         n_tokens=tokens,
-        positions="gaps" if flags & _GAPS else "bitmap",
+        positions="gaps" if flags & _GAPS else "network" if flags & (_NETWORK | _DELTA) == _NETWORK else "bitmap",
         model=model,
         reference=reference,
         n_updated=updated,
@@ -505,8 +569,8 @@ def _zigzag(value: int) -> int:
     return value << 1 if value >= 0 else (-value << 1) - 1
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+def _all_cells(grid: tuple[int, int]) -> NDArray[np.int32]:
+    return np.arange(grid[0] * grid[1], dtype=np.int32)
 
 
 def _check_frame(frame: TokenFrame | DeltaFrame, kind: type[TokenFrame | DeltaFrame], model: EntropyModel) -> None:
@@ -564,6 +628,20 @@ def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags:
     if len(packet) > MAX_PACKET:
         raise InputError(f"frame packs into {len(packet)} bytes, at most {MAX_PACKET} are allowed; keep fewer tokens")
     return bytes(packet)
+
+
+def _encode_positions(
+    encoder: RangeEncoder, frame: TokenFrame, model: EntropyModel, global_codes: NDArray[np.int32]
+) -> tuple[RangeEncoder, int]:
+    """Code which patches of a key packet are kept, in the shortest way; returns what goes on, and the flag of it."""
+    keep = frame.keep_map().view(np.uint8)
+    by_model = encoder.copy()
+    flag = _GAPS if _encode_map(encoder, frame.positions, keep) else 0
+    if 0 < frame.n_tokens < frame.n_patches:
+        model.encode_keep_map(by_model, keep, global_codes)
+        if len(by_model) < len(encoder):
+            return by_model, _NETWORK
+    return encoder, flag
 
 
 def _encode_map(
@@ -627,15 +705,14 @@ def _decode_update(
     decoder: RangeDecoder, info: PacketInfo, model: EntropyModel
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """What follows in the body of a delta packet: updated patches ``(U,)``, cells ``(C,)``, their codes ``(C, D)``."""
-    cells, dims = cell_grid(info.width, info.height), len(model.levels)
+    cells = cell_grid(info.width, info.height)
     n_updated, n_cells = info.n_updated or 0, info.n_updated_cells or 0
     if info.update_map == "gaps":
         updated = decoder.gaps(n_updated, info.n_patches)
     else:
         updated = _decode_bitmap(decoder, patch_grid(info.width, info.height), n_updated)
     changed = _decode_bitmap(decoder, cells, n_cells)
-    symbols = decoder.symbols(_global_rows(model, cells, changed), n_cells * dims)
-    return updated, changed, symbols.reshape(-1, dims)
+    return updated, changed, model.decode_globals(decoder, changed, cells)
 
 
 def _map_of(chosen: NDArray[np.int32], grid: tuple[int, int]) -> NDArray[np.uint8]:
@@ -643,40 +720,3 @@ def _map_of(chosen: NDArray[np.int32], grid: tuple[int, int]) -> NDArray[np.uint
     ones = np.zeros(grid, np.uint8)
     ones.ravel()[chosen] = 1
     return ones
-
-
-def _global_rows(model: EntropyModel, grid: tuple[int, int], cells: NDArray[np.int32]) -> NDArray[np.uint16]:
-    """Rows for the codes of some of the global tokens, cell-major: ``(C * D, L)``."""
-    rows = model.global_freqs(grid)
-    length = rows.shape[1]
-    return np.ascontiguousarray(rows.reshape(grid[0] * grid[1], -1, length)[cells].reshape(-1, length))
-
-
-def _encode_tokens(
-    encoder: RangeEncoder,
-    frame: TokenFrame | DeltaFrame,
-    model: EntropyModel,
-    global_codes: NDArray[np.int32],
-    cells: tuple[int, int],
-) -> None:
-    for part in _chunks(frame.n_tokens):
-        codes = codes_from_ids(frame.ids[part], model.levels)
-        rows = model.patch_freqs(global_codes, cells, frame.positions[part], frame.n_tokens)
-        encoder.symbols(codes.reshape(-1), rows)
-
-
-def _decode_tokens(
-    decoder: RangeDecoder,
-    model: EntropyModel,
-    global_codes: NDArray[np.int32],
-    cells: tuple[int, int],
-    positions: NDArray[np.int32],
-) -> NDArray[np.int32]:
-    """Ids of the tokens at ``positions``, int32 ``(T,)``."""
-    dims = len(model.levels)
-    ids = np.empty(positions.size, np.int32)
-    for part in _chunks(positions.size):
-        rows = model.patch_freqs(global_codes, cells, positions[part], positions.size)
-        codes = decoder.symbols(rows, (part.stop - part.start) * dims).reshape(-1, dims)
-        ids[part] = ids_from_codes(codes, model.levels)
-    return ids

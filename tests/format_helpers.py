@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.container import Writer
 from tatok_edge.packet import body_crc, pack, pack_delta
+from tatok_edge.runtime._coder import RangeDecoder, RangeEncoder
 from tatok_edge.tokens import DeltaFrame, TokenFrame, patch_grid
 
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -30,7 +31,74 @@ def row(level: int, seed: int, length: int = 8) -> list[int]:
     return freqs + [0] * (length - level)
 
 
-class StaticModel:
+class _RowModel:
+    """An entropy model whose rows do not depend on other codes of the same grid."""
+
+    levels: tuple[int, ...]
+
+    def global_freqs(self, cells: tuple[int, int]) -> NDArray[np.uint16]:
+        """Rows of the codes of all cells."""
+        raise NotImplementedError
+
+    def patch_freqs(
+        self, global_codes: NDArray[np.int32], cells: tuple[int, int], positions: NDArray[np.int32], kept: int
+    ) -> NDArray[np.uint16]:
+        """Rows of the codes of the patches at ``positions``, of ``kept`` in the packet."""
+        raise NotImplementedError
+
+    def _rows(self, cells: NDArray[np.int32], grid: tuple[int, int]) -> NDArray[np.uint16]:
+        rows = self.global_freqs(grid)
+        length = rows.shape[1]
+        return np.ascontiguousarray(rows.reshape(grid[0] * grid[1], -1, length)[cells].reshape(-1, length))
+
+    def encode_globals(
+        self, encoder: RangeEncoder, codes: NDArray[np.int32], cells: NDArray[np.int32], grid: tuple[int, int]
+    ) -> None:
+        encoder.symbols(codes.reshape(-1), self._rows(cells, grid))
+
+    def decode_globals(
+        self, decoder: RangeDecoder, cells: NDArray[np.int32], grid: tuple[int, int]
+    ) -> NDArray[np.int32]:
+        dims = len(self.levels)
+        return decoder.symbols(self._rows(cells, grid), len(cells) * dims).reshape(-1, dims)
+
+    def encode_keep_map(self, encoder: RangeEncoder, keep: NDArray[np.uint8], global_codes: NDArray[np.int32]) -> None:
+        """As a bitmap, so a packet never says that the model has coded it."""
+        encoder.bitmap(keep)
+
+    def decode_keep_map(
+        self, decoder: RangeDecoder, kept: int, global_codes: NDArray[np.int32], grid: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        return decoder.bitmap(*grid, kept)
+
+    def encode_patches(
+        self,
+        encoder: RangeEncoder,
+        codes: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        global_codes: NDArray[np.int32],
+        grid: tuple[int, int],
+    ) -> None:
+        rows = self.patch_freqs(global_codes, (grid[0] // 4, grid[1] // 4), positions, len(positions))
+        encoder.symbols(codes.reshape(-1), rows)
+
+    def decode_patches(
+        self,
+        decoder: RangeDecoder,
+        positions: NDArray[np.int32],
+        global_codes: NDArray[np.int32],
+        grid: tuple[int, int],
+    ) -> NDArray[np.int32]:
+        dims, kept = len(self.levels), len(positions)
+        codes = np.empty((kept, dims), np.int32)
+        for start in range(0, kept, 1 << 15):  # rows of a large frame would take much memory
+            part = positions[start : start + (1 << 15)]
+            rows = self.patch_freqs(global_codes, (grid[0] // 4, grid[1] // 4), part, kept)
+            codes[start : start + len(part)] = decoder.symbols(rows, len(part) * dims).reshape(-1, dims)
+        return codes
+
+
+class StaticModel(_RowModel):
     """Rows that depend on all that they may depend on: cell, globals, position and number of kept tokens."""
 
     def __init__(self, tag: bytes = TAG, levels: tuple[int, ...] = LEVELS) -> None:
@@ -63,7 +131,7 @@ class StaticModel:
         return np.array(rows, np.uint16).reshape(-1, max(self.levels))
 
 
-class UniformModel:
+class UniformModel(_RowModel):
     """Every code equally likely, as far as 4096ths go; fast for large frames. The model of the worked example."""
 
     def __init__(self, tag: bytes = TAG, levels: tuple[int, ...] = LEVELS) -> None:

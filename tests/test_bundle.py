@@ -27,17 +27,18 @@ Manifest = dict[str, Any]
 def small_tables() -> dict[str, np.ndarray]:
     """Entropy tables of the right shapes for ``LEVELS``."""
     dims, states = len(LEVELS), sum(LEVELS)
-    shapes = {
-        "w1": (9 * dims + 7, 4),
-        "b1": (4,),
-        "w2": (4, 4),
-        "b2": (4,),
-        "w3": (4, 16 * states),
-        "b3": (16 * states,),
-    }
-    tables: dict[str, np.ndarray] = {name: np.ones(shape, np.int32) for name, shape in shapes.items()}
-    tables["exp"] = np.arange(178, 0, -1, dtype=np.int32)
-    tables["global_freqs"] = np.array([[1000, 2000, 1096], [4000, 96, 0]], np.uint16)
+    context = 12 * (dims + 2)
+    tables: dict[str, np.ndarray] = {"exp": np.arange(178, 0, -1, dtype=np.int32)}
+    above = 9 * dims + 7 + 16
+    for grid, inputs, outputs in (
+        ("global", context, states),
+        ("keep", above + 36, 2),
+        ("patch", above + context, states),
+    ):
+        for name, shape in (("w1", (inputs, 4)), ("w2", (4, 4)), ("w3", (4, outputs))):
+            tables[f"{grid}_{name}"] = np.ones(shape, np.int16)
+        for name, size in (("b1", 4), ("b2", 4), ("b3", outputs)):
+            tables[f"{grid}_{name}"] = np.ones(size, np.int32)
     return tables
 
 
@@ -299,7 +300,7 @@ class Bomb:
         return (Path.touch, (self.mark,))
 
 
-@pytest.mark.parametrize("field", ["w1", "global_freqs", "exp"])
+@pytest.mark.parametrize("field", ["patch_w1", "global_b3", "exp"])
 def test_nothing_is_unpickled(folder: Path, tmp_path: Path, field: str) -> None:
     mark = tmp_path / "mark"
     tables: dict[str, Any] = dict(small_tables())
@@ -316,7 +317,7 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, field: str) -> None:
 
 
 def test_tables_that_unpack_into_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = small_tables() | {"w1": np.zeros((1 << 20, 4), np.int32)}
+    tables = small_tables() | {"patch_w1": np.zeros((1 << 20, 4), np.int16)}
     data = save_tables(tables)
     assert len(data) < 100_000
     monkeypatch.setattr("tatok_edge.entropy.MAX_TABLE_BYTES", 1 << 20)
@@ -328,18 +329,29 @@ def broken(field: str, value: object) -> dict[str, np.ndarray]:
 
 
 TABLE_DAMAGE: dict[str, tuple[dict[str, np.ndarray], str]] = {
-    "floats": (broken("w1", np.ones((25, 4), np.float32)), "'w1' is float32"),
-    "64 bits": (broken("w2", np.ones((4, 4), np.int64)), "'w2' is int64"),
-    "a wrong shape": (broken("w3", np.ones((4, 79), np.int32)), "'w3' is int32"),
-    "a scalar": (broken("b1", np.int32(3)), "expected integers"),
-    "of other levels": (broken("global_freqs", np.full((3, 3), 1024, np.uint16)), "'global_freqs' is uint16"),
-    "rows of another sum": (broken("global_freqs", np.array([[1, 2, 3], [4, 5, 0]], np.uint16)), "sum to 4096"),
-    "a frequency of zero": (broken("global_freqs", np.array([[4096, 0, 0], [4000, 96, 0]], np.int32)), "positive"),
-    "a negative frequency": (broken("global_freqs", np.array([[5000, -905, 1], [4000, 96, 0]], np.int32)), "positive"),
-    "a frequency outside": (broken("global_freqs", np.array([[4094, 1, 1], [4000, 95, 1]], np.int32)), "positive"),
-    "a negative weight": (broken("exp", np.array([1] + [-1] * 177, np.int32)), "'exp' must"),
-    "a first weight of zero": (broken("exp", np.zeros(178, np.int32)), "'exp' must"),
+    "floats": (
+        broken("patch_w1", np.ones((25, 4), np.float32)),
+        "network 'patch': w1 must have dtype int16",
+    ),
+    "64 bits": (
+        broken("global_w2", np.ones((4, 4), np.int64)),
+        "network 'global': w2 must have dtype int16",
+    ),
+    "a wrong shape": (broken("global_w3", np.ones((4, 79), np.int16)), "w3 must have shape"),
+    "a scalar": (broken("patch_b1", np.int32(3)), "the entropy tables do not fit"),
+    "no hidden unit": (broken("patch_b1", np.zeros(0, np.int32)), "hidden units"),
+    "of other levels": (broken("global_b3", np.zeros(99, np.int32)), "b3 must have shape"),
+    "sums of 33 bits": (broken("patch_b2", np.full(4, 1 << 30, np.int32) * 2 - 1), "must fit in 32 bits"),
+    "a negative weight": (broken("exp", np.array([1] + [-1] * 177, np.int32)), "exp must"),
+    "a first weight of zero": (broken("exp", np.zeros(178, np.int32)), "exp must"),
+    "a weight too large": (broken("exp", np.full(178, 65537, np.int32)), "exp must"),
 }
+
+
+def test_tables_of_an_earlier_form_name_the_remedy() -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, global_freqs=np.zeros((2, 3), np.uint16), w1=np.zeros((3, 3), np.int32))
+    refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "python -m tatok_edge.training.entropy")
 
 
 @pytest.mark.parametrize("case", TABLE_DAMAGE)
@@ -350,7 +362,7 @@ def test_damaged_tables(case: str) -> None:
 
 def test_a_table_that_is_missing() -> None:
     tables = small_tables()
-    del tables["w2"]
+    del tables["patch_w2"]
     buffer = io.BytesIO()
     np.savez(buffer, **tables)
     refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "w2")

@@ -1,168 +1,285 @@
-"""The integer entropy model: the same frequencies on every machine, in every order and in parts."""
+"""The integer entropy model: the same frequencies on every machine, each from what was coded before."""
 
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+import coder_reference as plain
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.entropy import (
-    INPUT_SCALE,
-    NEIGHBOURS,
+    GRIDS,
     PHASES,
     SHARE_LIMITS,
-    TOTAL,
+    SHARES,
     IntegerEntropyModel,
-    cell_inputs,
     exp_table,
     load_tables,
     save_tables,
     share_class,
-    share_inputs,
 )
 from tatok_edge.packet import pack, unpack
-from tatok_edge.runtime._kernels import ids_from_codes
+from tatok_edge.runtime._coder import CONTEXT_TOKENS, RangeDecoder, RangeEncoder
+from tatok_edge.runtime._kernels import codes_from_ids, ids_from_codes
+from tatok_edge.synthetic import Scene, render
 from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenFrame
+from tatok_edge.tokens import TokenBudget, TokenFrame
 
 TAG = bytes(range(8))
 LEVEL_SETS = [(8, 8, 8, 5, 5, 5), (2,), (64, 3), (5, 9, 4)]
 levels_of = st.sampled_from(LEVEL_SETS)
 
+Ints = np.ndarray[Any, np.dtype[np.int32]]
 
-def make_model(levels: tuple[int, ...], seed: int, *, width: int = 12, spread: int = 2000) -> IntegerEntropyModel:
-    """A model of random tables; a large ``spread`` makes rows that are nearly certain."""
+
+def make_tables(levels: tuple[int, ...], seed: int, *, width: int = 12, spread: int = 2000) -> dict[str, Any]:
+    """Random tables; a large ``spread`` makes rows that are nearly certain."""
     random = np.random.default_rng(seed)
     dims, states = len(levels), sum(levels)
-    shapes = {
-        "w1": (NEIGHBOURS * dims + len(SHARE_LIMITS) + 1, width),
-        "b1": (width,),
-        "w2": (width, width),
-        "b2": (width,),
-        "w3": (width, PHASES * states),
-        "b3": (PHASES * states,),
-    }
-    tables: dict[str, Any] = {
-        name: random.integers(-spread, spread + 1, shape, dtype=np.int32) for name, shape in shapes.items()
-    }
-    tables["b1"] = tables["b1"] * 64
-    tables["exp"] = exp_table()
-    tables["global_freqs"] = np.zeros((dims, max(levels)), np.uint16)
-    for d, level in enumerate(levels):
-        tables["global_freqs"][d, :level] = TOTAL // level
-        tables["global_freqs"][d, 0] += TOTAL % level
-    return IntegerEntropyModel(levels, TAG, load_tables(save_tables(tables), levels, "test"))
+    context = CONTEXT_TOKENS * (dims + 2)
+    tables: dict[str, Any] = {"exp": exp_table()}
+    above = 9 * dims + SHARES + PHASES
+    sizes = ((context, states), (above + 3 * CONTEXT_TOKENS, 2), (above + context, states))
+    for grid, (inputs, outputs) in zip(GRIDS, sizes, strict=True):
+        shapes = {"w1": (inputs, width), "w2": (width, width), "w3": (width, outputs)}
+        for name, shape in shapes.items():
+            tables[f"{grid}_{name}"] = random.integers(-spread, spread + 1, shape, dtype=np.int16)
+        for name, size in (("b1", width), ("b2", width), ("b3", outputs)):
+            tables[f"{grid}_{name}"] = random.integers(-64 * spread, 64 * spread + 1, size, dtype=np.int32)
+    return tables
 
 
-def random_globals(model: IntegerEntropyModel, cells: tuple[int, int], seed: int) -> np.ndarray:
+def make_model(levels: tuple[int, ...], seed: int, **how: int) -> IntegerEntropyModel:
+    return IntegerEntropyModel(levels, TAG, load_tables(save_tables(make_tables(levels, seed, **how)), levels, "test"))
+
+
+def random_codes(levels: tuple[int, ...], count: int, seed: int) -> Ints:
     random = np.random.default_rng(seed)
-    columns = [random.integers(0, level, cells[0] * cells[1]) for level in model.levels]
-    return np.stack(columns, 1).astype(np.int32)
+    return np.stack([random.integers(0, level, count) for level in levels], 1).astype(np.int32)
+
+
+def centres(code: list[int], levels: tuple[int, ...]) -> list[int]:
+    return [(2 * c + 1) * 64 // level - 64 for c, level in zip(code, levels, strict=True)]
+
+
+def layer(inputs: list[int], weights: list[list[int]], biases: list[int]) -> list[int]:
+    columns = zip(*weights, strict=True)
+    return [
+        sum(a * w for a, w in zip(inputs, column, strict=True)) + b for column, b in zip(columns, biases, strict=True)
+    ]
 
 
 def reference_rows(
-    model: IntegerEntropyModel, global_codes: np.ndarray, cells: tuple[int, int], position: int, kept: int
+    tables: dict[str, Any],
+    name: str,
+    levels: tuple[int, ...],
+    grid: tuple[int, int],
+    coded: dict[int, list[int]],
+    positions: set[int],
+    position: int,
+    cell_codes: list[list[int]],
+    kept: int,
 ) -> list[list[int]]:
-    """The rows of one patch in Python's integers, which have no width: the specification in plain words."""
-    tables = {name: array.tolist() for name, array in model.tables.items()}
-    levels, (hc, wc) = model.levels, cells
-    y, x = divmod(position, wc * 4)
-    inputs = []
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            cell = min(max(y // 4 + dy, 0), hc - 1) * wc + min(max(x // 4 + dx, 0), wc - 1)
-            inputs += [(2 * int(c) + 1) * 64 // n - 64 for c, n in zip(global_codes[cell], levels, strict=True)]
-    share = next((i for i, n in enumerate((32, 16, 8, 4, 3, 2)) if kept * n <= hc * wc * 16), 6)
-    inputs += [64 if i == share else 0 for i in range(7)]
-    for weight, bias in (("w1", "b1"), ("w2", "b2")):
-        columns = list(zip(*tables[weight], strict=True))
-        sums = [
-            sum(a * w for a, w in zip(inputs, c, strict=True)) + b for c, b in zip(columns, tables[bias], strict=True)
-        ]
-        inputs = [min(max(total >> 10, 0), 255) for total in sums]
-    columns = list(zip(*tables["w3"], strict=True))
-    phase, states = y % 4 * 4 + x % 4, sum(levels)
-    rows, at = [], phase * states
-    for level in levels:
-        logits = [
-            sum(a * w for a, w in zip(inputs, columns[i], strict=True)) + tables["b3"][i] >> 12
-            for i in range(at, at + level)
-        ]
+    """The rows of one token in Python's integers, which have no width: the specification in plain words."""
+    height, width = grid
+    y, x = divmod(position, width)
+    inputs: list[int] = []
+    own = (2,) if name == "keep" else levels
+    if name != "global":
+        hc, wc = height // 4, width // 4
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                cell = min(max(y // 4 + dy, 0), hc - 1) * wc + min(max(x // 4 + dx, 0), wc - 1)
+                inputs += centres(cell_codes[cell], levels)
+        limits = enumerate((32, 16, 8, 4, 3, 2))
+        share = next((i for i, n in limits if kept * n <= height * width), 6)
+        inputs += [64 if i == share else 0 for i in range(7)]
+        inputs += [64 if i == y % 4 * 4 + x % 4 else 0 for i in range(16)]
+    near = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    for dy, dx in near:
+        if (dy, dx) < (0, 0):
+            inside = y + dy >= 0 and 0 <= x + dx < width
+            code = coded.get(position + dy * width + dx) if inside else None
+            inputs += [0] * (len(own) + 1) if code is None else [*centres(code, own), 64]
+    for dy, dx in near:
+        if (dy, dx) > (0, 0):
+            inside = y + dy < height and 0 <= x + dx < width
+            inputs.append(64 if inside and position + dy * width + dx in positions else 0)
+    for w, b in (("w1", "b1"), ("w2", "b2")):
+        totals = layer(inputs, tables[f"{name}_{w}"], tables[f"{name}_{b}"])
+        inputs = [min(max(total >> 10, 0), 255) for total in totals]
+    totals = [total >> 12 for total in layer(inputs, tables[f"{name}_w3"], tables[f"{name}_b3"])]
+    rows, at = [], 0
+    for level in own:
+        logits = totals[at : at + level]
         at += level
         below = [max(logits) - logit for logit in logits]
         weights = [tables["exp"][min(step, 177)] for step in below]
         row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
         row[below.index(0)] += 4096 - sum(row)
-        rows.append(row + [0] * (max(levels) - level))
+        rows.append(row)
     return rows
 
 
-def check_rows(rows: np.ndarray, levels: tuple[int, ...]) -> None:
-    """What the coder asks of every row."""
-    assert rows.dtype == np.uint16
-    assert (rows.astype(np.int64).sum(1) == TOTAL).all()
-    for d, level in enumerate(levels):
-        assert (rows[d :: len(levels), :level] >= 1).all()
-        assert not rows[d :: len(levels), level:].any()
+def reference_bytes(
+    model: IntegerEntropyModel, name: str, codes: Ints, positions: Ints, grid: tuple[int, int], cell_codes: Ints
+) -> bytes:
+    """A body with these tokens by the coder in plain Python."""
+    tables = {key: array.tolist() for key, array in model.tables.items()}
+    coder = plain.Encoder()
+    coded: dict[int, list[int]] = {}
+    there = set(positions.tolist())
+    for code, position in zip(codes.tolist(), positions.tolist(), strict=True):
+        cells = cell_codes.tolist()
+        rows = reference_rows(tables, name, model.levels, grid, coded, there, position, cells, len(there))
+        plain.encode_symbols(coder, code, rows)
+        coded[position] = code
+    return coder.finish()
+
+
+def reference_keep_bytes(model: IntegerEntropyModel, keep: np.ndarray, cell_codes: Ints) -> bytes:
+    """A body with this map by the coder in plain Python."""
+    tables = {key: array.tolist() for key, array in model.tables.items()}
+    coder = plain.Encoder()
+    coded: dict[int, list[int]] = {}
+    everywhere, kept = set(range(keep.size)), int(keep.sum())
+    ones = kept
+    for position, bit in enumerate(keep.ravel().tolist()):
+        if 0 < ones < keep.size - position:
+            cells = cell_codes.tolist()
+            rows = reference_rows(tables, "keep", model.levels, keep.shape, coded, everywhere, position, cells, kept)
+            plain.encode_symbols(coder, [bit], rows)
+        coded[position] = [bit]
+        ones -= bit
+    return coder.finish()
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[IntegerEntropyModel, np.ndarray, tuple[int, int], np.ndarray, int]:
+def requests(draw: st.DrawFn) -> tuple[IntegerEntropyModel, Ints, tuple[int, int], Ints, Ints]:
+    """A model, cell codes, cells, positions of patches, their codes."""
     levels = draw(levels_of)
-    model = make_model(levels, draw(st.integers(0, 50)), spread=draw(st.sampled_from([0, 50, 2000, 2**31 - 1])))
+    model = make_model(levels, draw(st.integers(0, 50)), spread=draw(st.sampled_from([0, 50, 2000, 25000])))
     cells = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     patches = cells[0] * cells[1] * PHASES
-    positions = sorted(draw(st.sets(st.integers(0, patches - 1), min_size=1, max_size=12)))
-    kept = draw(st.integers(len(positions), patches))
-    return model, random_globals(model, cells, draw(st.integers(0, 50))), cells, np.array(positions, np.int32), kept
+    positions = sorted(draw(st.sets(st.integers(0, patches - 1), min_size=1, max_size=24)))
+    seed = draw(st.integers(0, 50))
+    codes = random_codes(levels, len(positions), seed + 1)
+    return model, random_codes(levels, cells[0] * cells[1], seed), cells, np.array(positions, np.int32), codes
 
 
 @given(requests())
-def test_rows_are_those_of_unbounded_integers(request: Any) -> None:
-    model, global_codes, cells, positions, kept = request
-    rows = model.patch_freqs(global_codes, cells, positions, kept)
-    check_rows(rows, model.levels)
-    expected = [row for p in positions.tolist() for row in reference_rows(model, global_codes, cells, p, kept)]
-    assert rows.tolist() == expected
+def test_patch_tokens_have_the_bytes_of_unbounded_integers(request: Any) -> None:
+    model, cell_codes, cells, positions, codes = request
+    grid = (cells[0] * 4, cells[1] * 4)
+    encoder = RangeEncoder()
+    model.encode_patches(encoder, codes, positions, cell_codes, grid)
+    data = encoder.finish()
+    assert data == reference_bytes(model, "patch", codes, positions, grid, cell_codes)
+    decoder = RangeDecoder(data)
+    assert np.array_equal(model.decode_patches(decoder, positions, cell_codes, grid), codes)
+    decoder.finish()
+
+
+@given(requests())
+def test_maps_of_kept_patches_have_the_bytes_of_unbounded_integers(request: Any) -> None:
+    model, cell_codes, cells, positions, _ = request
+    keep = np.zeros((cells[0] * 4, cells[1] * 4), np.uint8)
+    keep.ravel()[positions] = 1
+    for chosen in (keep, 1 - keep):
+        encoder = RangeEncoder()
+        model.encode_keep_map(encoder, chosen, cell_codes)
+        data = encoder.finish()
+        assert data == reference_keep_bytes(model, chosen, cell_codes)
+        decoder = RangeDecoder(data)
+        decoded = model.decode_keep_map(decoder, int(chosen.sum()), cell_codes, keep.shape)
+        assert np.array_equal(decoded, chosen)
+        decoder.finish()
+
+
+@given(st.binary(max_size=40), st.integers(0, 64))
+def test_whatever_the_data_a_map_has_its_number_of_ones(data: bytes, kept: int) -> None:
+    model = make_model((8, 5), 0)
+    cell_codes = random_codes((8, 5), 4, 0)
+    with suppress(ValueError):  # the data may be too short
+        keep = model.decode_keep_map(RangeDecoder(data), kept, cell_codes, (8, 8))
+        assert keep.sum() == kept and keep.max(initial=0) <= 1
+    assert model.decode_keep_map(RangeDecoder(b""), 64, cell_codes, (8, 8)).all()
 
 
 @given(requests(), st.data())
-def test_rows_are_the_same_when_asked_for_in_parts(request: Any, data: st.DataObject) -> None:
-    model, global_codes, cells, positions, kept = request
-    cut = data.draw(st.integers(0, len(positions)))
-    whole = model.patch_freqs(global_codes, cells, positions, kept)
-    parts = [model.patch_freqs(global_codes, cells, part, kept) for part in (positions[:cut], positions[cut:])]
-    assert np.array_equal(whole, np.concatenate(parts))
+def test_global_tokens_have_the_bytes_of_unbounded_integers(request: Any, data: st.DataObject) -> None:
+    """Of all cells, as in a key packet, or of some, as in a delta packet."""
+    model, codes, grid, _, _ = request
+    count = len(codes)
+    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=count))), np.int32)
+    for cells in (np.arange(count, dtype=np.int32), chosen):
+        encoder = RangeEncoder()
+        model.encode_globals(encoder, codes[cells], cells, grid)
+        body = encoder.finish()
+        assert body == reference_bytes(model, "global", codes[cells], cells, grid, codes)
+        decoder = RangeDecoder(body)
+        assert np.array_equal(model.decode_globals(decoder, cells, grid), codes[cells])
+        decoder.finish()
 
 
-def test_no_position_gives_no_row() -> None:
+def test_no_token_takes_no_byte() -> None:
     model = make_model((8, 5), 0)
-    rows = model.patch_freqs(random_globals(model, (2, 2), 0), (2, 2), np.zeros(0, np.int32), 0)
-    assert rows.shape == (0, 8) and rows.dtype == np.uint16
+    none, no_codes = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    encoder = RangeEncoder()
+    model.encode_patches(encoder, no_codes, none, random_codes((8, 5), 4, 0), (8, 8))
+    model.encode_globals(encoder, no_codes, none, (2, 2))
+    assert encoder.finish() == b""
+    assert model.decode_patches(RangeDecoder(b""), none, random_codes((8, 5), 4, 0), (8, 8)).shape == (0, 2)
 
 
-def test_rows_follow_what_they_may_depend_on_and_nothing_else() -> None:
-    """A row sees its cell, the eight around it, its phase, and the share of kept patches."""
-    model, cells = make_model((8, 8, 8, 5, 5, 5), 3, spread=3000), (5, 6)
-    global_codes = random_globals(model, cells, 3)
-    position = np.array([2 * 4 * 24 + 3 * 4], np.int32)  # first patch of cell (2, 3)
-    rows = model.patch_freqs(global_codes, cells, position, 40)
-    for cell in range(30):
-        changed = global_codes.copy()
-        changed[cell] = (changed[cell] + 3) % np.array(model.levels)
-        near = abs(cell // 6 - 2) <= 1 and abs(cell % 6 - 3) <= 1
-        same = np.array_equal(rows, model.patch_freqs(changed, cells, position, 40))
-        assert same or near
-        assert not (same and cell == 2 * 6 + 3)
-    assert not np.array_equal(rows, model.patch_freqs(global_codes, cells, position + 1, 40))
-    assert np.array_equal(rows, model.patch_freqs(global_codes, cells, position, 45))  # 40 and 45 are both above 1/16
-    assert not np.array_equal(rows, model.patch_freqs(global_codes, cells, position, 480))
+def test_a_damaged_body_is_refused() -> None:
+    model = make_model((8, 8, 8, 5, 5, 5), 1)
+    cells, positions = random_codes(model.levels, 6, 0), np.arange(96, dtype=np.int32)
+    encoder = RangeEncoder()
+    model.encode_patches(encoder, random_codes(model.levels, 96, 1), positions, cells, (8, 12))
+    data = encoder.finish()
+    with pytest.raises(ValueError, match="cut off, at token"):
+        model.decode_patches(RangeDecoder(data[: len(data) // 2]), positions, cells, (8, 12))
+    with pytest.raises(ValueError, match="damaged or from another model, at token"):
+        model.decode_patches(RangeDecoder(b"\xff" * len(data)), positions, cells, (8, 12))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"codes": np.full((3, 2), 8, np.int32)}, r"below their levels \(8, 5\), got \[8, 8\] in token 0"),
+        ({"codes": np.full((3, 2), -1, np.int32)}, "below their levels"),
+        ({"codes": np.zeros((2, 2), np.int32)}, r"codes must have shape \(3, 2\)"),
+        ({"positions": np.array([0, 2, 2], np.int32)}, "increase strictly from 0 to below 64, got 2 at 2"),
+        ({"positions": np.array([0, 2, 64], np.int32)}, "increase strictly from 0 to below 64, got 64 at 2"),
+        ({"positions": np.array([-1, 2, 3], np.int32)}, "increase strictly"),
+        ({"global_codes": np.zeros((5, 2), np.int32)}, "cell_codes of 8 x 8 patches must be"),
+        ({"global_codes": np.full((4, 2), 5, np.int32)}, "cell_codes must be from 0 to below their levels"),
+        ({"grid": (8, 6)}, "cell_codes of 8 x 6 patches must be"),
+        ({"grid": (0, 8)}, "a grid must have"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], says: str) -> None:
+    arguments: dict[str, Any] = {
+        "codes": np.zeros((3, 2), np.int32),
+        "positions": np.array([0, 1, 2], np.int32),
+        "global_codes": np.zeros((4, 2), np.int32),
+        "grid": (8, 8),
+    }
+    with pytest.raises(ValueError, match=says):
+        make_model((8, 5), 0).encode_patches(RangeEncoder(), **(arguments | change))
+
+
+def test_sums_that_may_leave_32_bits_are_refused() -> None:
+    tables = make_tables((8, 5), 0, width=256)
+    tables["patch_w2"][:] = 32767
+    tables["patch_b2"][:] = 0
+    IntegerEntropyModel((8, 5), TAG, tables)  # 256 * 255 * 32767 is just below 2**31
+    tables["patch_b2"][3] = -(1 << 24)
+    with pytest.raises(ValueError, match="network 'patch': sums of w2 and b2 may reach"):
+        IntegerEntropyModel((8, 5), TAG, tables)
 
 
 @given(st.integers(1, 2**24), st.data())
@@ -172,23 +289,6 @@ def test_share_class_is_the_limit_in_exact_fractions(patches: int, data: st.Data
     bounds = [0, *(patches / limit for limit in SHARE_LIMITS), patches]
     assert kept <= bounds[index + 1]
     assert index == 0 or kept > bounds[index]
-    row = share_inputs(kept, patches)
-    assert row.dtype == np.int32 and row.sum() == INPUT_SCALE == row[index]
-
-
-@given(levels_of, st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
-def test_cell_inputs_are_bin_centres_of_the_cells_around(levels: tuple[int, ...], hc: int, wc: int, seed: int) -> None:
-    model = make_model(levels, 0)
-    codes = random_globals(model, (hc, wc), seed)
-    inputs = cell_inputs(codes, (hc, wc), levels).reshape(hc, wc, NEIGHBOURS, len(levels))
-    assert inputs.dtype == np.int32
-    own = ((2 * codes + 1) / np.array(levels) - 1) * INPUT_SCALE
-    assert np.abs(inputs[:, :, 4].reshape(own.shape) - own).max() < 1
-    assert np.abs(inputs).max() < INPUT_SCALE
-    for k in range(NEIGHBOURS):
-        y = np.clip(np.arange(hc) + k // 3 - 1, 0, hc - 1)
-        x = np.clip(np.arange(wc) + k % 3 - 1, 0, wc - 1)
-        assert np.array_equal(inputs[:, :, k], inputs[y][:, x][:, :, 4])
 
 
 def test_exp_table() -> None:
@@ -197,22 +297,13 @@ def test_exp_table() -> None:
     assert (np.diff(table) <= 0).all()
 
 
-@given(levels_of, st.integers(1, 3), st.integers(1, 3))
-def test_global_rows(levels: tuple[int, ...], hc: int, wc: int) -> None:
-    rows = make_model(levels, 0).global_freqs((hc, wc))
-    assert rows.shape == (hc * wc * len(levels), max(levels))
-    check_rows(rows, levels)
-
-
 @given(requests())
 def test_packets_come_back(request: Any) -> None:
-    model, global_codes, cells, positions, _ = request
-    random = np.random.default_rng(0)
-    codes = np.stack([random.integers(0, level, len(positions)) for level in model.levels], 1).astype(np.int32)
+    model, cell_codes, cells, positions, codes = request
     frame = TokenFrame(
         ids=ids_from_codes(codes, model.levels),
         positions=positions,
-        global_ids=ids_from_codes(global_codes, model.levels),
+        global_ids=ids_from_codes(cell_codes, model.levels),
         width=cells[1] * 32,
         height=cells[0] * 32,
         model=TAG,
@@ -220,44 +311,57 @@ def test_packets_come_back(request: Any) -> None:
     assert unpack(pack(frame, model), model) == frame
 
 
-def test_the_shipped_model_has_valid_rows_everywhere(tokenizer: Tokenizer) -> None:
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return render(Scene(width=256, height=192), 0)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02])  # one of each class
+def test_the_shipped_model_has_the_bytes_of_unbounded_integers(
+    tokenizer: Tokenizer, picture: np.ndarray, keep: float
+) -> None:
     model = tokenizer.entropy_model
-    cells = (6, 7)
-    positions = np.arange(6 * 7 * PHASES, dtype=np.int32)
-    check_rows(model.global_freqs(cells), model.levels)
-    for seed, kept in enumerate([1, 40, 80, 160, 220, 330, 672]):  # one of each class
-        global_codes = random_globals(model, cells, seed)
-        rows = model.patch_freqs(global_codes, cells, positions, kept)
-        check_rows(rows, model.levels)
-        for position in (0, 333, 671):
-            part = rows[position * 6 : position * 6 + 6].tolist()
-            assert part == reference_rows(model, global_codes, cells, position, kept)
+    frame = tokenizer.encode(picture, budget=TokenBudget(keep=keep))
+    cell_codes = codes_from_ids(frame.global_ids, model.levels)
+    positions = frame.positions[:60]
+    if keep < 1:
+        positions = frame.positions
+    codes = codes_from_ids(frame.ids, model.levels)[: len(positions)]
+    encoder = RangeEncoder()
+    model.encode_patches(encoder, codes, positions, cell_codes, frame.grid)
+    assert encoder.finish() == reference_bytes(model, "patch", codes, positions, frame.grid, cell_codes)
 
 
-PROBE = """
-import hashlib, numpy as np
-from tatok_edge.tokenizer import Tokenizer
-model = Tokenizer.load(threads=1).entropy_model
-random = np.random.default_rng(0)
-codes = np.stack([random.integers(0, level, 30 * 40) for level in model.levels], 1).astype(np.int32)
-rows = model.patch_freqs(codes, (30, 40), np.arange(30 * 40 * 16, dtype=np.int32), 9000)
-print(hashlib.sha256(rows.tobytes()).hexdigest())
-"""
+def test_neighbours_make_real_tokens_cheaper(tokenizer: Tokenizer, picture: np.ndarray) -> None:
+    """The same tokens in other places, where their neighbours say nothing, take more bytes."""
+    model = tokenizer.entropy_model
+    frame = tokenizer.encode(picture)
+    cell_codes = codes_from_ids(frame.global_ids, model.levels)
+    cells = np.arange(len(cell_codes), dtype=np.int32)
+    grid = frame.cells
 
+    def size(codes: Ints) -> int:
+        encoder = RangeEncoder()
+        model.encode_globals(encoder, codes, cells, grid)
+        return len(encoder.finish())
 
-@pytest.mark.parametrize("kernel", [{}, {"OPENBLAS_CORETYPE": "Prescott"}], ids=["default", "other kernels"])
-def test_rows_do_not_depend_on_the_matrix_library(kernel: dict[str, str], tmp_path: Path) -> None:
-    """The same with one thread, with several, and with the kernels of another processor."""
-    digests = set()
-    for threads in ("1", "3"):
-        environment = os.environ | kernel | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        result = subprocess.run(
-            [sys.executable, "-c", PROBE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        digests.add(result.stdout)
-    model = Tokenizer.load(threads=1).entropy_model
-    random = np.random.default_rng(0)
-    codes = np.stack([random.integers(0, level, 30 * 40) for level in model.levels], 1).astype(np.int32)
-    rows = model.patch_freqs(codes, (30, 40), np.arange(30 * 40 * 16, dtype=np.int32), 9000)
-    assert digests == {hashlib.sha256(rows.tobytes()).hexdigest() + "\n"}
+    shuffled = np.random.default_rng(0).permutation(cell_codes)
+    assert size(cell_codes) < 0.9 * size(shuffled)
+
+    def cost(codes: Ints) -> int:
+        encoder = RangeEncoder()
+        model.encode_patches(encoder, codes, frame.positions, cell_codes, frame.grid)
+        return len(encoder.finish())
+
+    keep = tokenizer.encode(picture, budget=TokenBudget(keep=0.2)).keep_map().view(np.uint8)
+    by_model, bitmap = RangeEncoder(), RangeEncoder()
+    model.encode_keep_map(by_model, keep, cell_codes)
+    bitmap.bitmap(keep)
+    assert len(by_model.finish()) < 0.95 * len(bitmap.finish())
+
+    codes = codes_from_ids(frame.ids, model.levels)
+    grid_codes = codes.reshape(*frame.grid, -1)
+    # Each cell keeps its own patches, in another order.
+    blocks = grid_codes.reshape(grid[0], 4, grid[1], 4, -1)[:, ::-1, :, ::-1]
+    mixed = np.ascontiguousarray(blocks.reshape(codes.shape))
+    assert cost(codes) < 0.95 * cost(mixed)

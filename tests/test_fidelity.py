@@ -132,7 +132,9 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
 
     found = fidelity.correlation(tokenizer, pictures())
     assert [row["picture"] for row in found["pictures"]] == list("01234")
-    assert found["at_quality"]["28"] > 0.8
+    assert found["at_quality"]["28"]["rho"] > 0.8
+    assert found["at_quality"]["24"]["least_webp"] >= 1  # the plainest
+    assert {row["all_tokens"] for row in found["at_quality"].values()} <= set(range(6))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")

@@ -51,6 +51,7 @@ STAND_INS = {
         "../shared/data/eval/kodak": "pictures",
         "../shared/data": "DIR",
         "--out benchmarks/results": "--out results",
+        "--images 10000 --steps 16000": "--images 8 --steps 3",
     },
     "datasets": {"--steps 200": "--steps 3", "/shared/tokens": "ray-tokens", "--workers 64": "--workers 1"},
     "jetson": {'"csi:0"': '"synthetic:frames=3,width=96,height=64"'},
@@ -87,7 +88,7 @@ OTHERS = {
     "tritonserver",
 }
 # Modules with a ``main`` that need PyTorch.
-WITH_TORCH = ("tatok_edge.training.train", "tatok_edge.export.onnx")
+WITH_TORCH = ("tatok_edge.training.train", "tatok_edge.training.entropy", "tatok_edge.export.onnx")
 # Blocks that other tests run: the marker or the language, the file, and what it calls them.
 RUN_ELSEWHERE = {
     "robotics": ("test_robotics.py", "<!-- robotics -->"),
@@ -188,7 +189,7 @@ def run_here(module: str, arguments: list[str], folder: Path) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            if hasattr(entry, "Options"):  # the entropy tables are fitted for minutes, whatever the size of the model
+            if hasattr(entry, "Options"):  # the entropy model is fitted for minutes, whatever the size of the model
                 patch.setattr(entry, "Options", functools.partial(entry.Options, entropy_images=8, entropy_steps=3))
             assert entry.main(arguments) == 0
     finally:

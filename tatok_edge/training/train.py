@@ -52,9 +52,9 @@ class Options:
     seam_weight: float = 0.15
     """Loss for steps of the error across patch borders, which show as a grid in smooth areas."""
     ema: float = 0.999
-    entropy_images: int = 640
-    """Crops that the entropy tables are fitted to at the end."""
-    entropy_steps: int = 1500
+    entropy_images: int = 6000
+    """Crops that the entropy model is fitted to at the end."""
+    entropy_steps: int = 12000
     """Steps of that fit."""
     minutes: float | None = None
     steps: int | None = None
@@ -382,7 +382,7 @@ def run(
     pictures = read_pictures(data, options.use)
     source = CropSource(pictures, device, min_side=options.crop)
     if int(source.sides.max()) < FIT_CROP:  # better said now than after hours of training
-        raise DataError(f"{data}: the entropy tables need training pictures of at least {FIT_CROP}x{FIT_CROP} pixels")
+        raise DataError(f"{data}: the entropy model needs training pictures of at least {FIT_CROP}x{FIT_CROP} pixels")
     held = centre_crops(read_pictures(data, options.use, held_out=True)[:24] or pictures[:16], 256).to(device)
     state = new_state(options, source, device)
     if checkpoint.exists():

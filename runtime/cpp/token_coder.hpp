@@ -1,0 +1,307 @@
+// Entropy coding of the tokens of a grid, each in the context of those before it: docs/format.md, "Frequencies of a
+// bundle".
+//
+// A small network in integers reads the codes of the tokens that come before a token in raster order, within two rows
+// and columns, and says how likely each value of its code is. All sums stay below 2^31 (the caller checks the weights),
+// so the frequencies are the same on every machine and compiler.
+
+#ifndef TATOK_TOKEN_CODER_HPP
+#define TATOK_TOKEN_CODER_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "range_coder.hpp"
+
+namespace tatok {
+
+constexpr int kReach = 2;                               // rows and columns of neighbours
+constexpr int kSide = 2 * kReach + 1;
+constexpr int kBefore = kReach * kSide + kReach;        // neighbours that come before a token, and as many after it
+constexpr int kInputScale = 64;
+constexpr int kHiddenShift = 10;
+constexpr int kOutputShift = 12;
+constexpr int kHiddenMax = 255;
+constexpr int kExpSize = 178;
+constexpr int kCell = 4;                                // patches along a side of a cell
+constexpr int kMaxDims = 16;
+
+// Weights as rows of what goes into one output; see TokenModel in _coder.pyx for shapes.
+struct TokenNet {
+    int dims = 0;
+    int levels[kMaxDims] = {};
+    int states = 0;        // sum of the levels
+    int widest = 0;
+    int width1 = 0;
+    int width2 = 0;
+    int cell_dims = 0;     // of the codes of the cells around; 0: the grid has none
+    int cell_levels[kMaxDims] = {};
+    int cell_inputs = 0;   // inputs from the cells around, and the classes of the share
+    int shares = 0;        // of which classes
+    const int16_t* cells = nullptr;    // (width1, cell_inputs)
+    const int16_t* phases = nullptr;   // (16, width1)
+    const int16_t* context = nullptr;  // (width1, context inputs)
+    const int32_t* b1 = nullptr;
+    const int16_t* w2 = nullptr;       // (width2, width1)
+    const int32_t* b2 = nullptr;
+    const int16_t* w3 = nullptr;       // (states, width2)
+    const int32_t* b3 = nullptr;
+    const int32_t* exp = nullptr;      // (178,)
+
+    inline int entry() const { return dims + 1; }
+    inline int context_inputs() const { return kBefore * entry() + kBefore; }
+};
+
+// The same sums with wider registers where the processor has them; other compilers take the plain form.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define TATOK_WIDEST __attribute__((target_clones("avx2", "default")))
+#else
+#define TATOK_WIDEST
+#endif
+
+// out (outputs,) = start (outputs,) + weights (outputs, inputs) times x (inputs,); four rows side by side share the
+// reads of x.
+TATOK_WIDEST static void add_products(const int16_t* weights, const int16_t* x, int inputs, int outputs,
+                                      const int32_t* start, int32_t* out) {
+    int j = 0;
+    for (; j + 4 <= outputs; j += 4) {
+        const int16_t* r0 = weights + static_cast<size_t>(j) * inputs;
+        const int16_t *r1 = r0 + inputs, *r2 = r1 + inputs, *r3 = r2 + inputs;
+        int32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+        for (int i = 0; i < inputs; ++i) {
+            const int32_t value = x[i];
+            t0 += value * r0[i];
+            t1 += value * r1[i];
+            t2 += value * r2[i];
+            t3 += value * r3[i];
+        }
+        out[j] = start[j] + t0;
+        out[j + 1] = start[j + 1] + t1;
+        out[j + 2] = start[j + 2] + t2;
+        out[j + 3] = start[j + 3] + t3;
+    }
+    for (; j < outputs; ++j) {
+        const int16_t* row = weights + static_cast<size_t>(j) * inputs;
+        int32_t total = start[j];
+        for (int i = 0; i < inputs; ++i) total += static_cast<int32_t>(x[i]) * row[i];
+        out[j] = total;
+    }
+}
+
+inline int16_t hidden(int32_t total) {
+    return static_cast<int16_t>(std::min(std::max(total >> kHiddenShift, 0), kHiddenMax));
+}
+
+inline int16_t centre(int32_t code, int level) {
+    return static_cast<int16_t>((2 * code + 1) * kInputScale / level - kInputScale);
+}
+
+// Frequencies of one dimension from its logits; `freqs` takes `level` of them.
+inline void frequencies(const int32_t* logits, int level, const int32_t* exp, uint32_t* freqs) {
+    const int32_t* top = std::max_element(logits, logits + level);
+    uint32_t sum = 0;
+    for (int k = 0; k < level; ++k) {
+        // Logits may lie further apart than an int32 holds.
+        const int64_t below = static_cast<int64_t>(*top) - logits[k];
+        freqs[k] = static_cast<uint32_t>(exp[std::min<int64_t>(below, kExpSize - 1)]);
+        sum += freqs[k];
+    }
+    uint32_t total = 0;
+    for (int k = 0; k < level; ++k) {
+        freqs[k] = 1 + freqs[k] * (kFrequencyTotal - static_cast<uint32_t>(level)) / sum;
+        total += freqs[k];
+    }
+    freqs[top - logits] += kFrequencyTotal - total;
+}
+
+// Calls step(freqs, level, i, d) -> code for every dimension d of the i-th token; stops at a negative code, and returns
+// whether it came to the end.
+//
+// grid: height x width; positions (count,) strictly increasing raster indices in it. Where the net has cell inputs, the
+// grid is one of patches and `cell_codes` (height / 4 * width / 4, cell_dims) are the codes of its cells.
+template <typename Step>
+inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t count, int height, int width,
+                        const int32_t* cell_codes, int share, Step&& step) {
+    const int entry = net.entry(), dims = net.dims;
+    const int columns = width + 2 * kReach, wc = width / kCell, hc = height / kCell;
+    // What was coded in this row and the two above: the code and, as the last value, that there is one.
+    std::vector<int16_t> rows(static_cast<size_t>(kReach + 1) * columns * entry, 0);
+    std::vector<uint8_t> there(static_cast<size_t>(height + kReach) * columns, 0);
+    for (size_t i = 0; i < count; ++i) {
+        there[static_cast<size_t>(positions[i] / width) * columns + positions[i] % width + kReach] = 1;
+    }
+    std::vector<int32_t> base;  // what the cells of one row add to the first layer
+    std::vector<uint8_t> based;
+    if (net.cell_inputs) {
+        base.resize(static_cast<size_t>(wc) * net.width1);
+        based.resize(wc, 0);
+    }
+    std::vector<int16_t> input(std::max(net.context_inputs(), net.cell_inputs)), x1(net.width1), x2(net.width2);
+    std::vector<int32_t> totals(std::max(net.width1, net.width2)), logits(net.states);
+    std::vector<uint32_t> freqs(net.widest);
+    int row = 0, cell_row = -1;
+    for (size_t i = 0; i < count; ++i) {
+        const int y = positions[i] / width, x = positions[i] % width;
+        for (int next = std::max(row + 1, y - kReach); next <= y; ++next) {
+            int16_t* line = rows.data() + static_cast<size_t>(next % (kReach + 1)) * columns * entry;
+            std::fill(line, line + static_cast<size_t>(columns) * entry, int16_t{0});
+        }
+        row = y;
+        const int32_t* start = net.b1;
+        const int16_t* phase = nullptr;
+        if (net.cell_inputs) {
+            if (cell_row != y / kCell) {
+                cell_row = y / kCell;
+                std::fill(based.begin(), based.end(), uint8_t{0});
+            }
+            const int cell = x / kCell;
+            int32_t* sums = base.data() + static_cast<size_t>(cell) * net.width1;
+            if (!based[cell]) {
+                based[cell] = 1;
+                int16_t* in = input.data();
+                for (int dy = -1; dy <= 1; ++dy) {
+                    for (int dx = -1; dx <= 1; ++dx) {
+                        const int cy = std::clamp(cell_row + dy, 0, hc - 1), cx = std::clamp(cell + dx, 0, wc - 1);
+                        const int32_t* code = cell_codes + (static_cast<size_t>(cy) * wc + cx) * net.cell_dims;
+                        for (int d = 0; d < net.cell_dims; ++d) *in++ = centre(code[d], net.cell_levels[d]);
+                    }
+                }
+                for (int k = 0; k < net.shares; ++k) *in++ = k == share ? kInputScale : 0;
+                add_products(net.cells, input.data(), net.cell_inputs, net.width1, net.b1, sums);
+            }
+            start = sums;
+            phase = net.phases + static_cast<size_t>(y % kCell * kCell + x % kCell) * net.width1;
+        }
+        int16_t* in = input.data();
+        for (int dy = kReach; dy >= 0; --dy) {
+            const int used = (dy ? kSide : kReach) * entry;
+            if (y >= dy) {
+                const int16_t* line = rows.data() + static_cast<size_t>((y - dy) % (kReach + 1)) * columns * entry;
+                std::copy_n(line + static_cast<size_t>(x) * entry, used, in);
+            } else {
+                std::fill_n(in, used, int16_t{0});
+            }
+            in += used;
+        }
+        for (int dy = 0; dy <= kReach; ++dy) {
+            const uint8_t* line = there.data() + static_cast<size_t>(y + dy) * columns + x;
+            for (int dx = dy ? 0 : kReach + 1; dx < kSide; ++dx) *in++ = line[dx] ? kInputScale : 0;
+        }
+        add_products(net.context, input.data(), net.context_inputs(), net.width1, start, totals.data());
+        for (int j = 0; j < net.width1; ++j) {
+            x1[j] = hidden(totals[j] + (phase ? kInputScale * static_cast<int32_t>(phase[j]) : 0));
+        }
+        add_products(net.w2, x1.data(), net.width1, net.width2, net.b2, totals.data());
+        for (int j = 0; j < net.width2; ++j) x2[j] = hidden(totals[j]);
+        add_products(net.w3, x2.data(), net.width2, net.states, net.b3, logits.data());
+        for (int32_t& logit : logits) logit >>= kOutputShift;
+        int16_t* own = rows.data() + (static_cast<size_t>(y % (kReach + 1)) * columns + x + kReach) * entry;
+        int at = 0;
+        for (int d = 0; d < dims; ++d) {
+            const int level = net.levels[d];
+            frequencies(logits.data() + at, level, net.exp, freqs.data());
+            const int32_t code = step(freqs.data(), level, i, d);
+            if (code < 0) return false;
+            own[d] = centre(code, level);
+            at += level;
+        }
+        own[dims] = kInputScale;
+    }
+    return true;
+}
+
+// codes (count, dims). On failure `at` is the token that failed.
+inline CoderStatus encode_tokens(RangeEncoder& coder, const TokenNet& net, const int32_t* codes,
+                                 const int32_t* positions, size_t count, int height, int width,
+                                 const int32_t* cell_codes, int share, size_t& at) {
+    const bool done = walk_tokens(net, positions, count, height, width, cell_codes, share,
+                                  [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
+                                      const int32_t code = codes[i * net.dims + d];
+                                      at = i;
+                                      if (code < 0 || code >= level) return -1;
+                                      uint32_t start = 0;
+                                      for (int k = 0; k < code; ++k) start += freqs[k];
+                                      coder.encode(start, freqs[code]);
+                                      return code;
+                                  });
+    return done ? CoderStatus::ok : CoderStatus::bad_symbol;
+}
+
+inline CoderStatus decode_tokens(RangeDecoder& coder, const TokenNet& net, int32_t* codes, const int32_t* positions,
+                                 size_t count, int height, int width, const int32_t* cell_codes, int share,
+                                 size_t& at) {
+    CoderStatus status = CoderStatus::ok;
+    walk_tokens(net, positions, count, height, width, cell_codes, share,
+                [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
+                    const uint32_t unit = coder.unit(), code = coder.code();
+                    uint32_t start = 0;
+                    int32_t symbol = 0;
+                    at = i;
+                    while (code >= unit * (start + freqs[symbol])) {
+                        start += freqs[symbol];
+                        if (++symbol == level) {
+                            status = CoderStatus::impossible;
+                            return -1;
+                        }
+                    }
+                    coder.consume(start, freqs[symbol]);
+                    status = coder.status();
+                    if (status != CoderStatus::ok) return -1;
+                    codes[i * net.dims + d] = symbol;
+                    return symbol;
+                });
+    return status;
+}
+
+// Set of `count` positions in a grid, by a net of one dimension with two levels. As in walk_bitmap, what `count` says
+// already is not coded, so the decoded set has exactly `count` members whatever the data. `keep` (height, width).
+template <typename Place, typename Bit>
+inline void walk_keep(const TokenNet& net, Place* keep, size_t count, int height, int width, const int32_t* cell_codes,
+                      int share, Bit&& bit) {
+    size_t ones = count, left = static_cast<size_t>(height) * width;
+    if constexpr (!std::is_const_v<Place>) std::fill(keep, keep + left, static_cast<uint8_t>(ones == left));
+    if (ones == 0 || ones == left) return;
+    std::vector<int32_t> places(left);
+    for (size_t i = 0; i < places.size(); ++i) places[i] = static_cast<int32_t>(i);
+    walk_tokens(net, places.data(), places.size(), height, width, cell_codes, share,
+                [&](const uint32_t* freqs, int, size_t i, int) -> int32_t {
+                    const bool value = ones == left || bit(freqs[0], keep[i]);
+                    if constexpr (!std::is_const_v<Place>) keep[i] = value;
+                    ones -= value;
+                    --left;
+                    return ones == 0 ? -1 : value;  // the rest is 0
+                });
+}
+
+inline void encode_keep(RangeEncoder& coder, const TokenNet& net, const uint8_t* keep, size_t count, int height,
+                        int width, const int32_t* cell_codes, int share) {
+    walk_keep(net, keep, count, height, width, cell_codes, share, [&coder](uint32_t zero, uint8_t value) {
+        if (value) {
+            coder.encode(zero, kFrequencyTotal - zero);
+        } else {
+            coder.encode(0, zero);
+        }
+        return value != 0;
+    });
+}
+
+inline CoderStatus decode_keep(RangeDecoder& coder, const TokenNet& net, uint8_t* keep, size_t count, int height,
+                               int width, const int32_t* cell_codes, int share) {
+    walk_keep(net, keep, count, height, width, cell_codes, share, [&coder](uint32_t zero, uint8_t) {
+        const bool value = coder.code() >= coder.unit() * zero;
+        if (value) {
+            coder.consume(zero, kFrequencyTotal - zero);
+        } else {
+            coder.consume(0, zero);
+        }
+        return value;
+    });
+    return coder.status();
+}
+
+}  // namespace tatok
+
+#endif
