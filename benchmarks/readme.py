@@ -75,8 +75,9 @@ def summary() -> str:
         ]
         more = [row for row in refined["clips"] if row["camera"] == camera]
         slower = mean("stream_ms", more) / mean("stream_ms")
+        first = f"the first {refined['frames']} frames of each " if refined.get("frames") else "the same clips "
         lines.append(
-            f"| the same clips with `--refine {refined['refine']}`, {mean('psnr_loss', more):.2f} dB lost | "
+            f"| {first}with `--refine {refined['refine']}`, {mean('psnr_loss', more):.2f} dB lost | "
             f"{mean('fewer', more):.1f}x fewer tokens, encoded {slower:.0f}x slower than without |"
         )
     seen, latency = streams["detection"], streams["live"]["in_time"]["latency_ms"]

@@ -291,6 +291,8 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
                     row[f"read_{count}"] = round(fixed[count - 1] / streamed[count - 1], 3)
             row["read_fixed_s"], row["read_stream_s"] = round(fixed[-1], 3), round(streamed[-1], 3)
             print(row["clip"], row.get("read_20"), flush=True)
+    for row in rows:
+        row.pop("first_tokens", None)
     report = {
         "machine": machine(),
         "load_average": os.getloadavg()[0],
@@ -298,6 +300,7 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
         "model": tokenizer.name,
         "tag": tokenizer.tag.hex(),
         "refine": options.refine,
+        "frames": options.frames,
         "clips": rows,
     }
     if options.clips_only:
@@ -325,7 +328,8 @@ def markdown(report: dict[str, Any]) -> str:
         "are patch tokens, global tokens and motion vectors; times are means per frame, from the frame to the packet "
         "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
         "cache) takes for the first frames, keyframe included."
-        + (f" Tokens are refined with {report['refine']} passes." if report["refine"] else ""),
+        + (f" Tokens are refined with {report['refine']} passes." if report["refine"] else "")
+        + (f" The first {report['frames']} frames of each clip." if report.get("frames") else ""),
         "",
         "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
         "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
