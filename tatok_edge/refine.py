@@ -22,7 +22,7 @@ from .tokens import patch_grid
 
 RATE_WEIGHT = 0.1
 """Squared error, summed over pixels in [-1, 1], that a bit is worth: about the slope of the rate-distortion curve at
-half of the tokens. Refined pictures then take about as many bits as others."""
+half of the tokens."""
 DAMPING = 2.5
 """Factor on the curvature: neighbours move in the same pass, and respond to one another."""
 SIDE = 8

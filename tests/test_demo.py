@@ -294,10 +294,10 @@ def test_bandwidth_is_kept_in_every_second(demo: Demo) -> None:
 
 
 def test_bandwidth_below_a_keyframe_is_an_error_that_says_so(demo: Demo, rng: np.random.Generator) -> None:
-    done, noise = cv2.imencode(".jpg", rng.integers(0, 256, (640, 640, 3), np.uint8))
+    done, noise = cv2.imencode(".jpg", rng.integers(0, 256, (960, 960, 3), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 70])
     assert done and len(noise) < MAX_JPEG
     with demo.open() as page:
-        page.change(size=640, max_kbps=4)
+        page.change(size=960, max_kbps=4)
         page.send("source", name="webcam")
         page.until(lambda page: page.state["source"]["owner"] == page.state["page"])
         end = time.monotonic() + PATIENCE
@@ -305,11 +305,11 @@ def test_bandwidth_below_a_keyframe_is_an_error_that_says_so(demo: Demo, rng: np
             page.connection.send(noise.tobytes())
             page.frame()
             assert time.monotonic() < end
-        assert re.fullmatch(r"4 kbit/s are too few for 640x640 pixels: a keyframe needs [\d.]+ kbit", page.notices[0])
+        assert re.fullmatch(r"4 kbit/s are too few for 960x960 pixels: a keyframe needs [\d.]+ kbit", page.notices[0])
         page.send("settings", max_kbps=None)
         page.until(lambda page: page.state["settings"]["max_kbps"] is None)
         page.connection.send(noise.tobytes())
-        page.frame(lambda header: header["kind"] == "key" and header["width"] == 640)
+        page.frame(lambda header: header["kind"] == "key" and header["width"] == 960)
 
 
 def test_fixed_rate_sends_every_token_of_every_frame(demo: Demo) -> None:

@@ -67,12 +67,12 @@ def test_refined_tokens_are_ordinary_tokens(tokenizer: Tokenizer) -> None:
     assert np.array_equal(few.positions, plain.positions) and not np.array_equal(few.ids, plain.ids)
 
 
-def test_bits_hardly_change(tokenizer: Tokenizer) -> None:
+def test_the_same_tokens_take_few_more_bits(tokenizer: Tokenizer) -> None:
     plain, refined = (
         sum(len(tokenizer.pack(tokenizer.encode(picture(seed=seed), budget=budget))) for seed in range(3))
         for budget in (TokenBudget(keep=0.35), TokenBudget(keep=0.35, refine=8))
     )
-    assert abs(refined / plain - 1) < 0.05
+    assert 0.95 < refined / plain < 1.15  # what is corrected is less like what is around it
 
 
 def test_every_way_gives_the_same_tokens(tokenizer: Tokenizer) -> None:

@@ -435,10 +435,10 @@ def test_the_bandwidth_is_kept_in_every_second(tokenizer: Tokenizer) -> None:
 
 
 def test_a_bandwidth_below_a_keyframe_is_refused(tokenizer: Tokenizer) -> None:
-    images = [render(Scene(width=640, height=480), 0)]
+    images = [render(Scene(width=1280, height=960), 0)]
     with Stream(tokenizer, images, fps=15, max_kbps=4.0) as stream, pytest.raises(InputError) as caught:
         list(stream)
-    assert "max_kbps = 4 is too small for frames of 640x480 pixels: a keyframe needs" in str(caught.value)
+    assert "max_kbps = 4 is too small for frames of 1280x960 pixels: a keyframe needs" in str(caught.value)
     with pytest.raises(InputError, match="max_kbps must be at least"):
         Stream(tokenizer, images, fps=15, max_kbps=1.0)
     encoder = StreamEncoder(tokenizer, budget=TokenBudget(max_bits=800))
