@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from tatok_edge.benchmark import measure
-from tatok_edge.bundle import INT8, MANIFEST, Bundle, open_bundle
+from tatok_edge.bundle import INT8, MANIFEST, Bundle, open_folder, replace_files
 from tatok_edge.errors import BundleError, InputError, TaTokError
 from tatok_edge.evaluation import psnr
 from tatok_edge.runtime.session import GraphName, OnnxSession
@@ -288,24 +287,10 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
 # --- the bundle -------------------------------------------------------------------------------------
 
 
-def open_folder(path: Path) -> Bundle:
-    """A bundle that something can be added to.
-
-    Raises:
-        BundleError: not a bundle folder.
-    """
-    if not path.is_dir():
-        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
-    return open_bundle(path)
-
-
 def add_section(bundle: Bundle, key: str, section: dict[str, Any], file: str, data: bytes) -> None:
     """Put a file into a bundle folder, and its section into the manifest last: whoever reads sees both or neither."""
     manifest = (json.dumps({**bundle.manifest, key: section}, indent=1) + "\n").encode()
-    for name, content in ((file, data), (MANIFEST, manifest)):
-        temporary = bundle.path / (name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, bundle.path / name)
+    replace_files(bundle.path, {file: data, MANIFEST: manifest})
 
 
 def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from tatok_edge.bundle import REFINER
+from tatok_edge.bundle import REFINER, open_folder
 from tatok_edge.errors import BundleError, TaTokError
 from tatok_edge.runtime.session import OnnxSession
 from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.model import PIXELS, Block, Decoder, Encoded, TaTok, decoder_state, pixels_to_grid
 
-from .int8 import add_section, open_folder, read_crops
+from .int8 import add_section, read_crops
 
 OPSET = 17
 MAX_DIFFERENCE = 0.03

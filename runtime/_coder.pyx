@@ -95,7 +95,7 @@ cdef int MAX_WIDTH = 256
 cdef int MAX_SIDE = 1 << 15
 
 CONTEXT_TOKENS = kBefore
-"""Neighbours of a token whose codes its network reads, and as many that come after it, of which it knows whether they are there."""
+"""Neighbours of a token that come before it, whose codes its network reads; as many come after it."""
 INPUT_SCALE = kInputScale
 """What 1 is as an input of a network."""
 EXP_SIZE = kExpSize
@@ -299,7 +299,7 @@ cdef class TokenModel:
     """
 
     cdef TokenNet net
-    cdef tuple keep
+    cdef tuple arrays
     cdef readonly tuple levels
     cdef readonly tuple cell_levels
 
@@ -353,27 +353,27 @@ cdef class TokenModel:
         first, last = self.net.cell_inputs, self.net.cell_inputs + phases
         turned = [w1[:first].T, w1[first:last], w1[last:].T, w2.T, w3.T]
         # Arrays of the model may be read-only views; these are its own, in the order in which they are read.
-        self.keep = tuple(np.array(array, order="C") for array in [*turned, b1, b2, b3, exp])
+        self.arrays = tuple(np.array(array, order="C") for array in [*turned, b1, b2, b3, exp])
         cdef int16_t[:, ::1] small
         cdef int32_t[::1] wide
         if cell_dims:
-            small = self.keep[0]
+            small = self.arrays[0]
             self.net.cells = &small[0, 0]
-            small = self.keep[1]
+            small = self.arrays[1]
             self.net.phases = &small[0, 0]
-        small = self.keep[2]
+        small = self.arrays[2]
         self.net.context = &small[0, 0]
-        small = self.keep[3]
+        small = self.arrays[3]
         self.net.w2 = &small[0, 0]
-        small = self.keep[4]
+        small = self.arrays[4]
         self.net.w3 = &small[0, 0]
-        wide = self.keep[5]
+        wide = self.arrays[5]
         self.net.b1 = &wide[0]
-        wide = self.keep[6]
+        wide = self.arrays[6]
         self.net.b2 = &wide[0]
-        wide = self.keep[7]
+        wide = self.arrays[7]
         self.net.b3 = &wide[0]
-        wide = self.keep[8]
+        wide = self.arrays[8]
         self.net.exp = &wide[0]
 
     def encode(self, RangeEncoder encoder not None, codes, positions, grid, cell_codes=None, int share=0):
@@ -479,8 +479,8 @@ cdef class TokenModel:
         return out
 
     cdef int _check_map(self) except -1:
-        if self.levels != (2,):
-            raise ValueError(f"a map is of a model with levels (2,), this one has {self.levels}")
+        if self.levels != (2,) or not self.net.cell_inputs:
+            raise ValueError(f"a map is of a model of patches with levels (2,), this one has {self.levels}")
         return 0
 
     cdef tuple _grid(self, object grid, object cell_codes, int share):

@@ -131,6 +131,25 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     return _check(path, manifest)
 
 
+def open_folder(path: Path) -> Bundle:
+    """A bundle whose files can be added to or replaced.
+
+    Raises:
+        BundleError: not a bundle folder.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
+    return open_bundle(path)
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put files into a bundle folder, in this order; whoever reads sees each of them old or new."""
+    for name, content in contents.items():
+        temporary = folder / (name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
+
+
 def content_tag(files: Mapping[str, Mapping[str, str]]) -> bytes:
     """Eight bytes that follow from the hashes of all files that decide what tokens mean."""
     digest = hashlib.sha256()

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from .errors import BundleError
 from .runtime._coder import EXP_SIZE, RangeDecoder, RangeEncoder, TokenModel
 
-TOTAL = 4096
-"""Sum of the frequencies of a code dimension."""
 LOGIT_STEP = 16
 """Integer logits are in units of 1/16 nat."""
 HIDDEN_SHIFT = 10
@@ -143,13 +141,15 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
         if unpacked > MAX_TABLE_BYTES:  # a small file can unpack into more than there is memory
             raise ValueError(f"{unpacked} bytes unpacked, at most {MAX_TABLE_BYTES} are allowed")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            if "global_freqs" in file.files:
-                raise ValueError(
-                    "they are of an earlier form; fit them again with python -m tatok_edge.training.entropy"
-                )
-            tables = {field: file[field] for field in _FIELDS}
+            earlier = "global_freqs" in file.files
+            tables = {} if earlier else {field: file[field] for field in _FIELDS}
     except Exception as error:
         raise BundleError(f"{name}: the entropy tables cannot be read ({error}); install the model again") from error
+    if earlier:
+        raise BundleError(
+            f"{name}: its entropy tables are of an earlier form; install the model again, or fit them again with "
+            "python -m tatok_edge.training.entropy"
+        )
     try:
         _token_models(tables, levels)
     except ValueError as error:

@@ -134,7 +134,7 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
     assert [row["picture"] for row in found["pictures"]] == list("01234")
     assert found["at_quality"]["28"]["rho"] > 0.8
     assert found["at_quality"]["24"]["least_webp"] >= 1  # the plainest
-    assert {row["all_tokens"] for row in found["at_quality"].values()} <= set(range(6))
+    assert 1 <= found["at_quality"]["28"]["all_tokens"] < 5  # the busiest
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")

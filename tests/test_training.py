@@ -491,10 +491,14 @@ def test_entropy_models_that_cannot_be_fitted(
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     for bundle, data, says in (
         (folder, tmp_path / "none", "none"),
-        (tmp_path / "no-bundle", tmp_path, "unknown model"),
+        (tmp_path / "no-bundle", tmp_path, "must be a bundle folder"),
     ):
         assert entropy.main([str(bundle), "--data", str(data)]) == 1
         assert says in capsys.readouterr().err
+    for option in ("--images", "--steps", "--threads"):
+        with pytest.raises(SystemExit):
+            entropy.main([str(folder), "--data", str(tmp_path), option, "0"])
+        assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
@@ -502,7 +506,7 @@ def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
     """Their inputs are in the same order, and neighbours that say something make a code cheap."""
     random = np.random.default_rng(0)
     levels = (8, 5)
-    cells = random.integers(0, 5, (12, 4, 5, 2)).repeat(1, 0)
+    cells = random.integers(0, 5, (12, 4, 5, 2))
     cells[:, :, 1:, 0] = cells[:, :, :1, 0]  # a row of cells has one value
     patches = random.integers(0, 5, (12, 16, 20, 2))
     patches[:, 1:, :, 1] = patches[:, :1, :, 1]  # a column of patches has one value

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_bundle
+from ..bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_folder, replace_files
 from ..entropy import (
     GRIDS,
     HIDDEN_MAX,
@@ -28,13 +28,13 @@ from ..entropy import (
     LOGIT_STEP,
     OUTPUT_SHIFT,
     PHASES,
-    SHARE_LIMITS,
     SHARES,
     exp_table,
     load_tables,
     save_tables,
+    share_class,
 )
-from ..errors import BundleError, TaTokError
+from ..errors import TaTokError
 from ..runtime._coder import INPUT_SCALE
 from .config import PATCH
 from .data import CropSource, DataError, read_pictures
@@ -107,12 +107,6 @@ def around(values: Tensor, there: Tensor) -> Tensor:
     return torch.cat([*(shifted(*at) for at in BEFORE), *(shifted(*at)[..., -1:] for at in AFTER)], -1)
 
 
-def share_classes(kept: Tensor, patches: int) -> Tensor:
-    """:func:`tatok_edge.entropy.share_class` of many numbers."""
-    limits = torch.tensor(SHARE_LIMITS)
-    return (kept[:, None] * limits > patches).sum(1)
-
-
 def cell_inputs(cells: Tensor, kept: Tensor, levels: tuple[int, ...]) -> Tensor:
     """What a network of a grid of patches reads first: cells around, share of kept patches, place in the cell.
 
@@ -125,7 +119,8 @@ def cell_inputs(cells: Tensor, kept: Tensor, levels: tuple[int, ...]) -> Tensor:
     padded = F.pad(centres(cells, levels).permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)
     nine = torch.cat([padded[:, y : y + hc, x : x + wc] for y in range(3) for x in range(3)], -1)
     nine = nine.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    share = F.one_hot(share_classes(kept.flatten(1).sum(1), kept[0].numel()), SHARES).float()
+    classes = [share_class(count, kept[0].numel()) for count in kept.flatten(1).sum(1).tolist()]
+    share = F.one_hot(torch.tensor(classes), SHARES).float()
     phase = torch.eye(PHASES).reshape(1, 4, 4, PHASES).tile(1, hc, wc, 1)
     grid = (n, 4 * hc, 4 * wc, -1)
     return torch.cat([nine, share[:, None, None].expand(grid), phase.expand(grid)], -1)
@@ -270,9 +265,7 @@ def fit_networks(codes: Codes, levels: tuple[int, ...], *, steps: int, seed: int
     return nets
 
 
-def fit(
-    model: TaTok, source: CropSource, *, images: int = 6000, steps: int = 12000, seed: int = 0
-) -> dict[str, NDArray[np.integer]]:
+def fit(model: TaTok, source: CropSource, *, images: int, steps: int, seed: int) -> dict[str, NDArray[np.integer]]:
     """Fit the tables on crops of the training pictures; some minutes on a CPU."""
     codes = collect(model, source, images, seed + 99)
     return fit_networks(codes, model.config.levels, steps=steps, seed=seed).tables()
@@ -289,14 +282,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (PyTorch's default)")
     args = parser.parse_args(argv)
+    for name in ("images", "steps", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
     from .bundle import load_from_bundle  # needs onnx, which training does not
 
     try:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
-        bundle = open_bundle(args.bundle)
-        if not bundle.path.is_dir():
-            raise BundleError(f"{bundle.path} is not a folder: unpack the bundle, and pack it again afterwards")
+        bundle = open_folder(args.bundle)
         model = load_from_bundle(bundle)
         source = CropSource(read_pictures(args.data, args.use), torch.device("cpu"), min_side=CROP)
         tables = fit(model, source, images=args.images, steps=args.steps, seed=args.seed)
@@ -311,19 +306,15 @@ def replace_tables(bundle: Bundle, tables: dict[str, NDArray[np.integer]]) -> by
     """Put other tables into the folder of a bundle; returns its new tag."""
     data = save_tables(tables)
     load_tables(data, bundle.levels, bundle.name)
-    manifest = json.loads(json.dumps(bundle.manifest))
-    entry = manifest["files"][ENTROPY]
-    entry["sha256"] = hashlib.sha256(data).hexdigest()
-    tag = content_tag(manifest["files"])
-    manifest["tag"] = tag.hex()
+    entry = {**bundle.manifest["files"][ENTROPY], "sha256": hashlib.sha256(data).hexdigest()}
+    files = {**bundle.manifest["files"], ENTROPY: entry}
+    tag = content_tag(files)
+    manifest = {**bundle.manifest, "files": files, "tag": tag.hex()}
     contents = {entry["file"]: data, MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()}
     card = bundle.path / "MODEL_CARD.md"
     if card.exists():
         contents[card.name] = card.read_bytes().replace(bundle.tag.hex().encode(), tag.hex().encode())
-    for name, content in contents.items():
-        (bundle.path / f"{name}.tmp").write_bytes(content)
-    for name in contents:
-        (bundle.path / f"{name}.tmp").replace(bundle.path / name)
+    replace_files(bundle.path, contents)
     return tag
 
 

@@ -52,9 +52,9 @@ class Options:
     seam_weight: float = 0.15
     """Loss for steps of the error across patch borders, which show as a grid in smooth areas."""
     ema: float = 0.999
-    entropy_images: int = 6000
-    """Crops that the entropy model is fitted to at the end."""
-    entropy_steps: int = 12000
+    entropy_images: int = 2000
+    """Crops that the entropy model is fitted to at the end; :mod:`tatok_edge.training.entropy` fits it for longer."""
+    entropy_steps: int = 3000
     """Steps of that fit."""
     minutes: float | None = None
     steps: int | None = None
