@@ -61,6 +61,14 @@ class TokenModel:
         cell_codes: NDArray[np.int32] | None = None,
         share: int = 0,
     ) -> NDArray[np.int32]: ...
+    def frequencies(
+        self,
+        codes: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        grid: tuple[int, int],
+        cell_codes: NDArray[np.int32] | None = None,
+        share: int = 0,
+    ) -> NDArray[np.uint16]: ...
     def encode_map(
         self, encoder: RangeEncoder, keep: NDArray[np.uint8], cell_codes: NDArray[np.int32], share: int
     ) -> None: ...

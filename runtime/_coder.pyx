@@ -78,6 +78,9 @@ cdef extern from "token_coder.hpp" namespace "tatok" nogil:
     CoderStatus c_encode_tokens "tatok::encode_tokens"(
         CoreEncoder& coder, const TokenNet& net, const int32_t* codes, const int32_t* positions, size_t count,
         int height, int width, const int32_t* cell_codes, int share, size_t& at) except +
+    CoderStatus c_token_frequencies "tatok::token_frequencies"(
+        const TokenNet& net, const int32_t* codes, const int32_t* positions, size_t count, int height, int width,
+        const int32_t* cell_codes, int share, uint16_t* out, size_t& at) except +
     CoderStatus c_decode_tokens "tatok::decode_tokens"(
         CoreDecoder& coder, const TokenNet& net, int32_t* codes, const int32_t* positions, size_t count,
         int height, int width, const int32_t* cell_codes, int share, size_t& at) except +
@@ -394,12 +397,10 @@ cdef class TokenModel:
         height, width = self._grid(grid, cell_codes, share)
         cdef const int32_t[::1] places = self._places(positions, height, width)
         cdef size_t count = places.shape[0], at = 0
-        cdef const int32_t[:, ::1] values = _array("codes", codes, _int32, 2)
+        cdef const int32_t[:, ::1] values = self._codes(codes, count)
         cdef const int32_t[:, ::1] cells
         cdef const int32_t* around = NULL
         cdef CoderStatus status
-        if codes.shape != (count, self.net.dims):
-            raise ValueError(f"codes must have shape ({count}, {self.net.dims}), got {codes.shape}")
         encoder._open()
         if count == 0:
             return
@@ -412,7 +413,7 @@ cdef class TokenModel:
             )
         if status != CoderStatus.ok:
             encoder.finished = True
-            raise ValueError(f"codes must be below their levels {self.levels}, got {codes[at].tolist()} in token {at}")
+        self._check_codes(status, codes, at)
 
     def decode(self, RangeDecoder decoder not None, positions, grid, cell_codes=None, int share=0):
         """The next codes, int32 ``(n, D)``, given what :meth:`encode` was given.
@@ -439,6 +440,36 @@ cdef class TokenModel:
                 decoder.core, self.net, &values[0, 0], &places[0], count, height, width, around, share, at
             )
         _raise(status, f"token {at} of {count}")
+        return out
+
+    def frequencies(self, codes, positions, grid, cell_codes=None, int share=0):
+        """Frequencies of all values of each token's code, uint16 ``(n, sum(levels))``, given the codes of those before it.
+
+        They are what :meth:`encode`, with the same arguments, would code with; each dimension's sum to 4096.
+
+        Raises:
+            ValueError: An argument does not fit, or a code is outside its levels.
+        """
+        cdef int height, width
+        height, width = self._grid(grid, cell_codes, share)
+        cdef const int32_t[::1] places = self._places(positions, height, width)
+        cdef size_t count = places.shape[0], at = 0
+        cdef const int32_t[:, ::1] values = self._codes(codes, count)
+        cdef const int32_t[:, ::1] cells
+        cdef const int32_t* around = NULL
+        cdef CoderStatus status
+        out = np.empty((count, self.net.states), _uint16)
+        cdef uint16_t[:, ::1] freqs = out
+        if count == 0:
+            return out
+        if self.net.cell_inputs:
+            cells = cell_codes
+            around = &cells[0, 0]
+        with nogil:
+            status = c_token_frequencies(
+                self.net, &values[0, 0], &places[0], count, height, width, around, share, &freqs[0, 0], at
+            )
+        self._check_codes(status, codes, at)
         return out
 
     def encode_map(self, RangeEncoder encoder not None, keep, cell_codes, int share):
@@ -499,6 +530,17 @@ cdef class TokenModel:
             if not 0 <= share < self.net.shares:
                 raise ValueError(f"share must be from 0 to below {self.net.shares}, got {share}")
         return height, width
+
+    cdef object _codes(self, object codes, size_t count):
+        _array("codes", codes, _int32, 2)
+        if codes.shape != (count, self.net.dims):
+            raise ValueError(f"codes must have shape ({count}, {self.net.dims}), got {codes.shape}")
+        return codes
+
+    cdef int _check_codes(self, CoderStatus status, object codes, size_t at) except -1:
+        if status != CoderStatus.ok:
+            raise ValueError(f"codes must be below their levels {self.levels}, got {codes[at].tolist()} in token {at}")
+        return 0
 
     cdef object _places(self, object positions, int height, int width):
         cdef const int32_t[::1] places = _array("positions", positions, _int32, 1)

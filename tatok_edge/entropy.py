@@ -35,6 +35,8 @@ MAX_TABLE_BYTES = 1 << 28
 GRIDS = ("global", "keep", "patch")
 LAYERS = ("w1", "b1", "w2", "b2", "w3", "b3")
 _FIELDS = ("exp", *(f"{grid}_{layer}" for grid in GRIDS for layer in LAYERS))
+_LOG2 = np.log2(np.maximum(np.arange(4097), 1) / 4096).astype(np.float32)
+"""Of each frequency."""
 
 
 def share_class(kept: int, patches: int) -> int:
@@ -93,6 +95,17 @@ class IntegerEntropyModel:
     ) -> None:
         share = share_class(len(positions), grid[0] * grid[1])
         self._patches.encode(encoder, codes, positions, grid, global_codes, share)
+
+    def patch_log2_probs(
+        self,
+        codes: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        global_codes: NDArray[np.int32],
+        grid: tuple[int, int],
+    ) -> NDArray[np.float32]:
+        """How likely :meth:`encode_patches` takes each value of each code to be, log2, ``(sum(levels), T)``."""
+        share = share_class(len(positions), grid[0] * grid[1])
+        return _LOG2[self._patches.frequencies(codes, positions, grid, global_codes, share)].T
 
     def decode_patches(
         self,

@@ -9,7 +9,7 @@ changes for whoever decodes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -20,7 +20,11 @@ from .runtime import _kernels
 from .runtime.session import Session
 from .tokens import patch_grid
 
-RATE_WEIGHT = 0.1
+Rates = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
+"""From codes ``(T, D)`` of the patches at positions ``(T,)``, log2 of how likely the entropy model takes each of their
+values to be beside one another, ``(sum(levels), T)``."""
+
+RATE_WEIGHT = 0.15
 """Squared error, summed over pixels in [-1, 1], that a bit is worth: about the slope of the rate-distortion curve at
 half of the tokens."""
 DAMPING = 2.5
@@ -50,6 +54,7 @@ class Refiner:
         prior: Prior,
         codes: NDArray[np.int32],
         kept: NDArray[np.int32],
+        rates: Rates,
         passes: int,
         clock: Clock,
         *,
@@ -63,6 +68,7 @@ class Refiner:
             prior: What the context says of its ``N`` patches.
             codes: Codes ``(N, D)`` of all patches; of those ``kept`` only, where there are no ``scores``.
             kept: Patches ``(T,)`` that the budget keeps, ascending.
+            rates: What codes cost; positions are those of the image.
             passes: How often to run the decoder and its derivative, at least 1.
             clock: Adds up the time.
             scores: What ranks the patches at first, ``(N,)``; others may be kept from 3 passes on.
@@ -88,15 +94,15 @@ class Refiner:
             for stage in range(2, stages + 1):
                 error, slope = self._run(picture, state_of(positions), clock)
                 with clock.stage("refine"):
-                    here = positions[picture.every_second(positions, stage)]
-                    codes[here] = self._moved(codes[here], prior.log2_probs[:, here], slope[:, here])
+                    turn = picture.every_second(positions, stage)
+                    here = positions[turn]
+                    log2_probs = rates(np.ascontiguousarray(codes[positions]), positions)
+                    codes[here] = self._moved(codes[here], log2_probs[:, turn], slope[:, here])
                     lacking = error - everything
                     lacking[positions] = np.inf
                     positions = _best(lacking, count * stage // stages)
         chosen = codes[positions]
-        self._correct(
-            picture, state_of(positions), prior.log2_probs[:, positions], positions, chosen, passes - done, clock
-        )
+        self._correct(picture, state_of(positions), positions, chosen, rates, passes - done, clock)
         return positions, np.ascontiguousarray(chosen)
 
     def correct(
@@ -108,7 +114,7 @@ class Refiner:
         mean: NDArray[np.float32],
         positions: NDArray[np.int32],
         codes: NDArray[np.int32],
-        log2_probs: NDArray[np.float32],
+        rates: Rates,
         passes: int,
         clock: Clock,
         *,
@@ -124,7 +130,7 @@ class Refiner:
             mean: Its mean ``(192, N)``.
             positions: Patches ``(T,)`` whose tokens may change.
             codes: Their codes ``(T, D)``, as they are in the states.
-            log2_probs: What the prior says of them, ``(sum(levels), T)``.
+            rates: What codes cost; positions are those given here.
             passes: How often to run the decoder and its derivative.
             clock: Adds up the time.
             hidden: Patches ``(N,)`` whose pixels are not shown.
@@ -135,16 +141,16 @@ class Refiner:
         picture = _Picture(image, bgr, context, mean)
         picture.weight[:, hidden] = 0
         codes = codes.copy()
-        self._correct(picture, state, log2_probs, positions, codes, passes, clock)
+        self._correct(picture, state, positions, codes, rates, passes, clock)
         return codes
 
     def _correct(
         self,
         picture: _Picture,
         state: NDArray[np.float32],
-        log2_probs: NDArray[np.float32],
         positions: NDArray[np.int32],
         codes: NDArray[np.int32],
+        rates: Rates,
         passes: int,
         clock: Clock,
     ) -> None:
@@ -156,7 +162,7 @@ class Refiner:
                 # All codes at once at first, then those of every second patch, so that neighbours see each other move.
                 turn = picture.every_second(positions, passes - number) if number else np.ones(positions.size, np.bool_)
                 here = positions[turn]
-                codes[turn] = self._moved(codes[turn], log2_probs[:, turn], slope[:, here])
+                codes[turn] = self._moved(codes[turn], rates(codes, positions)[:, turn], slope[:, here])
                 state[: levels.size, here] = ((2 * codes[turn] + 1) / levels - 1).T
 
     def _run(
@@ -184,7 +190,7 @@ class Refiner:
 
         Args:
             codes: Codes ``(T, D)``.
-            log2_probs: What the prior says of them, ``(sum(levels), T)``.
+            log2_probs: How likely their values are, ``(sum(levels), T)``.
             slope: Slope of the error along their values, ``(D, T)``.
         """
         best = np.zeros(len(codes), np.float32)

@@ -689,8 +689,10 @@ class StreamEncoder:
         if not (self.budget.refine and kept.size):
             return np.zeros(len(codes), np.float32)
         before = self._errors_with(kept, codes, prior, pending)
-        refiner, passes = self.tokenizer.refiner(), self.budget.refine
-        _, codes[kept] = refiner.refine(pending.image, pending.bgr, prior, codes, kept, passes, pending.clock)
+        refiner, rates = self.tokenizer.refiner(), self.tokenizer.rates(pending.global_codes)
+        _, codes[kept] = refiner.refine(
+            pending.image, pending.bgr, prior, codes, kept, rates, self.budget.refine, pending.clock
+        )
         # Without an allowance, whatever changes is to be sent.
         share = np.float32(1 if self.max_loss_db > 0 else 0)
         return share * (before - self._errors_with(kept, codes, prior, pending))
@@ -715,6 +717,7 @@ class StreamEncoder:
             hidden[updated] = False
             states = window(state.state, states)
             context, mean = window(state.context, prior.context), window(state.mean, prior.mean)
+            rates = self.tokenizer.rates(pending.global_codes)
         return self.tokenizer.refiner().correct(
             pending.image[top * PATCH : (top + height) * PATCH, left * PATCH : (left + width) * PATCH],
             pending.bgr,
@@ -723,7 +726,7 @@ class StreamEncoder:
             mean,
             tokens,
             codes,
-            prior.log2_probs[:, tokens],
+            lambda codes, _: rates(codes, delta.positions),
             self.budget.refine,
             pending.clock,
             hidden=hidden,

@@ -18,10 +18,10 @@ from .entropy import IntegerEntropyModel
 from .errors import BackendError, InputError
 from .networks import Clock, Networks, Prior
 from .packet import pack, unpack
-from .refine import Refiner
+from .refine import Rates, Refiner
 from .runtime import _kernels
 from .runtime.session import Backend, OnnxSession, Session, TokenFilter, as_frame_session, open_session
-from .tokens import MAX_SIDE, MIN_SIDE, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
+from .tokens import CELL, MAX_SIDE, MIN_SIDE, PATCH, TokenBatch, TokenBudget, TokenFrame, cell_grid, patch_grid
 
 if TYPE_CHECKING:
     from .runtime.device import DeviceArray, OnDevice
@@ -312,8 +312,9 @@ class Tokenizer:
                         height, width = images[number].shape[:2]
                         fitting = self._fit_bits(self._frame(tokens, (width, height)), scores, budget.max_bits)
                         positions = fitting.positions
+                rates = self.rates(globals_[number])
                 positions, codes = self.refiner().refine(
-                    images[number], bgr, prior, every, positions, budget.refine, clock, scores=scores
+                    images[number], bgr, prior, every, positions, rates, budget.refine, clock, scores=scores
                 )
                 tokens = _Tokens(globals_[number], positions, codes, scores)
             results.append(tokens)
@@ -337,6 +338,13 @@ class Tokenizer:
                 self._refiner_session = OnnxSession({REFINER: graph}, threads=self.backend.threads)
                 self._refiner = Refiner(self._refiner_session, curvature, self.levels)
             return self._refiner
+
+    def rates(self, global_codes: NDArray[np.int32]) -> Rates:
+        """What patch tokens cost under global tokens with codes ``(D, hc, wc)``, for the refiner."""
+        dims, hc, wc = global_codes.shape
+        rows = np.ascontiguousarray(global_codes.reshape(dims, -1).T)
+        grid = (hc * (CELL // PATCH), wc * (CELL // PATCH))
+        return lambda codes, positions: self.entropy_model.patch_log2_probs(codes, positions, rows, grid)
 
     def _patch_codes(
         self,

@@ -180,6 +180,13 @@ def test_patch_tokens_have_the_bytes_of_unbounded_integers(request: Any) -> None
     decoder = RangeDecoder(data)
     assert np.array_equal(model.decode_patches(decoder, positions, cell_codes, grid), codes)
     decoder.finish()
+    # What tokens are said to cost is what they were coded with.
+    frequencies = np.rint(4096 * np.exp2(model.patch_log2_probs(codes, positions, cell_codes, grid))).astype(int)
+    coder = plain.Encoder()
+    starts = np.cumsum(model.levels)[:-1]
+    for code, column in zip(codes.tolist(), frequencies.T, strict=True):
+        plain.encode_symbols(coder, code, [row.tolist() for row in np.split(column, starts)])
+    assert coder.finish() == data
 
 
 @given(requests())
@@ -268,8 +275,11 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], says: str) -> None
         "global_codes": np.zeros((4, 2), np.int32),
         "grid": (8, 8),
     }
+    model = make_model((8, 5), 0)
     with pytest.raises(ValueError, match=says):
-        make_model((8, 5), 0).encode_patches(RangeEncoder(), **(arguments | change))
+        model.encode_patches(RangeEncoder(), **(arguments | change))
+    with pytest.raises(ValueError, match=says):
+        model.patch_log2_probs(**(arguments | change))
 
 
 def test_sums_that_may_leave_32_bits_are_refused() -> None:

@@ -189,6 +189,7 @@ def test_only_what_is_shown_and_may_change_is_corrected(tokenizer: Tokenizer) ->
     everything = np.arange(len(codes), dtype=np.int32)
     state = _kernels.decoder_state(codes, everything, prior.expected, prior.entropy, tokenizer.levels)
     some = everything[everything % grid[1] < 6]
+    rates = tokenizer.rates(tokenizer.networks.global_codes(image, False, Clock()))
 
     def corrected(hidden: Any) -> tuple[Any, Any]:
         now = state.copy()
@@ -200,7 +201,7 @@ def test_only_what_is_shown_and_may_change_is_corrected(tokenizer: Tokenizer) ->
             prior.mean,
             some,
             codes[some],
-            prior.log2_probs[:, some],
+            rates,
             3,
             Clock(),
             hidden=hidden,
@@ -227,7 +228,7 @@ def test_only_what_is_shown_and_may_change_is_corrected(tokenizer: Tokenizer) ->
             np.ones(len(some), np.bool_) if number == 0 else (some // grid[1] + some % grid[1]) % 2 == (3 - number) % 2
         )
         nothing = np.zeros((6, int(turn.sum())), np.float32)
-        only_bits[turn] = refiner._moved(only_bits[turn], prior.log2_probs[:, some[turn]], nothing)
+        only_bits[turn] = refiner._moved(only_bits[turn], rates(only_bits, some)[:, turn], nothing)
     assert np.array_equal(blind, only_bits)
 
 

@@ -230,6 +230,20 @@ inline CoderStatus encode_tokens(RangeEncoder& coder, const TokenNet& net, const
     return done ? CoderStatus::ok : CoderStatus::bad_symbol;
 }
 
+// Frequencies (count, states) of all values of each token, given the codes of those before it.
+inline CoderStatus token_frequencies(const TokenNet& net, const int32_t* codes, const int32_t* positions, size_t count,
+                                     int height, int width, const int32_t* cell_codes, int share, uint16_t* out,
+                                     size_t& at) {
+    const bool done = walk_tokens(net, positions, count, height, width, cell_codes, share,
+                                  [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
+                                      const int32_t code = codes[i * net.dims + d];
+                                      at = i;
+                                      for (int k = 0; k < level; ++k) *out++ = static_cast<uint16_t>(freqs[k]);
+                                      return code >= 0 && code < level ? code : -1;
+                                  });
+    return done ? CoderStatus::ok : CoderStatus::bad_symbol;
+}
+
 inline CoderStatus decode_tokens(RangeDecoder& coder, const TokenNet& net, int32_t* codes, const int32_t* positions,
                                  size_t count, int height, int width, const int32_t* cell_codes, int share,
                                  size_t& at) {
