@@ -3,7 +3,8 @@
 Network floats differ between machines in their last bits, and a coder that follows them would decode garbage. So the
 frequencies come from three small networks in integers: for the global tokens, for which patches are kept, and for the
 patch tokens. They read what the packet has coded before next to what comes next; the latter two also read the global
-tokens around and the share of kept patches. ``runtime/cpp/token_coder.hpp`` evaluates them.
+tokens around and the share of kept patches. What they say adapts to the packet, by what its tokens have cost so far.
+``runtime/cpp/token_coder.hpp`` evaluates all of it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PHASES = 16
 """Patches in a cell."""
 MAX_TABLE_BYTES = 1 << 28
 """Largest size of all arrays together, unpacked."""
+
+FORM = 2
+"""What the coder makes of the tables: other forms would decode garbage."""
 
 GRIDS = ("global", "keep", "patch")
 LAYERS = ("w1", "b1", "w2", "b2", "w3", "b3")
@@ -138,7 +142,8 @@ def exp_table() -> NDArray[np.int32]:
 def save_tables(tables: Mapping[str, NDArray[np.integer]]) -> bytes:
     """The arrays as an ``.npz`` file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: tables[name] for name in _FIELDS})  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {name: tables[name] for name in _FIELDS}
+    np.savez_compressed(buffer, form=np.int32(FORM), **arrays)
     return buffer.getvalue()
 
 
@@ -154,14 +159,14 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
         if unpacked > MAX_TABLE_BYTES:  # a small file can unpack into more than there is memory
             raise ValueError(f"{unpacked} bytes unpacked, at most {MAX_TABLE_BYTES} are allowed")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            earlier = "global_freqs" in file.files
-            tables = {} if earlier else {field: file[field] for field in _FIELDS}
+            form = int(file["form"]) if "form" in file.files else 0
+            tables = {field: file[field] for field in _FIELDS} if form == FORM else {}
     except Exception as error:
         raise BundleError(f"{name}: the entropy tables cannot be read ({error}); install the model again") from error
-    if earlier:
+    if form != FORM:
         raise BundleError(
-            f"{name}: its entropy tables are of an earlier form; install the model again, or fit them again with "
-            "python -m tatok_edge.training.entropy"
+            f"{name}: its entropy tables are of {'a later' if form > FORM else 'an earlier'} form; install the model "
+            "again, or fit them again with python -m tatok_edge.training.entropy"
         )
     try:
         _token_models(tables, levels)

@@ -16,7 +16,7 @@ import pytest
 
 from tatok_edge import bundle as bundle_module
 from tatok_edge.bundle import DEFAULT_MODEL, GRAPHS, MODELS, content_tag, list_models, open_bundle
-from tatok_edge.entropy import load_tables, save_tables
+from tatok_edge.entropy import FORM, load_tables, save_tables
 from tatok_edge.errors import BackendError, BundleError
 from tatok_edge.tokenizer import Tokenizer
 
@@ -306,7 +306,7 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, field: str) -> None:
     tables: dict[str, Any] = dict(small_tables())
     tables[field] = np.array([Bomb(mark)], dtype=object)
     buffer = io.BytesIO()
-    np.savez(buffer, **tables)
+    np.savez(buffer, **({"form": np.int32(FORM)} | tables))
     replace_entry(folder, "entropy", buffer.getvalue())
     refused(lambda: open_bundle(folder).entropy_model(), "entropy tables cannot be read")
     replace_entry(folder, "entropy", pickle.dumps(Bomb(mark)))
@@ -348,9 +348,13 @@ TABLE_DAMAGE: dict[str, tuple[dict[str, np.ndarray], str]] = {
 }
 
 
-def test_tables_of_an_earlier_form_name_the_remedy() -> None:
+@pytest.mark.parametrize(
+    ("form", "says"), [(None, "of an earlier form"), (1, "of an earlier form"), (3, "of a later form")]
+)
+def test_tables_of_another_form_name_the_remedy(form: int | None, says: str) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, global_freqs=np.zeros((2, 3), np.uint16), w1=np.zeros((3, 3), np.int32))
+    np.savez(buffer, **small_tables(), **({} if form is None else {"form": np.int32(form)}))
+    refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), says)
     refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "python -m tatok_edge.training.entropy")
 
 
@@ -364,7 +368,7 @@ def test_a_table_that_is_missing() -> None:
     tables = small_tables()
     del tables["patch_w2"]
     buffer = io.BytesIO()
-    np.savez(buffer, **tables)
+    np.savez(buffer, **({"form": np.int32(FORM)} | tables))
     refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "w2")
     assert load_tables(save_tables(small_tables()), LEVELS, "b").keys() == small_tables().keys()
 

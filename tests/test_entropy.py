@@ -71,7 +71,39 @@ def layer(inputs: list[int], weights: list[list[int]], biases: list[int]) -> lis
     ]
 
 
-def reference_rows(
+class Adapting:
+    """What a body has said so far of the dimensions of its tokens: the specification in plain words."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        self.levels = levels
+        self.scales = [0] * len(levels)
+        self.biases = [0] * sum(levels)
+
+    def rows(self, totals: list[int], exp: list[int]) -> list[list[int]]:
+        rows, at = [], 0
+        for scale, level in zip(self.scales, self.levels, strict=True):
+            pairs = zip(totals[at : at + level], self.biases[at : at + level], strict=True)
+            logits = [(total + (total * (scale >> 6) >> 16) + (bias >> 1)) >> 12 for total, bias in pairs]
+            at += level
+            below = [max(logits) - logit for logit in logits]
+            weights = [exp[min(step, 177)] for step in below]
+            row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
+            row[below.index(0)] += 4096 - sum(row)
+            rows.append(row)
+        return rows
+
+    def learn(self, totals: list[int], rows: list[list[int]], code: list[int]) -> None:
+        at = 0
+        for d, (level, row) in enumerate(zip(self.levels, rows, strict=True)):
+            slopes = [4096 * (k == code[d]) - frequency for k, frequency in enumerate(row)]
+            step = sum(slope * (total >> 12) for slope, total in zip(slopes, totals[at : at + level], strict=True))
+            self.scales[d] = min(max(self.scales[d] + step, -3145728), 3145728)
+            for k, slope in enumerate(slopes):
+                self.biases[at + k] = min(max(self.biases[at + k] + slope, -(2**20)), 2**20)
+            at += level
+
+
+def reference_totals(
     tables: dict[str, Any],
     name: str,
     levels: tuple[int, ...],
@@ -81,8 +113,8 @@ def reference_rows(
     position: int,
     cell_codes: list[list[int]],
     kept: int,
-) -> list[list[int]]:
-    """The rows of one token in Python's integers, which have no width: the specification in plain words."""
+) -> list[int]:
+    """The sums of the last layer for one token in Python's integers, which have no width."""
     height, width = grid
     y, x = divmod(position, width)
     inputs: list[int] = []
@@ -110,17 +142,7 @@ def reference_rows(
     for w, b in (("w1", "b1"), ("w2", "b2")):
         totals = layer(inputs, tables[f"{name}_{w}"], tables[f"{name}_{b}"])
         inputs = [min(max(total >> 10, 0), 255) for total in totals]
-    totals = [total >> 12 for total in layer(inputs, tables[f"{name}_w3"], tables[f"{name}_b3"])]
-    rows, at = [], 0
-    for level in own:
-        logits = totals[at : at + level]
-        at += level
-        below = [max(logits) - logit for logit in logits]
-        weights = [tables["exp"][min(step, 177)] for step in below]
-        row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
-        row[below.index(0)] += 4096 - sum(row)
-        rows.append(row)
-    return rows
+    return layer(inputs, tables[f"{name}_w3"], tables[f"{name}_b3"])
 
 
 def reference_bytes(
@@ -130,11 +152,14 @@ def reference_bytes(
     tables = {key: array.tolist() for key, array in model.tables.items()}
     coder = plain.Encoder()
     coded: dict[int, list[int]] = {}
+    adapting = Adapting(model.levels)
     there = set(positions.tolist())
     for code, position in zip(codes.tolist(), positions.tolist(), strict=True):
         cells = cell_codes.tolist()
-        rows = reference_rows(tables, name, model.levels, grid, coded, there, position, cells, len(there))
+        totals = reference_totals(tables, name, model.levels, grid, coded, there, position, cells, len(there))
+        rows = adapting.rows(totals, tables["exp"])
         plain.encode_symbols(coder, code, rows)
+        adapting.learn(totals, rows, code)
         coded[position] = code
     return coder.finish()
 
@@ -144,13 +169,18 @@ def reference_keep_bytes(model: IntegerEntropyModel, keep: np.ndarray, cell_code
     tables = {key: array.tolist() for key, array in model.tables.items()}
     coder = plain.Encoder()
     coded: dict[int, list[int]] = {}
-    everywhere, kept = set(range(keep.size)), int(keep.sum())
+    everywhere, kept, cells = set(range(keep.size)), int(keep.sum()), cell_codes.tolist()
     ones = kept
+    adapting = Adapting((2,))
     for position, bit in enumerate(keep.ravel().tolist()):
         if 0 < ones < keep.size - position:
             cells = cell_codes.tolist()
-            rows = reference_rows(tables, "keep", model.levels, keep.shape, coded, everywhere, position, cells, kept)
+            totals = reference_totals(
+                tables, "keep", model.levels, keep.shape, coded, everywhere, position, cells, kept
+            )
+            rows = adapting.rows(totals, tables["exp"])
             plain.encode_symbols(coder, [bit], rows)
+            adapting.learn(totals, rows, [bit])
         coded[position] = [bit]
         ones -= bit
     return coder.finish()
@@ -229,6 +259,25 @@ def test_global_tokens_have_the_bytes_of_unbounded_integers(request: Any, data: 
         decoder = RangeDecoder(body)
         assert np.array_equal(model.decode_globals(decoder, cells, grid), codes[cells])
         decoder.finish()
+
+
+def test_adaptation_stays_within_its_limits() -> None:
+    """Many tokens that the network is wrong about: scale and bias come to their ends, and no sum overflows."""
+    levels = (4, 3)
+    tables = make_tables(levels, 0)
+    for name in ("patch_w1", "patch_w2", "patch_w3", "patch_b1", "patch_b2"):
+        tables[name][:] = 0
+    tables["patch_b3"][:] = [2**31 - 1, 0, 0, -(2**31) + 1, 1 << 18, 0, 0]
+    model = IntegerEntropyModel(levels, TAG, tables)
+    positions = np.arange(32 * 32, dtype=np.int32)
+    codes = np.tile(np.array([[3, 1]], np.int32), (len(positions), 1))
+    codes[700:] = 0, 0
+    cells = random_codes(levels, 64, 0)
+    encoder = RangeEncoder()
+    model.encode_patches(encoder, codes, positions, cells, (32, 32))
+    data = encoder.finish()
+    assert data == reference_bytes(model, "patch", codes, positions, (32, 32), cells)
+    assert np.array_equal(model.decode_patches(RangeDecoder(data), positions, cells, (32, 32)), codes)
 
 
 def test_no_token_takes_no_byte() -> None:

@@ -3,7 +3,8 @@
 //
 // A small network in integers reads the codes of the tokens that come before a token in raster order, within two rows
 // and columns, and says how likely each value of its code is. All sums stay below 2^31 (the caller checks the weights),
-// so the frequencies are the same on every machine and compiler.
+// so the frequencies are the same on every machine and compiler. What the network says is scaled and shifted by what it
+// would have been better to say of the tokens before: pictures differ from those that it was fitted to.
 
 #ifndef TATOK_TOKEN_CODER_HPP
 #define TATOK_TOKEN_CODER_HPP
@@ -28,6 +29,11 @@ constexpr int kHiddenMax = 255;
 constexpr int kExpSize = 178;
 constexpr int kCell = 4;                                // patches along a side of a cell
 constexpr int kMaxDims = 16;
+// How fast the logits follow what has been coded, and how far.
+constexpr int kScaleShift = 6;
+constexpr int kBiasShift = 1;
+constexpr int64_t kScaleLimit = int64_t{49152} << kScaleShift;  // logits times 1/4 to 7/4
+constexpr int64_t kBiasLimit = int64_t{1} << 20;                // 8 nats
 
 // Weights as rows of what goes into one output; see TokenModel in _coder.pyx for shapes.
 struct TokenNet {
@@ -117,6 +123,34 @@ inline void frequencies(const int32_t* logits, int level, const int32_t* exp, ui
     freqs[top - logits] += kFrequencyTotal - total;
 }
 
+inline int64_t limited(int64_t value, int64_t limit) { return std::min(std::max(value, -limit), limit); }
+
+// Scale of each dimension and bias of each value, which follow the gradient of what the codes have cost so far.
+struct Adaptation {
+    std::vector<int64_t> scale, bias;
+
+    explicit Adaptation(const TokenNet& net) : scale(net.dims, 0), bias(net.states, 0) {}
+
+    // Logits (level,) of dimension d from the sums (level,) of the last layer; `at` is its first state.
+    void logits(const int32_t* sums, int d, int at, int level, int32_t* out) const {
+        const int64_t factor = scale[d] >> kScaleShift;
+        for (int k = 0; k < level; ++k) {
+            const int64_t sum = sums[k] + (sums[k] * factor >> 16) + (bias[at + k] >> kBiasShift);
+            out[k] = static_cast<int32_t>(sum >> kOutputShift);
+        }
+    }
+
+    void learn(const int32_t* sums, int d, int at, int level, const uint32_t* freqs, int32_t code) {
+        int64_t total = 0;
+        for (int k = 0; k < level; ++k) {
+            const int64_t slope = (k == code ? static_cast<int64_t>(kFrequencyTotal) : 0) - freqs[k];
+            bias[at + k] = limited(bias[at + k] + slope, kBiasLimit);
+            total += slope * (sums[k] >> kOutputShift);
+        }
+        scale[d] = limited(scale[d] + total, kScaleLimit);
+    }
+};
+
 // Calls step(freqs, level, i, d) -> code for every dimension d of the i-th token; stops at a negative code, and returns
 // whether it came to the end.
 //
@@ -140,8 +174,9 @@ inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t co
         based.resize(wc, 0);
     }
     std::vector<int16_t> input(std::max(net.context_inputs(), net.cell_inputs)), x1(net.width1), x2(net.width2);
-    std::vector<int32_t> totals(std::max(net.width1, net.width2)), logits(net.states);
+    std::vector<int32_t> totals(std::max(net.width1, net.width2)), last(net.states), logits(net.widest);
     std::vector<uint32_t> freqs(net.widest);
+    Adaptation adaptation(net);
     int row = 0, cell_row = -1;
     for (size_t i = 0; i < count; ++i) {
         const int y = positions[i] / width, x = positions[i] % width;
@@ -196,15 +231,16 @@ inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t co
         }
         add_products(net.w2, x1.data(), net.width1, net.width2, net.b2, totals.data());
         for (int j = 0; j < net.width2; ++j) x2[j] = hidden(totals[j]);
-        add_products(net.w3, x2.data(), net.width2, net.states, net.b3, logits.data());
-        for (int32_t& logit : logits) logit >>= kOutputShift;
+        add_products(net.w3, x2.data(), net.width2, net.states, net.b3, last.data());
         int16_t* own = rows.data() + (static_cast<size_t>(y % (kReach + 1)) * columns + x + kReach) * entry;
         int at = 0;
         for (int d = 0; d < dims; ++d) {
             const int level = net.levels[d];
-            frequencies(logits.data() + at, level, net.exp, freqs.data());
+            adaptation.logits(last.data() + at, d, at, level, logits.data());
+            frequencies(logits.data(), level, net.exp, freqs.data());
             const int32_t code = step(freqs.data(), level, i, d);
             if (code < 0) return false;
+            adaptation.learn(last.data() + at, d, at, level, freqs.data(), code);
             own[d] = centre(code, level);
             at += level;
         }
