@@ -536,8 +536,8 @@ def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
     ceiling = {"cells": math.log2(25), "keep": 0.7, "patches": math.log2(25)}
     for grid, (each, count) in nats.items():
         bits = 8 * len(encoders[grid].finish())
-        # What the coder learns from the packet saves a little.
-        assert 0.9 < bits * math.log(2) / (float(each) * count) < 1.03
+        # Networks of 150 steps leave the coder much to learn from the packet.
+        assert 0.7 < bits * math.log(2) / (float(each) * count) < 1.03
         assert bits < 0.8 * count * ceiling[grid]
 
 
