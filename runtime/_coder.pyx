@@ -398,15 +398,11 @@ cdef class TokenModel:
         cdef const int32_t[::1] places = self._places(positions, height, width)
         cdef size_t count = places.shape[0], at = 0
         cdef const int32_t[:, ::1] values = self._codes(codes, count)
-        cdef const int32_t[:, ::1] cells
-        cdef const int32_t* around = NULL
+        cdef const int32_t* around = self._around(cell_codes)
         cdef CoderStatus status
         encoder._open()
         if count == 0:
             return
-        if self.net.cell_inputs:
-            cells = cell_codes
-            around = &cells[0, 0]
         with nogil:
             status = c_encode_tokens(
                 encoder.core, self.net, &values[0, 0], &places[0], count, height, width, around, share, at
@@ -427,14 +423,10 @@ cdef class TokenModel:
         cdef size_t count = places.shape[0], at = 0
         out = np.empty((count, self.net.dims), _int32)
         cdef int32_t[:, ::1] values = out
-        cdef const int32_t[:, ::1] cells
-        cdef const int32_t* around = NULL
+        cdef const int32_t* around = self._around(cell_codes)
         cdef CoderStatus status
         if count == 0:
             return out
-        if self.net.cell_inputs:
-            cells = cell_codes
-            around = &cells[0, 0]
         with nogil:
             status = c_decode_tokens(
                 decoder.core, self.net, &values[0, 0], &places[0], count, height, width, around, share, at
@@ -455,16 +447,12 @@ cdef class TokenModel:
         cdef const int32_t[::1] places = self._places(positions, height, width)
         cdef size_t count = places.shape[0], at = 0
         cdef const int32_t[:, ::1] values = self._codes(codes, count)
-        cdef const int32_t[:, ::1] cells
-        cdef const int32_t* around = NULL
+        cdef const int32_t* around = self._around(cell_codes)
         cdef CoderStatus status
         out = np.empty((count, self.net.states), _uint16)
         cdef uint16_t[:, ::1] freqs = out
         if count == 0:
             return out
-        if self.net.cell_inputs:
-            cells = cell_codes
-            around = &cells[0, 0]
         with nogil:
             status = c_token_frequencies(
                 self.net, &values[0, 0], &places[0], count, height, width, around, share, &freqs[0, 0], at
@@ -484,11 +472,11 @@ cdef class TokenModel:
         cdef int height, width
         height, width = self._grid(keep.shape, cell_codes, share)
         cdef size_t count = _ones("keep", places)
-        cdef const int32_t[:, ::1] cells = cell_codes
         self._check_map()
+        cdef const int32_t* around = self._around(cell_codes)
         encoder._open()
         with nogil:
-            c_encode_keep(encoder.core, self.net, &places[0, 0], count, height, width, &cells[0, 0], share)
+            c_encode_keep(encoder.core, self.net, &places[0, 0], count, height, width, around, share)
 
     def decode_map(self, RangeDecoder decoder not None, count, grid, cell_codes, int share):
         """The next map, uint8 ``(rows, columns)`` with ``count`` ones.
@@ -499,13 +487,13 @@ cdef class TokenModel:
         cdef int height, width
         height, width = self._grid(grid, cell_codes, share)
         cdef size_t n = _count("count", count, <int64_t>height * width)
-        cdef const int32_t[:, ::1] cells = cell_codes
         self._check_map()
+        cdef const int32_t* around = self._around(cell_codes)
         out = np.empty((height, width), _uint8)
         cdef uint8_t[:, ::1] places = out
         cdef CoderStatus status
         with nogil:
-            status = c_decode_keep(decoder.core, self.net, &places[0, 0], n, height, width, &cells[0, 0], share)
+            status = c_decode_keep(decoder.core, self.net, &places[0, 0], n, height, width, around, share)
         _raise(status, "the map of kept patches")
         return out
 
@@ -530,6 +518,14 @@ cdef class TokenModel:
             if not 0 <= share < self.net.shares:
                 raise ValueError(f"share must be from 0 to below {self.net.shares}, got {share}")
         return height, width
+
+    cdef const int32_t* _around(self, object cell_codes) except? NULL:
+        """Where the checked ``cell_codes`` lie; NULL for a grid that has none."""
+        cdef const int32_t[:, ::1] cells
+        if not self.net.cell_inputs:
+            return NULL
+        cells = cell_codes
+        return &cells[0, 0]
 
     cdef object _codes(self, object codes, size_t count):
         _array("codes", codes, _int32, 2)

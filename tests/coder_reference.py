@@ -112,6 +112,38 @@ def decode_symbols(coder: Decoder, rows: Rows) -> list[int]:
 Grid = Sequence[Sequence[int]]
 
 
+class Adaptation:
+    """Scale and biases of the dimensions of a network's tokens, which follow what a body has coded with it so far."""
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        self.levels = levels
+        self.scales = [0] * len(levels)
+        self.biases = [0] * sum(levels)
+
+    def rows(self, totals: Sequence[int], exp: Sequence[int]) -> list[list[int]]:
+        rows, at = [], 0
+        for scale, level in zip(self.scales, self.levels, strict=True):
+            pairs = zip(totals[at : at + level], self.biases[at : at + level], strict=True)
+            logits = [(total + (total * (scale >> 6) >> 16) + (bias >> 1)) >> 12 for total, bias in pairs]
+            at += level
+            below = [max(logits) - logit for logit in logits]
+            weights = [exp[min(step, 177)] for step in below]
+            row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
+            row[below.index(0)] += 4096 - sum(row)
+            rows.append(row)
+        return rows
+
+    def learn(self, totals: Sequence[int], rows: Rows, code: Sequence[int]) -> None:
+        at = 0
+        for d, (level, row) in enumerate(zip(self.levels, rows, strict=True)):
+            slopes = [4096 * (k == code[d]) - frequency for k, frequency in enumerate(row)]
+            step = sum(slope * (total >> 12) for slope, total in zip(slopes, totals[at : at + level], strict=True))
+            self.scales[d] = min(max(self.scales[d] + step, -3145728), 3145728)
+            for k, slope in enumerate(slopes):
+                self.biases[at + k] = min(max(self.biases[at + k] + slope, -(2**20)), 2**20)
+            at += level
+
+
 def _walk(
     height: int, width: int, count: int, places: Grid | None, bit: Callable[[AdaptiveBit, int, int], int]
 ) -> list[list[int]]:

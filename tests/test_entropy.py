@@ -71,38 +71,6 @@ def layer(inputs: list[int], weights: list[list[int]], biases: list[int]) -> lis
     ]
 
 
-class Adapting:
-    """What a body has said so far of the dimensions of its tokens: the specification in plain words."""
-
-    def __init__(self, levels: tuple[int, ...]) -> None:
-        self.levels = levels
-        self.scales = [0] * len(levels)
-        self.biases = [0] * sum(levels)
-
-    def rows(self, totals: list[int], exp: list[int]) -> list[list[int]]:
-        rows, at = [], 0
-        for scale, level in zip(self.scales, self.levels, strict=True):
-            pairs = zip(totals[at : at + level], self.biases[at : at + level], strict=True)
-            logits = [(total + (total * (scale >> 6) >> 16) + (bias >> 1)) >> 12 for total, bias in pairs]
-            at += level
-            below = [max(logits) - logit for logit in logits]
-            weights = [exp[min(step, 177)] for step in below]
-            row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
-            row[below.index(0)] += 4096 - sum(row)
-            rows.append(row)
-        return rows
-
-    def learn(self, totals: list[int], rows: list[list[int]], code: list[int]) -> None:
-        at = 0
-        for d, (level, row) in enumerate(zip(self.levels, rows, strict=True)):
-            slopes = [4096 * (k == code[d]) - frequency for k, frequency in enumerate(row)]
-            step = sum(slope * (total >> 12) for slope, total in zip(slopes, totals[at : at + level], strict=True))
-            self.scales[d] = min(max(self.scales[d] + step, -3145728), 3145728)
-            for k, slope in enumerate(slopes):
-                self.biases[at + k] = min(max(self.biases[at + k] + slope, -(2**20)), 2**20)
-            at += level
-
-
 def reference_totals(
     tables: dict[str, Any],
     name: str,
@@ -152,7 +120,7 @@ def reference_bytes(
     tables = {key: array.tolist() for key, array in model.tables.items()}
     coder = plain.Encoder()
     coded: dict[int, list[int]] = {}
-    adapting = Adapting(model.levels)
+    adapting = plain.Adaptation(model.levels)
     there = set(positions.tolist())
     for code, position in zip(codes.tolist(), positions.tolist(), strict=True):
         cells = cell_codes.tolist()
@@ -171,10 +139,9 @@ def reference_keep_bytes(model: IntegerEntropyModel, keep: np.ndarray, cell_code
     coded: dict[int, list[int]] = {}
     everywhere, kept, cells = set(range(keep.size)), int(keep.sum()), cell_codes.tolist()
     ones = kept
-    adapting = Adapting((2,))
+    adapting = plain.Adaptation((2,))
     for position, bit in enumerate(keep.ravel().tolist()):
         if 0 < ones < keep.size - position:
-            cells = cell_codes.tolist()
             totals = reference_totals(
                 tables, "keep", model.levels, keep.shape, coded, everywhere, position, cells, kept
             )
@@ -273,6 +240,12 @@ def test_adaptation_stays_within_its_limits() -> None:
     codes = np.tile(np.array([[3, 1]], np.int32), (len(positions), 1))
     codes[700:] = 0, 0
     cells = random_codes(levels, 64, 0)
+    adaptation, ends = plain.Adaptation(levels), set()
+    totals = tables["patch_b3"].tolist()
+    for code in codes.tolist():
+        adaptation.learn(totals, adaptation.rows(totals, tables["exp"].tolist()), code)
+        ends |= {adaptation.scales[0], *adaptation.biases}
+    assert {-3145728, 2**20, -(2**20)} <= ends
     encoder = RangeEncoder()
     model.encode_patches(encoder, codes, positions, cells, (32, 32))
     data = encoder.finish()

@@ -7,9 +7,11 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import coder_reference as plain
 import cv2
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
 from safetensors import safe_open  # noqa: E402
 
-from tatok_edge.entropy import IntegerEntropyModel, load_tables, save_tables  # noqa: E402
+from tatok_edge.entropy import IntegerEntropyModel, exp_table, load_tables, save_tables  # noqa: E402
 from tatok_edge.errors import FormatError  # noqa: E402
 from tatok_edge.runtime._coder import RangeEncoder  # noqa: E402
 from tatok_edge.synthetic import Scene, render  # noqa: E402
@@ -518,6 +520,22 @@ def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
     model = IntegerEntropyModel(levels, bytes(8), nets.tables())
     kept = scores > 0.5
     encoders = {"cells": RangeEncoder(), "keep": RangeEncoder(), "patches": RangeEncoder()}
+    expected = dict.fromkeys(encoders, 0.0)
+    exp = exp_table().tolist()
+
+    def cost(net: entropy.TokenNet, forward: Callable[[], Any], tokens: Any, levels: tuple[int, ...]) -> float:
+        """Bits of tokens by what the float network says, with the coder's adaptation to them."""
+        logits: list[torch.Tensor] = []
+        with torch.no_grad(), net.register_forward_hook(lambda _net, _inputs, output: logits.append(output)):
+            forward()
+        adaptation, bits = plain.Adaptation(levels), 0.0
+        for code, totals in zip(tokens.tolist(), (logits[0].double() * 65536).round().long().tolist(), strict=True):
+            rows = adaptation.rows(totals, exp)
+            bits -= sum(math.log2(row[value] / 4096) for row, value in zip(rows, code, strict=True))
+            adaptation.learn(totals, rows, code)
+        return bits
+
+    there, everywhere = torch.ones(1, 4, 5, dtype=torch.bool), torch.ones(1, 16, 20, dtype=torch.bool)
     for number in range(12):
         own = np.ascontiguousarray(cells[number].reshape(-1, 2).astype(np.int32))
         model.encode_globals(encoders["cells"], own, np.arange(20, dtype=np.int32), (4, 5))
@@ -526,19 +544,17 @@ def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
         positions = np.flatnonzero(keep).astype(np.int32)
         of_patches = np.ascontiguousarray(patches[number].reshape(-1, 2)[positions].astype(np.int32))
         model.encode_patches(encoders["patches"], of_patches, positions, own, (16, 20))
-    there, everywhere = torch.ones(12, 4, 5, dtype=torch.bool), torch.ones(12, 16, 20, dtype=torch.bool)
-    with torch.no_grad():
-        nats = {
-            "cells": (nets.cells_nats(codes.cells, there), 240),
-            "keep": (nets.keep_nats(codes.cells, kept, everywhere), kept.numel()),
-            "patches": (nets.patches_nats(codes.cells, codes.patches, kept, kept), int(kept.sum())),
-        }
-    ceiling = {"cells": math.log2(25), "keep": 0.7, "patches": math.log2(25)}
-    for grid, (each, count) in nats.items():
-        bits = 8 * len(encoders[grid].finish())
-        # Networks of 150 steps leave the coder much to learn from the packet.
-        assert 0.7 < bits * math.log(2) / (float(each) * count) < 1.03
-        assert bits < 0.8 * count * ceiling[grid]
+        one = slice(number, number + 1)
+        c, p, k = codes.cells[one], codes.patches[one], kept[one]
+        expected["cells"] += cost(nets.cells, partial(nets.cells_nats, c, there), own, levels)
+        bits_of_map = keep.reshape(-1, 1).astype(int)
+        expected["keep"] += cost(nets.keep, partial(nets.keep_nats, c, k, everywhere), bits_of_map, (2,))
+        expected["patches"] += cost(nets.patches, partial(nets.patches_nats, c, p, k, k), of_patches, levels)
+    ceiling = {"cells": 240 * math.log2(25), "keep": 0.7 * kept.numel(), "patches": int(kept.sum()) * math.log2(25)}
+    for grid, encoder in encoders.items():
+        bits = 8 * len(encoder.finish())
+        assert bits == pytest.approx(expected[grid], rel=0.03)
+        assert bits < 0.8 * ceiling[grid]
 
 
 class Stop(Exception):
