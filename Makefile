@@ -31,8 +31,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# Types are checked where the package is installed: export/ and runtime/ are parts of it only there.
-	cd build && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir mypy -p tatok_edge
+	$(BIN)/mypy -p tatok_edge
 	$(BIN)/pytest
 
 $(VENV)/.created:
@@ -42,7 +41,7 @@ $(VENV)/.created:
 # What an earlier build copied for packaging is removed first: it may hold modules that are gone.
 $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 	@rm -rf build/lib* build/bdist*
-	$(BIN)/python -m pip install --quiet .
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed requirements-dev.txt

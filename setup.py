@@ -1,9 +1,9 @@
-"""Build of the native modules and the mapping of the source folders to packages; all metadata is in pyproject.toml."""
+"""Build of the native modules; all metadata is in pyproject.toml."""
 
 from glob import glob
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 # No -march=native: wheels must run anywhere. No fused multiply-add: every backend must give the same bits.
 # Nobody reads floating point flags, and gcc vectorises selections only when told so (the values are the same).
@@ -18,11 +18,11 @@ COMPILE_ARGS = [
 ]
 
 
-def extension(name: str) -> Extension:
-    """The Cython module ``runtime/<name>.pyx`` as ``tatok_edge.runtime.<name>``."""
+def extension(source: str) -> Extension:
+    """A Cython module of ``runtime/cpu`` as a module of ``tatok_edge.runtime.cpu``."""
     return Extension(
-        f"tatok_edge.runtime.{name}",
-        [f"runtime/{name}.pyx"],
+        "tatok_edge." + source.removesuffix(".pyx").replace("/", "."),
+        [source],
         include_dirs=["runtime/cpp"],
         depends=sorted(glob("runtime/cpp/*.hpp")),
         extra_compile_args=COMPILE_ARGS,
@@ -31,19 +31,15 @@ def extension(name: str) -> Extension:
 
 
 setup(
-    packages=[
-        "tatok_edge",
-        "tatok_edge.datasets",
-        "tatok_edge.demo",
-        "tatok_edge.training",
-        "tatok_edge.export",
-        "tatok_edge.runtime",
-    ],
-    package_dir={"tatok_edge.export": "export", "tatok_edge.runtime": "runtime"},
+    # tatok_edge/export and tatok_edge/runtime are links to the folders beside tatok_edge.
+    packages=find_packages(include=["tatok_edge", "tatok_edge.*"]),
     package_data={
         "tatok_edge": ["py.typed", "models/**"],
         "tatok_edge.demo": ["page/*"],
-        "tatok_edge.runtime": ["*.pyi", "cpp/*.hpp", "cuda/*", "plugin/*"],
+        "tatok_edge.runtime": ["cpp/*.hpp", "cuda/*.cu", "cuda/*.cuh", "cuda/*.h*", "tensorrt/cpp/*"],
+        "tatok_edge.runtime.cpu": ["*.pyi"],
     },
-    ext_modules=cythonize([extension("_kernels"), extension("_coder")], build_dir="build/cython", language_level=3),
+    ext_modules=cythonize(
+        [extension(source) for source in sorted(glob("runtime/cpu/*.pyx"))], build_dir="build/cython", language_level=3
+    ),
 )

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.benchmark import machine, test_image
 from tatok_edge.errors import BackendError
-from tatok_edge.runtime import cuda_kernels
-from tatok_edge.runtime.cuda_kernels import DtfLimits, Frames, Kernels
-from tatok_edge.runtime.device import Device, open_device
-from tatok_edge.runtime.tensorrt_flavour import (
+from tatok_edge.evaluation.speed import machine, test_image
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.cuda import kernels as cuda_kernels
+from tatok_edge.runtime.cuda.device import Device, open_device
+from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
+from tatok_edge.runtime.tensorrt.flavour import (
     Messages,
     find_flavour,
     make_builder,
@@ -34,7 +35,6 @@ from tatok_edge.runtime.tensorrt_flavour import (
     rtx_sms,
     set_targets,
 )
-from tatok_edge.tokenizer import Tokenizer
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 CONTEXT = 96
@@ -277,7 +277,7 @@ def rtx_status(device: Device) -> str:
         flavour = find_flavour("rtx")
         if device.sm not in rtx_sms(flavour):
             return f"{flavour.title} does not build for SM {device.sm}; it does for {', '.join(rtx_sms(flavour))}"
-        from tatok_edge.export.dtf_onnx import dtf_model
+        from tatok_edge.export.engines.dtf_onnx import dtf_model
 
         messages = Messages()
         logger = make_logger(flavour, messages)

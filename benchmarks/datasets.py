@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from tatok_edge.benchmark import machine
 from tatok_edge.datasets import open_dataset
 from tatok_edge.datasets.formats import FORMATS
-from tatok_edge.sources import open_source
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.sources.open import open_source
 
 READS = 20_000
 BUDGET = ("--tau", "0.8")

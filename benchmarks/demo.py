@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from websockets.sync.client import connect
 
-from tatok_edge.benchmark import machine
+from tatok_edge.evaluation.speed import machine
 
 CAMERA = "synthetic:width=320,height=240,fps=30,live=1"
 WARM_UP = 2.0

@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.benchmark import machine
-from tatok_edge.evaluation import budget_name, centre_crop, evaluate_pictures, markdown_table, summarize
-from tatok_edge.metrics import Curve, bd_rate, psnr
-from tatok_edge.progress import Progress
-from tatok_edge.sources import list_images, open_source, read_image
-from tatok_edge.tokenizer import EncodeResult, Tokenizer
-from tatok_edge.tokens import TokenBudget
+from tatok_edge.cli.progress import Progress
+from tatok_edge.evaluation.folder import budget_name, centre_crop, evaluate_pictures, markdown_table, summarize
+from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.sources.open import list_images, open_source, read_image
+from tatok_edge.tokens.frame import TokenBudget
 
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
 TAUS = (0.95, 0.9, 0.8)

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatok_edge.benchmark import machine
-from tatok_edge.progress import Progress
+from tatok_edge.cli.progress import Progress
+from tatok_edge.evaluation.speed import machine
 from tatok_edge.training.config import CELL, PATCH
 from tatok_edge.training.data import CropSource, read_pictures
 from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid

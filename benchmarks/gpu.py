@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.benchmark import machine, test_image
-from tatok_edge.bundle import Bundle, open_bundle
 from tatok_edge.errors import TaTokError
-from tatok_edge.export.profiles import FrameRange, ProfileSet
-from tatok_edge.export.tensorrt import build_engines
-from tatok_edge.runtime.tensorrt_flavour import TITLES, find_flavour, gpu_architecture, target_sms
-from tatok_edge.tokenizer import Tokenizer
+from tatok_edge.evaluation.speed import machine, test_image
+from tatok_edge.export.engines.profiles import FrameRange, ProfileSet
+from tatok_edge.export.engines.tensorrt import build_engines
+from tatok_edge.model.bundle import Bundle, open_bundle
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.tensorrt.flavour import TITLES, find_flavour, gpu_architecture, target_sms
 
 NOT_RUN = "not run"
 WARMUP = 3

@@ -16,8 +16,8 @@ from typing import Any
 
 import cv2
 
-from tatok_edge.benchmark import machine
-from tatok_edge.sources import open_source
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.sources.open import open_source
 
 TIMES = 10
 VGA = "synthetic:frames=60,width=640,height=480"

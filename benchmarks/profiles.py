@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tatok_edge.export.profiles import (
+from tatok_edge.export.engines.profiles import (
     BUCKETS,
     PATCH,
     TokenCounts,
@@ -28,8 +28,8 @@ from tatok_edge.export.profiles import (
     optimal_buckets,
     waste,
 )
-from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenBudget
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.tokens.frame import TokenBudget
 
 COUNTS = (4, 8)
 """Numbers of buckets."""

@@ -20,12 +20,12 @@ import numpy as np
 from fidelity import decode, encode_avif, encode_jpeg, encode_webp
 from numpy.typing import NDArray
 
-from tatok_edge.benchmark import machine
-from tatok_edge.evaluation import psnr
-from tatok_edge.progress import Progress
-from tatok_edge.sources import list_images, read_image
-from tatok_edge.tokenizer import EncodeResult, Tokenizer
-from tatok_edge.tokens import TokenBudget, TokenFrame
+from tatok_edge.cli.progress import Progress
+from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.sources.open import list_images, read_image
+from tatok_edge.tokens.frame import TokenBudget, TokenFrame
 
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.1)
 PASSES = 8

@@ -22,11 +22,11 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 from tatok_edge import Tokenizer, open_source
-from tatok_edge.benchmark import machine
-from tatok_edge.evaluation import psnr
-from tatok_edge.frames import SourceFrame
-from tatok_edge.robotics import TokenDecoder, image_from_message
-from tatok_edge.robotics_bags import Bag, Cdr, Message
+from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.robotics.bags.bag import Bag, Cdr, Message
+from tatok_edge.robotics.topics import TokenDecoder, image_from_message
+from tatok_edge.sources.source import SourceFrame
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from make_bag import write_bag

@@ -20,10 +20,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, shape_inference
 
-from tatok_edge.benchmark import bench, machine, measure, test_image
-from tatok_edge.bundle import GRAPHS, INT8, PRECISIONS, Bundle
-from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenBudget, cell_grid, patch_grid
+from tatok_edge.evaluation.speed import bench, machine, measure, test_image
+from tatok_edge.model.bundle import GRAPHS, INT8, PRECISIONS, Bundle
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.tokens.frame import TokenBudget, cell_grid, patch_grid
 
 SIZES = ((256, 256), (640, 480))
 NETWORKS = set(GRAPHS)
@@ -77,19 +77,19 @@ def count_operations(graph: bytes, inputs: dict[str, tuple[int, ...]]) -> float:
 
 def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dict[str, np.ndarray]]:
     """Real inputs of every graph for one picture, all patches."""
-    from tatok_edge.runtime import _kernels
+    from tatok_edge.runtime.cpu import kernels
 
     image = test_image(width, height)
-    cells = _kernels.image_to_cells(image)[None]
+    cells = kernels.image_to_cells(image)[None]
     run = tokenizer.networks.session.run
     codes = run("global_encoder", {"cells": cells})["codes"]
     prior = run("context", {"codes": codes})
     flat = {name: value.reshape(value.shape[1], -1) for name, value in prior.items() if value.ndim == 4}
     rows, columns = patch_grid(width, height)
     positions = np.arange(rows * columns, dtype=np.int32)
-    features = _kernels.gather_features(image, False, flat["context"], flat["mean"], positions, columns)
+    features = kernels.gather_features(image, False, flat["context"], flat["mean"], positions, columns)
     patch_codes = run("patch_encoder", {"features": features})["codes"]
-    state = _kernels.decoder_state(
+    state = kernels.decoder_state(
         patch_codes, positions, flat["expected"], prior["entropy"].reshape(-1), tokenizer.levels
     )
     return {

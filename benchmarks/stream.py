@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.benchmark import machine
-from tatok_edge.bundle import PRECISIONS
-from tatok_edge.evaluation import psnr
-from tatok_edge.sources import open_source
-from tatok_edge.stream import Stream
-from tatok_edge.stream_decoder import StreamDecoder
-from tatok_edge.stream_encoder import StreamEncoder, encode_frames
-from tatok_edge.synthetic import Scene, render
-from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import TokenBudget
+from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.speed import machine
+from tatok_edge.model.bundle import PRECISIONS
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.open import open_source
+from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.stream.decoder import StreamDecoder
+from tatok_edge.stream.encoder import StreamEncoder, encode_frames
+from tatok_edge.stream.pipeline import Stream
+from tatok_edge.tokens.frame import TokenBudget
 
 Image = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from mcap.writer import Writer
 from rosbags.typesys import Stores, get_typestore
 
 import tatok_edge
-from tatok_edge.frames import SourceFrame
+from tatok_edge.sources.source import SourceFrame
 
 START_NS = 1_700_000_000_000_000_000
 """Time of the first message."""

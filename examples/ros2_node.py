@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tatok_edge import Tokenizer
 from tatok_edge.errors import TaTokError
-from tatok_edge.robotics import (
+from tatok_edge.robotics.topics import (
     DECODED_TOPIC,
     REQUEST_TOPIC,
     TOKEN_TOPIC,

@@ -1,6 +1,6 @@
 """The specification of the kernels, in numpy: what every backend must compute, bit for bit.
 
-The functions have the signatures of :mod:`tatok_edge.runtime._kernels`, without ``out`` and without its checks of
+The functions have the signatures of :mod:`tatok_edge.runtime.cpu.kernels`, without ``out`` and without its checks of
 arguments. They are written to be read, not to be fast.
 """
 
@@ -159,7 +159,7 @@ def update_reference(
 
 
 def move_cells(source: NDArray[np.uint8], vectors: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """See :func:`tatok_edge.runtime._kernels.move_cells`."""
+    """See :func:`tatok_edge.runtime.cpu.kernels.move_cells`."""
     height, width = source.shape[:2]
     out = source.copy()
 

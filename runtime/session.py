@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tatok_edge.errors import BackendError
 
 if TYPE_CHECKING:
-    from .device import DeviceArray
+    from tatok_edge.runtime.cuda.device import DeviceArray
 
 BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -216,7 +216,7 @@ def open_session(
         precision: Precision of the graphs; ``"int8"`` runs on the CPU only (TensorRT's is chosen by ``tatok build``).
         engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
         model: Name or path of the bundle, for messages.
-        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.device.stream_handle` takes it; by default one of
+        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.cuda.device.stream_handle` takes it; by default one of
             the session's own.
 
     Raises:
@@ -238,7 +238,7 @@ def open_session(
     elif backend == "auto" and not _has_driver():
         reason = "auto: the CPU, because this machine has no NVIDIA driver"
     elif backend != "onnxruntime":
-        from . import tensorrt_session
+        from tatok_edge.runtime.tensorrt import session as tensorrt_session
 
         folder = None if engines is None else Path(engines)
         try:

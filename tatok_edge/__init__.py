@@ -12,58 +12,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import list_models as list_models
-    from .container import Reader as Reader
-    from .container import Writer as Writer
-    from .errors import BackendError as BackendError
-    from .errors import BundleError as BundleError
-    from .errors import FormatError as FormatError
-    from .errors import InputError as InputError
-    from .errors import SourceError as SourceError
-    from .errors import TaTokError as TaTokError
-    from .frames import Source as Source
-    from .frames import SourceFrame as SourceFrame
-    from .sources import open_source as open_source
-    from .stream import MultiStream as MultiStream
-    from .stream import Stream as Stream
-    from .stream_decoder import DecodedFrame as DecodedFrame
-    from .stream_decoder import StreamDecoder as StreamDecoder
-    from .stream_encoder import StreamEncoder as StreamEncoder
-    from .stream_encoder import StreamFrame as StreamFrame
-    from .stream_encoder import encode_frames as encode_frames
-    from .tokenizer import EncodeResult as EncodeResult
-    from .tokenizer import Tokenizer as Tokenizer
-    from .tokens import DeltaFrame as DeltaFrame
-    from .tokens import TokenBatch as TokenBatch
-    from .tokens import TokenBudget as TokenBudget
-    from .tokens import TokenFrame as TokenFrame
+    from tatok_edge.errors import BackendError as BackendError
+    from tatok_edge.errors import BundleError as BundleError
+    from tatok_edge.errors import FormatError as FormatError
+    from tatok_edge.errors import InputError as InputError
+    from tatok_edge.errors import SourceError as SourceError
+    from tatok_edge.errors import TaTokError as TaTokError
+    from tatok_edge.format.container import Reader as Reader
+    from tatok_edge.format.container import Writer as Writer
+    from tatok_edge.model.bundle import list_models as list_models
+    from tatok_edge.model.tokenizer import EncodeResult as EncodeResult
+    from tatok_edge.model.tokenizer import Tokenizer as Tokenizer
+    from tatok_edge.sources.open import open_source as open_source
+    from tatok_edge.sources.source import Source as Source
+    from tatok_edge.sources.source import SourceFrame as SourceFrame
+    from tatok_edge.stream.decoder import DecodedFrame as DecodedFrame
+    from tatok_edge.stream.decoder import StreamDecoder as StreamDecoder
+    from tatok_edge.stream.encoder import StreamEncoder as StreamEncoder
+    from tatok_edge.stream.encoder import StreamFrame as StreamFrame
+    from tatok_edge.stream.encoder import encode_frames as encode_frames
+    from tatok_edge.stream.pipeline import MultiStream as MultiStream
+    from tatok_edge.stream.pipeline import Stream as Stream
+    from tatok_edge.tokens.frame import DeltaFrame as DeltaFrame
+    from tatok_edge.tokens.frame import TokenBatch as TokenBatch
+    from tatok_edge.tokens.frame import TokenBudget as TokenBudget
+    from tatok_edge.tokens.frame import TokenFrame as TokenFrame
 
 _WHERE = {
     "BackendError": "errors",
     "BundleError": "errors",
-    "DecodedFrame": "stream_decoder",
-    "DeltaFrame": "tokens",
-    "EncodeResult": "tokenizer",
+    "DecodedFrame": "stream.decoder",
+    "DeltaFrame": "tokens.frame",
+    "EncodeResult": "model.tokenizer",
     "FormatError": "errors",
     "InputError": "errors",
-    "MultiStream": "stream",
-    "Reader": "container",
-    "Source": "frames",
+    "MultiStream": "stream.pipeline",
+    "Reader": "format.container",
+    "Source": "sources.source",
     "SourceError": "errors",
-    "SourceFrame": "frames",
-    "Stream": "stream",
-    "StreamDecoder": "stream_decoder",
-    "StreamEncoder": "stream_encoder",
-    "StreamFrame": "stream_encoder",
+    "SourceFrame": "sources.source",
+    "Stream": "stream.pipeline",
+    "StreamDecoder": "stream.decoder",
+    "StreamEncoder": "stream.encoder",
+    "StreamFrame": "stream.encoder",
     "TaTokError": "errors",
-    "TokenBatch": "tokens",
-    "TokenBudget": "tokens",
-    "TokenFrame": "tokens",
-    "Tokenizer": "tokenizer",
-    "Writer": "container",
-    "encode_frames": "stream_encoder",
-    "list_models": "bundle",
-    "open_source": "sources",
+    "TokenBatch": "tokens.frame",
+    "TokenBudget": "tokens.frame",
+    "TokenFrame": "tokens.frame",
+    "Tokenizer": "model.tokenizer",
+    "Writer": "format.container",
+    "encode_frames": "stream.encoder",
+    "list_models": "model.bundle",
+    "open_source": "sources.open",
 }
 
 __all__ = sorted(_WHERE)

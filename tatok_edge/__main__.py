@@ -2,6 +2,6 @@
 
 import sys
 
-from tatok_edge.cli import main
+from tatok_edge.cli.main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""Settings shared by all tests. The tests run against the installed package, never against the source folders."""
+"""Settings shared by all tests."""
 
 import importlib.util
 import os
@@ -13,11 +13,9 @@ import pytest
 from hypothesis import settings
 
 _ROOT = Path(__file__).resolve().parents[1]
-# In the source tree, runtime/ and export/ are not yet parts of the package and nothing is compiled.
-sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
 
-from tatok_edge.synthetic import Scene, render  # noqa: E402
-from tatok_edge.tokenizer import Tokenizer  # noqa: E402
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.synthetic import Scene, render
 
 settings.register_profile("default", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tatok_edge.bundle import Bundle, open_bundle
+from tatok_edge.cli.progress import Progress
 from tatok_edge.datasets.clips import Clip, find_clips
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, Assembly, module_of
 from tatok_edge.datasets.local import run_here, run_processes
@@ -30,9 +30,9 @@ from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
 from tatok_edge.datasets.tokens import narrow
 from tatok_edge.datasets.worker import Done, Engine, Job, Settings
 from tatok_edge.errors import InputError, SourceError
-from tatok_edge.progress import Progress
+from tatok_edge.model.bundle import Bundle, open_bundle
 from tatok_edge.runtime.session import default_threads
-from tatok_edge.tokens import CELL, PATCH, TokenBudget, patch_grid
+from tatok_edge.tokens.frame import CELL, PATCH, TokenBudget, patch_grid
 
 ENGINES = ("local", "ray")
 DEFAULT_SHARD_BYTES = 256 << 20

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tatok_edge.errors import InputError
-from tatok_edge.frames import Source
-from tatok_edge.sources import IMAGE_SUFFIXES, open_source
+from tatok_edge.sources.open import IMAGE_SUFFIXES, open_source
+from tatok_edge.sources.source import Source
 
 BAG_SUFFIXES = (".mcap", ".db3")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -96,7 +96,7 @@ def open_clip(source: str, fps: float | None) -> Source:
     """
     path, topic = _topic(source) or (Path(source), "")
     if topic or _is_bag(path):
-        from tatok_edge.robotics_source import BagSource
+        from tatok_edge.sources.bag import BagSource
 
         return BagSource(path, topic or None)
     return open_source(source, fps=fps if path.is_dir() else None)
@@ -113,7 +113,7 @@ def _sources(path: Path) -> list[str]:
     """The clips in what is a clip: one, or for a bag one per image topic."""
     if not _is_bag(path):
         return [str(path)]
-    from tatok_edge.robotics_bags import IMAGE_TYPES, Bag
+    from tatok_edge.robotics.bags.bag import IMAGE_TYPES, Bag
 
     with Bag(path) as bag:
         topics = list(bag.topics(IMAGE_TYPES))
@@ -126,7 +126,7 @@ def _is_bag(path: Path) -> bool:
         return False
     if path.is_dir() and _holds_pictures(path):
         return False
-    from tatok_edge.robotics_bags import is_bag
+    from tatok_edge.robotics.bags.bag import is_bag
 
     return path.exists() and is_bag(path)
 

@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.formats import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.parts import Column, Part, sync
-from tatok_edge.datasets.tokens import (
-    FRAME_DTYPE,
-    FrameTokens,
-    RaggedTokens,
-    check_offsets,
-    frame_tokens,
-    offsets32,
-)
+from tatok_edge.datasets.tokens import FRAME_DTYPE, FrameTokens, RaggedTokens, check_offsets, frame_tokens, offsets32
 from tatok_edge.errors import FormatError
 
 COLUMNS: tuple[Column, ...] = ("ids", "positions", "globals")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.datasets.tokens import FRAME_DTYPE, UIntArray, narrow
-from tatok_edge.tokens import TokenFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 PARTS = "parts"
 """Folder of the parts inside the folder of work."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
-from tatok_edge.tokens import TokenFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 FRAME_DTYPE = np.dtype(
     [("timestamp_us", "<i8"), ("index", "<i8"), ("clip", "<u4"), ("width", "<u2"), ("height", "<u2")]

@@ -16,16 +16,16 @@ from typing import Any, Final, Protocol
 import cv2
 import numpy as np
 
-from tatok_edge.container import Reader
 from tatok_edge.demo.messages import MessageError, jpeg_size
 from tatok_edge.errors import FormatError, SourceError
-from tatok_edge.frames import Image, Source, without_secrets
-from tatok_edge.live import rgb
-from tatok_edge.packet import unpack_delta
-from tatok_edge.sources import open_source
-from tatok_edge.stream_decoder import StreamDecoder
-from tatok_edge.tokenizer import Tokenizer
-from tatok_edge.tokens import DeltaFrame, TokenFrame
+from tatok_edge.format.container import Reader
+from tatok_edge.format.packet import unpack_delta
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.live import rgb
+from tatok_edge.sources.open import open_source
+from tatok_edge.sources.source import Image, Source, without_secrets
+from tatok_edge.stream.decoder import StreamDecoder
+from tatok_edge.tokens.frame import DeltaFrame, TokenFrame
 
 STILL_FPS: Final = 10.0
 """Pictures without times, and still pictures, are shown at this rate."""

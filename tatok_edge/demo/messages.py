@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from tatok_edge.errors import InputError
-from tatok_edge.stream import SMALLEST_KBPS
-from tatok_edge.stream_encoder import MAX_LOSS_DB
-from tatok_edge.tokens import TokenBudget
+from tatok_edge.stream.encoder import MAX_LOSS_DB
+from tatok_edge.stream.pipeline import SMALLEST_KBPS
+from tatok_edge.tokens.frame import TokenBudget
 
 MAX_TEXT: Final = 4096
 """Largest text message in characters."""

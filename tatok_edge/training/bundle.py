@@ -6,10 +6,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from ..bundle import GRAPHS, Bundle
-from ..errors import BundleError
-from .config import ModelConfig
-from .model import TaTok
+from tatok_edge.errors import BundleError
+from tatok_edge.model.bundle import GRAPHS, Bundle
+from tatok_edge.training.config import ModelConfig
+from tatok_edge.training.model import TaTok
 
 
 def load_from_bundle(bundle: Bundle) -> TaTok:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from .held_out import HELD_OUT_FILES
+from tatok_edge.training.held_out import HELD_OUT_FILES
 
 Use = Literal["ship", "all"]
 

@@ -1,4 +1,4 @@
-"""Fit the integer entropy model of :mod:`tatok_edge.entropy` to the codes of a trained model.
+"""Fit the integer entropy model of :mod:`tatok_edge.format.entropy` to the codes of a trained model.
 
 ``python -m tatok_edge.training.entropy BUNDLE --data DIR`` fits that of a bundle again.
 """
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_folder, replace_files
-from ..entropy import (
+from tatok_edge.errors import TaTokError
+from tatok_edge.format.entropy import (
     GRIDS,
     HIDDEN_MAX,
     HIDDEN_SHIFT,
@@ -34,11 +34,11 @@ from ..entropy import (
     save_tables,
     share_class,
 )
-from ..errors import TaTokError
-from ..runtime._coder import INPUT_SCALE
-from .config import PATCH
-from .data import CropSource, DataError, read_pictures
-from .model import TaTok, pixels_to_grid
+from tatok_edge.model.bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_folder, replace_files
+from tatok_edge.runtime.cpu.coder import INPUT_SCALE
+from tatok_edge.training.config import PATCH
+from tatok_edge.training.data import CropSource, DataError, read_pictures
+from tatok_edge.training.model import TaTok, pixels_to_grid
 
 WIDTH = 160
 KEEP_WIDTH = 48
@@ -178,7 +178,7 @@ class TokenNet(nn.Module):
         return torch.stack(costs).sum() / max(1, len(x))
 
     def integers(self) -> dict[str, NDArray[np.integer]]:
-        """The weights as arrays of :class:`tatok_edge.runtime._coder.TokenModel`."""
+        """The weights as arrays of :class:`tatok_edge.runtime.cpu.coder.TokenModel`."""
         hidden, output = 1 << HIDDEN_SHIFT, (1 << OUTPUT_SHIFT) * LOGIT_STEP
 
         def scaled(values: Tensor, scale: float, dtype: type[np.integer]) -> NDArray[np.integer]:
@@ -197,7 +197,7 @@ class TokenNet(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """One for each of :data:`tatok_edge.entropy.GRIDS`."""
+    """One for each of :data:`tatok_edge.format.entropy.GRIDS`."""
 
     cells: TokenNet
     keep: TokenNet
@@ -220,7 +220,7 @@ class Networks:
         return self.patches.nats(inputs[at], patches[at], self.levels)
 
     def tables(self) -> dict[str, NDArray[np.integer]]:
-        """Arrays of :func:`tatok_edge.entropy.save_tables`."""
+        """Arrays of :func:`tatok_edge.format.entropy.save_tables`."""
         tables: dict[str, NDArray[np.integer]] = {"exp": exp_table()}
         for grid, net in zip(GRIDS, (self.cells, self.keep, self.patches), strict=True):
             tables |= {f"{grid}_{name}": array for name, array in net.integers().items()}
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
-    from .bundle import load_from_bundle  # needs onnx, which training does not
+    from tatok_edge.training.bundle import load_from_bundle  # needs onnx, which training does not
 
     try:
         if args.threads is not None:

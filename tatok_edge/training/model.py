@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import CELL, PATCH, THUMBNAIL, WINDOW, ModelConfig
+from tatok_edge.training.config import CELL, PATCH, THUMBNAIL, WINDOW, ModelConfig
 
 PIXELS = PATCH * PATCH * 3
 WINDOW_PIXELS = WINDOW * WINDOW * 3

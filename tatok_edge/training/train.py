@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import CONFIGS, PATCH, ModelConfig, Variant, variant_of
-from .data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
-from .entropy import CROP as FIT_CROP
-from .entropy import fit as fit_entropy
-from .model import TaTok, analytic_start, grid_to_pixels
+from tatok_edge.training.config import CONFIGS, PATCH, ModelConfig, Variant, variant_of
+from tatok_edge.training.data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
+from tatok_edge.training.entropy import CROP as FIT_CROP
+from tatok_edge.training.entropy import fit as fit_entropy
+from tatok_edge.training.model import TaTok, analytic_start, grid_to_pixels
 
 CHECKPOINT_FORMAT = 1
 EVALUATION_SHARES = (1.0, 0.5, 0.35, 0.25, 0.1)

@@ -1,0 +1,351 @@
+"""An int8 decoder for a bundle: ``python -m tatok_edge.export.bundle.int8 BUNDLE --pictures DIR``.
+
+Only the decoder is quantized. Codes are rounded, so any error of the networks ahead of them is another token; pixels
+are not. Tokens of ``precision="int8"`` are therefore those of fp32, bit for bit, and the bundle keeps its tag.
+
+The convolutions take uint8 activations (one scale per tensor) and int8 weights (one scale per output channel) of
+seven bits: with eight, CPUs without VNNI saturate inside a sum and compute another picture. Where a convolution reads
+the concatenated inputs or the residual stream, channels of very different size share one scale; they are brought to
+similar sizes first, and the weights take the factors back (SmoothQuant, Xiao et al., arXiv 2211.10438). Scales come
+from real pictures (ONNX Runtime's static calibration). The linear path from codes to pixels stays fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from tatok_edge.errors import BundleError, InputError, TaTokError
+from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.speed import measure
+from tatok_edge.export.engines.precision import Recorder
+from tatok_edge.model.bundle import INT8, MANIFEST, Bundle, open_folder, replace_files
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.session import GraphName, OnnxSession
+from tatok_edge.tokens.frame import TokenBudget
+
+Feeds = Mapping[str, NDArray[Any]]
+
+GRAPH: GraphName = "decoder"
+SIDE = 256
+"""Side of the centre crops that the scales and the check are made on, in pixels."""
+MAX_PICTURES = 48
+MIN_PICTURES = 8
+"""Every second one gives the scales, the others check the result."""
+SHARES = (1.0, 0.35, 0.1)
+"""Shares of kept tokens at which the decoder is calibrated and checked."""
+MAX_LOSS_DB = 0.1
+"""How much PSNR against the original the int8 decoder may lose, mean over the pictures, at each share."""
+SMOOTHING = 0.75
+"""How much of the difference between channels moves from the activations into the weights."""
+LEAST_FACTOR = 0.02
+"""Limit of a channel's factor: channels that are nearly zero must not blow up rounding."""
+REPEATS = 30
+"""Timed calls of each decoder."""
+FLOAT_LAYERS = ("/network/skip/Conv",)
+"""Small layers that stay fp32."""
+
+
+# --- conversion -----------------------------------------------------------------------------------
+
+
+def smooth(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
+    """The same function, with channels of similar size where convolutions read inputs or the residual stream.
+
+    Args:
+        model: The decoder in fp32.
+        feeds: Inputs of the graph on real pictures.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    targets = [
+        node
+        for node in graph.node
+        if node.op_type == "Conv"
+        and node.name not in FLOAT_LAYERS
+        and (_groups(node) > 1 or (node.input[0] in producer and producer[node.input[0]].op_type in ("Add", "Concat")))
+    ]
+    largest = _largest_per_channel(model, [node.input[0] for node in targets], feeds)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node in targets:
+            name, weight_name = node.input[0], node.input[1]
+            weight = numpy_helper.to_array(weights[weight_name])
+            size = np.maximum(largest[name], 1e-4)
+            if _groups(node) > 1:  # every channel has a weight scale of its own: nothing is lost there
+                factor = size / size.max()
+            else:
+                column = np.maximum(np.abs(weight).max((0, 2, 3)), 1e-6)
+                factor = size**SMOOTHING / column ** (1 - SMOOTHING)
+                factor /= factor.max()
+            factor = np.maximum(factor, LEAST_FACTOR).astype(np.float32)
+            shape = (-1, 1, 1, 1) if _groups(node) > 1 else (1, -1, 1, 1)
+            weights[weight_name].CopyFrom(numpy_helper.from_array(weight * factor.reshape(shape), weight_name))
+            smoothed = f"{node.name}.smoothed"
+            graph.initializer.append(numpy_helper.from_array((1 / factor).reshape(1, -1, 1, 1), f"{smoothed}.factor"))
+            nodes.append(helper.make_node("Mul", [name, f"{smoothed}.factor"], [smoothed], name=f"{smoothed}/Mul"))
+            node.input[0] = smoothed
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _largest_per_channel(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feeds]
+) -> dict[str, NDArray[np.float32]]:
+    """The largest absolute value of each channel of some activations ``(B, C, H, W)``."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    unique = sorted(set(names))
+    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in unique)
+    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    largest: dict[str, NDArray[np.float32]] = {}
+    for feed in feeds:
+        for name, value in zip(unique, session.run(unique, dict(feed)), strict=True):
+            here = np.abs(value).max((0, 2, 3))
+            largest[name] = np.maximum(largest.get(name, here), here)
+    return largest
+
+
+def quantize(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
+    """The decoder with int8 convolutions, in QDQ form.
+
+    Args:
+        model: The decoder in fp32.
+        feeds: Inputs of the graph on real pictures, all of one size.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._feeds: Iterator[Feeds] = iter(feeds)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            feed = next(self._feeds, None)
+            return None if feed is None else dict(feed)
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, prepared, target = (str(Path(folder) / name) for name in ("in.onnx", "prepared.onnx", "out.onnx"))
+        onnx.save(smooth(model, feeds), source)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=list(FLOAT_LAYERS),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
+        return onnx.load(target)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime's quantizer prints and warns about what is meant to be so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def read_crops(folder: Path) -> list[NDArray[np.uint8]]:
+    """Centre crops, uint8 ``(256, 256, 3)`` RGB, of at most 48 pictures spread over a folder and its subfolders.
+
+    Raises:
+        InputError: there are fewer than 8.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    crops: list[NDArray[np.uint8]] = []
+    # A stride that shares no factor with the count visits every file once, and neighbours (one source) far apart.
+    for index in _spread(len(files)):
+        image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
+        if image is None or min(image.shape[:2]) < SIDE:
+            continue
+        top, left = ((side - SIDE) // 2 for side in image.shape[:2])
+        crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE, ::-1]))
+        if len(crops) == MAX_PICTURES:
+            break
+    if len(crops) < MIN_PICTURES:
+        raise InputError(
+            f"{folder} has {len(crops)} pictures of at least {SIDE}x{SIDE} pixels (JPEG, PNG or WebP), "
+            f"{MIN_PICTURES} are needed"
+        )
+    return crops
+
+
+def _spread(count: int) -> list[int]:
+    stride = max(1, int(count * 0.618))
+    while np.gcd(stride, max(count, 1)) != 1:
+        stride += 1
+    return [(index * stride) % count for index in range(count)]
+
+
+def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> list[Feeds]:
+    """What the decoder is given for each picture at each of :data:`SHARES`."""
+    with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
+        recorder = Recorder(OnnxSession(bundle.graphs(), threads=threads))
+        tokenizer.networks.session = recorder
+        for picture in pictures:
+            for share in SHARES:
+                tokenizer.decode(tokenizer.encode(picture, budget=TokenBudget(keep=share)))
+    return recorder.feeds[GRAPH]
+
+
+# --- the check --------------------------------------------------------------------------------------
+
+
+def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]], threads: int) -> dict[str, Any]:
+    """How pictures fare that are decoded with another decoder.
+
+    Returns:
+        By share of kept tokens the mean PSNR in dB of both decoders and the loss; between their pictures the mean PSNR;
+        and the median time of each for one picture, in ms.
+    """
+    graphs = bundle.graphs()
+    with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
+        sessions = (
+            OnnxSession(graphs, threads=threads),
+            OnnxSession({**graphs, GRAPH: decoder}, threads=threads),
+        )
+        shares, between = {}, []
+        for share in SHARES:
+            rows = []
+            for picture in pictures:
+                frame = tokenizer.encode(picture, budget=TokenBudget(keep=share))
+                images = []
+                for session in sessions:
+                    tokenizer.networks.session = session
+                    images.append(tokenizer.decode(frame))
+                rows.append([psnr(picture, image) for image in images])
+                between.append(psnr(images[0], images[1]))
+            fp32, int8 = np.mean(rows, 0)
+            shares[f"{share:g}"] = {
+                "fp32_db": round(float(fp32), 3),
+                "int8_db": round(float(int8), 3),
+                "loss_db": round(float(fp32 - int8), 4),
+            }
+        feeds = decoder_inputs(bundle, pictures[:1], threads)[0]
+        times = [measure(partial(session.run, GRAPH, feeds), REPEATS)["median"] for session in sessions]
+    return {
+        "pictures": len(pictures),
+        "shares": shares,
+        "between_db": round(float(np.mean(between)), 2),
+        "fp32_ms": times[0],
+        "int8_ms": times[1],
+        "threads": threads,
+    }
+
+
+# --- the bundle -------------------------------------------------------------------------------------
+
+
+def add_section(bundle: Bundle, key: str, section: dict[str, Any], file: str, data: bytes) -> None:
+    """Put a file into a bundle folder, and its section into the manifest last: whoever reads sees both or neither."""
+    manifest = (json.dumps({**bundle.manifest, key: section}, indent=1) + "\n").encode()
+    replace_files(bundle.path, {file: data, MANIFEST: manifest})
+
+
+def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
+    """Put an int8 decoder into a bundle folder, if it passes its check; all else in the bundle stays as it is.
+
+    Args:
+        path: Bundle folder.
+        pictures: Folder of pictures of at least 256x256 pixels; half give the scales, half check the result.
+        threads: Threads of the networks.
+
+    Returns:
+        The record of :func:`check`.
+
+    Raises:
+        BundleError: not a bundle folder, or the int8 decoder loses more than :data:`MAX_LOSS_DB`.
+        InputError: too few pictures.
+    """
+    bundle = open_folder(path)
+    crops = read_crops(pictures)
+    feeds = decoder_inputs(bundle, crops[::2], threads)
+    model = quantize(onnx.load_model_from_string(bundle.read(GRAPH)), feeds)
+    data = bytes(model.SerializeToString())
+    record = check(bundle, data, crops[1::2], threads)
+    worst = max(row["loss_db"] for row in record["shares"].values())
+    if not worst <= MAX_LOSS_DB:
+        raise BundleError(
+            f"{path}: its decoder in int8 loses {worst:.3f} dB, at most {MAX_LOSS_DB} dB are allowed; "
+            "nothing was written"
+        )
+    file = f"{GRAPH}.{INT8}.onnx"
+    section = {
+        "files": {GRAPH: {"file": file, "sha256": hashlib.sha256(data).hexdigest()}},
+        "check": record,
+        "onnxruntime": ort.__version__,
+    }
+    add_section(bundle, INT8, section, file, data)
+    return record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m tatok_edge.export.bundle.int8", description="Add an int8 decoder to a bundle."
+    )
+    parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.bundle.onnx writes it")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(arguments)
+    try:
+        record = add_int8(args.bundle, args.pictures, threads=args.threads)
+    except (TaTokError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(record, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

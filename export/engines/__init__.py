@@ -1,0 +1,1 @@
+"""Model bundle to TensorRT engines, and whether engines compute the model."""

@@ -1,0 +1,429 @@
+"""Half precision: a graph in fp32 becomes one in fp16 with fp32 islands, and how far its tokens then agree.
+
+TensorRT's networks are strongly typed: what runs in which precision is written in the ONNX file. Inputs and outputs
+stay fp32. Inside, weights and activations become fp16, except
+
+- *code heads*: what leads from the last linear layers to the rounding of codes, where a small error is another token;
+- *probability heads*: exponentials, logarithms and normalisations with the small layers around them;
+- what turns integer codes into inputs of the first layer;
+- layers whose activations, on real pictures, come near the largest fp16 number.
+
+The agreement is measured with ONNX Runtime on a copy of the graph that computes in fp32 and rounds every fp16 tensor to
+fp16, because ONNX Runtime on a CPU would silently keep fp16 chains in fp32. Sums inside a layer are exact in it, as
+with the fp32 accumulators of tensor cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tatok_edge.errors import BackendError
+from tatok_edge.model.networks import Clock, Networks
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.tokens.frame import patch_grid
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+ROUNDING = frozenset({"Floor", "Round", "Ceil", "ArgMax", "ArgMin"})
+"""What turns numbers into codes."""
+_SENSITIVE = """
+Exp Log Softmax LogSoftmax Pow Sqrt Reciprocal CumSum TopK ReduceSum ReduceMean ReduceLogSumExp ReduceLogSum
+ReduceL1 ReduceL2 ReduceProd ReduceSumSquare LayerNormalization InstanceNormalization GroupNormalization
+LpNormalization BatchNormalization Floor Round Ceil ArgMax ArgMin
+"""
+SENSITIVE = frozenset(_SENSITIVE.split())
+"""Operators that lose too much in fp16 or overflow."""
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
+SMALL_LAYER = 8192
+"""A linear layer next to an island joins it if it has at most so many weights: it costs nothing there."""
+LARGEST = 65504.0
+HEADROOM = 16.0
+"""Activations above the largest fp16 number over this are kept in fp32: other pictures have larger ones, and partial
+sums are larger than sums."""
+_FLOAT_ONLY = {"Resize": (1, 2)}
+"""Inputs that are fp32 in any case."""
+
+MIN_TOKEN_AGREEMENT = 0.95
+"""Share of equal tokens, below which a graph in fp16 is refused. Models trained so far have 0.98 to 0.995; the others
+differ by one level, where fp32 itself is close to rounding the other way."""
+MAX_PIXEL_DIFFERENCE = 0.02
+"""Largest difference of decoded pixels as a share of full scale, above which it is refused."""
+
+
+# --- conversion -----------------------------------------------------------------------------------
+
+
+def to_half(model: onnx.ModelProto, ranges: Mapping[str, float] | None = None) -> onnx.ModelProto:
+    """The graph in fp16 with fp32 islands; inputs and outputs keep their types.
+
+    Args:
+        model: A graph in fp32 without subgraphs.
+        ranges: Largest absolute value of each activation on real pictures, see :func:`activation_ranges`.
+
+    Raises:
+        BackendError: the graph has control flow.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+        raise BackendError("graphs with control flow cannot be converted to fp16; build with --precision fp32")
+    _constants_to_initializers(graph)
+    types = _types(result)
+    islands = _islands(graph, types, ranges or {})
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    current = {name: kind for name, kind in types.items() if kind == FLOAT}
+    outputs = {value.name for value in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    new_weights: dict[str, onnx.TensorProto] = {}
+    casts: dict[tuple[str, int], str] = {}
+    renamed: dict[str, str] = {}
+
+    def as_type(name: str, kind: int) -> str:
+        """The name of a float value in the type that is needed."""
+        if name in weights:
+            target = name if kind == FLOAT else f"{name}.half"
+            if target not in new_weights:
+                values = numpy_helper.to_array(weights[name])
+                if kind == HALF:
+                    values = values.astype(np.float16)
+                new_weights[target] = numpy_helper.from_array(values, target)
+            return target
+        name = renamed.get(name, name)
+        if current[name] == kind:
+            return name
+        if (name, kind) not in casts:
+            cast_name = f"{name}.{'half' if kind == HALF else 'float'}"
+            nodes.append(helper.make_node("Cast", [name], [cast_name], name=f"{cast_name}/Cast", to=kind))
+            casts[name, kind] = cast_name
+        return casts[name, kind]
+
+    for index, node in enumerate(graph.node):
+        kind = FLOAT if index in islands else HALF
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        is_cast = node.op_type == "Cast"
+        for number, name in enumerate(node.input):
+            if types.get(name) != FLOAT:
+                continue
+            if is_cast and name not in weights:
+                new.input[number] = renamed.get(name, name)  # a cast takes any type
+            else:
+                fixed = number in _FLOAT_ONLY.get(node.op_type, ())
+                new.input[number] = as_type(name, FLOAT if fixed else kind)
+        if is_cast and types.get(node.output[0]) == FLOAT:
+            for attribute in new.attribute:
+                if attribute.name == "to":
+                    attribute.i = kind
+        made = []
+        for number, name in enumerate(node.output):
+            if types.get(name) != FLOAT:
+                continue
+            current[name] = kind
+            if kind == HALF and name in outputs:
+                inner = f"{name}.inner"
+                new.output[number] = inner
+                renamed[name], current[inner] = inner, HALF
+                made.append(helper.make_node("Cast", [inner], [name], name=f"{name}/Cast", to=FLOAT))
+        nodes.extend([new, *made])
+    kept = [tensor for tensor in graph.initializer if tensor.data_type != FLOAT]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*kept, *new_weights.values()])
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    nodes = []
+    for node in graph.node:
+        value = [a.t for a in node.attribute if a.name == "value"] if node.op_type == "Constant" else []
+        if value:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(value[0])
+            tensor.name = node.output[0]
+        else:
+            nodes.append(node)
+    copies = [onnx.NodeProto() for _ in nodes]
+    for copy, node in zip(copies, nodes, strict=True):
+        copy.CopyFrom(node)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value."""
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def _islands(graph: onnx.GraphProto, types: Mapping[str, int], ranges: Mapping[str, float]) -> set[int]:
+    """Indices of the nodes that stay in fp32."""
+    sizes = {tensor.name: int(np.prod(tensor.dims, dtype=np.int64)) for tensor in graph.initializer}
+    large_weights = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == FLOAT and tensor.dims and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > LARGEST
+    }
+    nodes = list(graph.node)
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    users: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            users.setdefault(name, []).append(index)
+
+    def is_linear(index: int) -> bool:
+        return nodes[index].op_type in LINEAR
+
+    def is_small(index: int) -> bool:
+        return sum(sizes.get(name, 0) for name in nodes[index].input) <= SMALL_LAYER
+
+    def before(index: int) -> list[int]:
+        return [makers[name] for name in nodes[index].input if name in makers and types.get(name) == FLOAT]
+
+    def after(index: int) -> list[int]:
+        return [user for name in nodes[index].output if types.get(name) == FLOAT for user in users.get(name, [])]
+
+    islands = {
+        index
+        for index, node in enumerate(nodes)
+        if node.op_type in SENSITIVE
+        or any(ranges.get(name, 0.0) > LARGEST / HEADROOM for name in (*node.input, *node.output))
+        or large_weights.intersection(node.input)
+        # What makes numbers of integers starts as exact as they are.
+        or (node.op_type == "Cast" and types.get(node.input[0]) not in (FLOAT, HALF))
+    }
+    # Forward from a head, through small layers too, until a large layer begins the next part of the network.
+    heads = [index for index in islands if nodes[index].op_type in SENSITIVE]
+    queue = [index for index in islands if nodes[index].op_type not in SENSITIVE and nodes[index].op_type == "Cast"]
+    while heads:
+        for user in after(heads.pop()):
+            if user not in islands and (not is_linear(user) or is_small(user)):
+                islands.add(user)
+                heads.append(user)
+    while queue:
+        for user in after(queue.pop()):
+            if user not in islands and not is_linear(user):
+                islands.add(user)
+                queue.append(user)
+    # Backward from them, to the small linear layers that end the network before them.
+    back = [index for index in islands if nodes[index].op_type in SENSITIVE]
+    seen = set(back)
+    while back:
+        for maker in before(back.pop()):
+            if maker in seen or (is_linear(maker) and not is_small(maker)):
+                continue
+            seen.add(maker)
+            islands.add(maker)
+            if not is_linear(maker):
+                back.append(maker)
+    return islands
+
+
+def activation_ranges(model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
+    """The largest absolute value of every float tensor of a graph over several inputs; infinity for what is not finite.
+
+    Args:
+        model: A graph in fp32.
+        feeds: Inputs by name.
+    """
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    _constants_to_initializers(probe.graph)
+    types = _types(probe)
+    known = {value.name for value in probe.graph.output}
+    names = [
+        name for node in probe.graph.node for name in node.output if types.get(name) == FLOAT and name not in known
+    ]
+    probe.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [value.name for value in session.get_outputs()]
+    ranges: dict[str, float] = {}
+    for feed in feeds:
+        for name, value in (*feed.items(), *zip(outputs, session.run(None, dict(feed)), strict=True)):
+            if value.dtype == np.float32:
+                largest = float(np.abs(value).max(initial=0.0)) if np.isfinite(value).all() else float("inf")
+                ranges[name] = max(ranges.get(name, 0.0), largest)
+    return ranges
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The fp16 graph as one in fp32 that rounds each fp16 tensor to fp16."""
+    types = _types(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == HALF:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        nodes.append(new)
+        for attribute in new.attribute:
+            if new.op_type == "Cast" and attribute.name == "to" and attribute.i == HALF:
+                attribute.i = FLOAT
+        for number, name in enumerate(node.output):
+            if types.get(name) == HALF:
+                new.output[number] = f"{name}.exact"
+                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.rounded"], to=HALF))
+                nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=FLOAT))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def convert_bundle(
+    graphs: Mapping[str, onnx.ModelProto], pictures: Sequence[NDArray[np.uint8]], levels: Sequence[int], width: int
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+    """All graphs of a bundle in fp16, and how they agree with fp32 on pictures.
+
+    Args:
+        graphs: The graphs in fp32.
+        pictures: RGB, uint8 (H, W, 3), at least one.
+        levels: FSQ levels of the model.
+        width: Channels of its context.
+
+    Returns:
+        The graphs and the record of :func:`compare`.
+
+    Raises:
+        BackendError: tokens or pixels agree too little; the message says how much.
+    """
+    feeds = _record_inputs(graphs, pictures, levels, width)
+    converted = {name: to_half(model, activation_ranges(model, feeds[name])) for name, model in graphs.items()}
+    record = compare(graphs, {name: emulate(model) for name, model in converted.items()}, pictures, levels, width)
+    tokens = min(record["patch_tokens"], record["global_tokens"])
+    if not record["finite"] or not tokens >= MIN_TOKEN_AGREEMENT:
+        what = f"{tokens:.1%} of the tokens" if record["finite"] else "not all numbers are finite, and tokens"
+        raise BackendError(
+            f"in fp16, {what} agree with fp32, at least {MIN_TOKEN_AGREEMENT:.0%} are needed: build with "
+            "--precision fp32"
+        )
+    if not record["pixel_difference"] <= MAX_PIXEL_DIFFERENCE:
+        raise BackendError(
+            f"in fp16, pixels differ from fp32 by {record['pixel_difference']:.1%} of full scale, at most "
+            f"{MAX_PIXEL_DIFFERENCE:.0%} is allowed: build with --precision fp32"
+        )
+    return converted, record
+
+
+def compare(
+    reference: Mapping[str, onnx.ModelProto],
+    other: Mapping[str, onnx.ModelProto],
+    pictures: Sequence[NDArray[np.uint8]],
+    levels: Sequence[int],
+    width: int,
+) -> dict[str, Any]:
+    """How the tokens and pixels of two sets of graphs agree.
+
+    Every graph of ``other`` gets the inputs that its counterpart gets, so one different code does not hide or amplify
+    what comes after it; ``tokens_end_to_end`` is the share of equal patch tokens when nothing is corrected.
+
+    Returns:
+        ``pictures``, ``global_tokens``, ``patch_tokens``, ``tokens_end_to_end``, ``kept_sets`` (share of patches about
+        which token filtering by entropy at half the information decides alike), ``largest_code_step`` (levels by which
+        a code differs at most), ``pixel_difference`` (largest, share of full scale), ``finite``.
+    """
+    networks = [_networks(graphs, width) for graphs in (reference, other)]
+    clock = Clock()
+    equal = dict.fromkeys(("global_tokens", "patch_tokens", "tokens_end_to_end", "kept_sets"), 0)
+    cells = patches = 0
+    difference, finite, step = 0.0, True, 0
+    for picture in pictures:
+        rows, columns = grid = patch_grid(picture.shape[1], picture.shape[0])
+        everything = np.arange(rows * columns, dtype=np.int32)
+        codes = [network.global_codes(picture, False, clock) for network in networks]
+        priors = [network.prior(codes[0], clock) for network in networks]
+        rough = networks[1].prior(codes[1], clock)
+        features = networks[0].features(len(everything))
+        kernels.gather_features(picture, False, priors[0].context, priors[0].mean, everything, columns, out=features)
+        patch_codes = [network.patch_codes(features, clock) for network in networks]
+        kernels.gather_features(picture, False, rough.context, rough.mean, everything, columns, out=features)
+        alone = networks[1].patch_codes(features, clock)
+        finite = finite and all(
+            bool(np.isfinite(getattr(priors[1], name)).all())
+            for name in ("context", "mean", "log2_probs", "entropy", "expected")
+        )
+        kept = []
+        for prior in priors:
+            indices, _ = kernels.dtf(np.nan_to_num(prior.entropy)[None], tau=0.5)
+            chosen = np.zeros(len(everything), bool)
+            chosen[indices] = True
+            kept.append(chosen)
+        positions = np.flatnonzero(kept[0]).astype(np.int32)
+        state = kernels.decoder_state(
+            np.ascontiguousarray(patch_codes[0][positions]), positions, priors[0].expected, priors[0].entropy, levels
+        )
+        pixels = [network.pixels(state, priors[0].context, priors[0].mean, grid, clock) for network in networks]
+        finite = finite and bool(np.isfinite(pixels[1]).all())
+        difference = float(np.maximum(difference, np.abs(pixels[1] - pixels[0]).max() / 2))
+        step = max(step, *(int(np.abs(a - b).max()) for a, b in (codes, patch_codes)))
+        equal["global_tokens"] += int((codes[0] == codes[1]).all(0).sum())
+        equal["patch_tokens"] += int((patch_codes[0] == patch_codes[1]).all(1).sum())
+        equal["tokens_end_to_end"] += int((patch_codes[0] == alone).all(1).sum())
+        equal["kept_sets"] += int((kept[0] == kept[1]).sum())
+        cells += codes[0][0].size
+        patches += len(everything)
+    shares = {name: round(count / (cells if name == "global_tokens" else patches), 6) for name, count in equal.items()}
+    rest = {"largest_code_step": step, "pixel_difference": round(difference, 6), "finite": finite}
+    return {"pictures": len(pictures), **shares, **rest}
+
+
+def _networks(graphs: Mapping[str, onnx.ModelProto], width: int) -> Networks:
+    session = OnnxSession({name: model.SerializeToString() for name, model in graphs.items()}, threads=1)
+    return Networks(session, width)
+
+
+class Recorder:
+    """A session that keeps the inputs of every graph."""
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
+        self.feeds: dict[str, list[Mapping[str, NDArray[Any]]]] = {}
+        """Inputs of each call, by graph."""
+
+    def run(self, graph: Any, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """Runs the graph."""
+        self.feeds.setdefault(graph, []).append(dict(inputs))
+        return self._session.run(graph, inputs)
+
+    def close(self) -> None:
+        """Closes the session below."""
+        self._session.close()
+
+
+def _record_inputs(
+    graphs: Mapping[str, onnx.ModelProto], pictures: Sequence[NDArray[np.uint8]], levels: Sequence[int], width: int
+) -> dict[str, list[Mapping[str, NDArray[Any]]]]:
+    """What every graph is given when pictures are encoded and decoded in fp32."""
+    recorder = Recorder(OnnxSession({name: m.SerializeToString() for name, m in graphs.items()}, threads=1))
+    networks, clock = Networks(cast(Any, recorder), width), Clock()
+    for picture in pictures:
+        grid = patch_grid(picture.shape[1], picture.shape[0])
+        everything = np.arange(grid[0] * grid[1], dtype=np.int32)
+        prior = networks.prior(networks.global_codes(picture, False, clock), clock)
+        features = networks.features(len(everything))
+        kernels.gather_features(picture, False, prior.context, prior.mean, everything, grid[1], out=features)
+        codes = networks.patch_codes(features, clock)
+        for count in (len(everything), len(everything) // 2, 0):
+            positions = everything[:count]
+            state = kernels.decoder_state(codes[:count], positions, prior.expected, prior.entropy, levels)
+            networks.pixels(state, prior.context, prior.mean, grid, clock)
+    return recorder.feeds

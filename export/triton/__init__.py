@@ -1,0 +1,1 @@
+"""Model bundle to a Triton model repository."""

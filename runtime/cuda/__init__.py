@@ -1,0 +1,1 @@
+"""CUDA: the driver, device memory and streams, and the kernels."""

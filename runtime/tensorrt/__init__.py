@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: versions, engines on disk, and the session that runs them."""

@@ -1,0 +1,408 @@
+"""TensorRT, whichever there is: ``tensorrt`` 10.3 to 11, JetPack's own, or ``tensorrt_rtx``; what differs ends here.
+
+Nothing is imported before :func:`find_flavour` is called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.machinery
+import importlib.util
+import re
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from tatok_edge.errors import BackendError, InputError
+from tatok_edge.runtime.tensorrt.api import Api, Builder, IBuilderConfig, INetworkDefinition, OnnxParser, Runtime
+
+FlavourName = Literal["trt", "rtx"]
+TITLES: dict[FlavourName, str] = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
+MODULES: dict[FlavourName, str] = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
+VERSIONS: dict[FlavourName, tuple[tuple[int, int], tuple[int, int]]] = {
+    "trt": ((10, 3), (12, 0)),
+    "rtx": ((1, 2), (2, 0)),
+}
+"""From which version on, and below which, a flavour is taken."""
+PORTABLE_SMS = ("8.6", "8.9", "12.0")
+"""What TensorRT-RTX builds for where there is no GPU to ask: Ampere, Ada and Blackwell desktops."""
+SYSTEM_FOLDERS = (
+    Path(f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/dist-packages"),
+    Path("/usr/lib/python3/dist-packages"),
+)
+"""Where JetPack and the Debian packages put TensorRT, out of sight of virtual environments."""
+
+_INSTALL = {
+    "trt": "pip install 'tatok-edge[tensorrt]' (on a Jetson it is a part of JetPack: apt install python3-libnvinfer)",
+    "rtx": "pip install 'tatok-edge[rtx]' (x86 machines with an RTX GPU)",
+}
+_DRIVER = "no NVIDIA driver, no GPU, or a driver that is older than this TensorRT needs; see nvidia-smi"
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """A TensorRT that can be imported."""
+
+    name: FlavourName
+    """``"trt"`` or ``"rtx"``."""
+    version: str
+    """Its full version; engines are for exactly this one."""
+    location: Path
+    """Folder that it was imported from."""
+    api: Api = field(repr=False, compare=False)
+    """The module."""
+
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        return f"{TITLES[self.name]} {self.version}"
+
+
+# --- finding it -----------------------------------------------------------------------------------
+
+
+def find_flavour(wanted: str = "auto") -> Flavour:
+    """The TensorRT to use: ``"trt"``, ``"rtx"``, or for ``"auto"`` the first of them that is usable.
+
+    Raises:
+        InputError: another name.
+        BackendError: it is not installed, cannot be imported, or has a version that this package does not know.
+    """
+    if wanted != "auto" and wanted not in TITLES:
+        raise InputError(
+            f"unknown TensorRT flavour {wanted!r}: 'auto', 'trt' (TensorRT) and 'rtx' (TensorRT-RTX) exist"
+        )
+    names = [name for name in TITLES if wanted in ("auto", name)]
+    problems = []
+    for name in names:
+        try:
+            return _load(name)
+        except BackendError as error:
+            problems.append(str(error))
+    raise BackendError("; ".join(problems))
+
+
+def _load(name: FlavourName) -> Flavour:
+    module = MODULES[name]
+    try:
+        api = cast(Api, importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise BackendError(f"{TITLES[name]} cannot be imported ({error}): reinstall it") from error
+        api = _load_system(name)
+    except (ImportError, OSError) as error:
+        raise BackendError(f"{TITLES[name]} cannot be imported ({_one_line(error)}): reinstall it") from error
+    version = str(getattr(api, "__version__", ""))
+    parts = re.match(r"(\d+)\.(\d+)", version)
+    first, end = VERSIONS[name]
+    if parts is None or not first <= (int(parts[1]), int(parts[2])) < end:
+        raise BackendError(
+            f"{TITLES[name]} {version or 'without a version'} is installed; this tatok-edge takes "
+            f"{first[0]}.{first[1]} up to, but not, {end[0]}.{end[1]}: install such a version"
+        )
+    location = Path(str(getattr(api, "__file__", "."))).resolve().parent
+    return Flavour(name, version, location, api)
+
+
+def _load_system(name: FlavourName) -> Api:
+    """The system's package, which a virtual environment without system packages does not see."""
+    module = MODULES[name]
+    for folder in SYSTEM_FOLDERS:
+        package = folder / module
+        if not (package / "__init__.py").is_file():
+            continue
+        suffixes = importlib.machinery.EXTENSION_SUFFIXES
+        if not any((package / f"{module}{suffix}").is_file() for suffix in suffixes):
+            there = ", ".join(sorted(path.name for path in package.glob(f"{module}*.so*"))) or "no extension module"
+            raise BackendError(
+                f"{TITLES[name]} in {package} is for another Python ({there}; this one needs "
+                f"{sysconfig.get_config_var('EXT_SUFFIX')}): use the system's Python for the virtual environment"
+            )
+        spec = importlib.util.spec_from_file_location(
+            module, package / "__init__.py", submodule_search_locations=[str(package)]
+        )
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except (ImportError, OSError) as error:
+            del sys.modules[module]
+            raise BackendError(
+                f"{TITLES[name]} in {package} cannot be imported ({_one_line(error)}): reinstall it"
+            ) from error
+        return cast(Api, loaded)
+    raise BackendError(f"{TITLES[name]} is not installed: {_INSTALL[name]}")
+
+
+# --- objects --------------------------------------------------------------------------------------
+
+
+class Messages:
+    """What TensorRT said, from any thread."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        """Errors in the order in which they came."""
+        self._lock = threading.Lock()
+
+    def add(self, text: str) -> None:
+        """Keeps a line; a flood of them does not fill the memory."""
+        with self._lock:
+            if len(self.problems) < 100:
+                self.problems.append(_one_line(text))
+
+    def first(self, otherwise: str) -> str:
+        """The first error, which is the one that the others follow from."""
+        return self.problems[0] if self.problems else otherwise
+
+
+def make_logger(flavour: Flavour, messages: Messages, *, verbose: bool = False) -> object:
+    """A logger of TensorRT that keeps errors in ``messages`` and, if ``verbose``, prints everything."""
+    base: Any = flavour.api.ILogger
+
+    class Log(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            # By name: the numbers are not the same in all versions.
+            if severity.name in ("ERROR", "INTERNAL_ERROR"):
+                messages.add(message)
+            if verbose:
+                print(f"{flavour.name} {severity.name.lower()}: {_one_line(message)}", file=sys.stderr)
+
+    return Log()
+
+
+def make_monitor(flavour: Flavour, advance: Callable[[float], bool]) -> object:
+    """A progress monitor for :attr:`IBuilderConfig.progress_monitor`.
+
+    Args:
+        flavour: The TensorRT that will call it.
+        advance: Takes the share of the work that is done, 0 to 1, and says whether to go on. It is called from
+            TensorRT's threads and must not raise.
+    """
+    base: Any = flavour.api.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self._lock = threading.Lock()
+            self._phases: dict[str, tuple[str | None, int, int]] = {}
+            self._share = 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._phases[phase_name] = (parent_phase, max(num_steps, 1), 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                parent, steps, _ = self._phases.get(phase_name, (None, 1, 0))
+                self._phases[phase_name] = (parent, steps, min(step + 1, steps))
+                share, name, seen = 0.0, phase_name, set[str]()
+                while name in self._phases and name not in seen:
+                    seen.add(name)
+                    parent, steps, done = self._phases[name]
+                    # The step that this phase is a part of is not done before the phase is.
+                    share = min((done + (share if share < 1 else 0)) / steps, 1.0)
+                    if parent is None:
+                        break
+                    name = parent
+                self._share = max(self._share, share)
+                share = self._share
+            return advance(share)
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._phases.pop(phase_name, None)
+
+    return Monitor()
+
+
+def make_builder(flavour: Flavour, logger: object, messages: Messages) -> Builder:
+    """A builder.
+
+    Raises:
+        BackendError: TensorRT gives none, as without a driver.
+    """
+    try:
+        return flavour.api.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(f"{flavour.title} gives no builder ({messages.first(_DRIVER)})") from error
+
+
+def make_network(flavour: Flavour, builder: Builder) -> INetworkDefinition:
+    """An empty strongly typed network: precision is what the ONNX file says."""
+    # EXPLICIT_BATCH, the other flag of 10.x, is the only kind there is since 10.0.
+    return builder.create_network(1 << int(flavour.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def make_parser(flavour: Flavour, network: INetworkDefinition, logger: object) -> OnnxParser:
+    """A parser that fills ``network``."""
+    try:
+        return flavour.api.OnnxParser(network, logger)
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(f"{flavour.title} gives no ONNX parser ({error}): reinstall it") from error
+
+
+def make_runtime(flavour: Flavour, logger: object, messages: Messages) -> Runtime:
+    """A runtime.
+
+    Raises:
+        BackendError: TensorRT gives none, as without a driver.
+    """
+    try:
+        return flavour.api.Runtime(logger)
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(f"{flavour.title} gives no runtime ({messages.first(_DRIVER)})") from error
+
+
+# --- architectures --------------------------------------------------------------------------------
+
+
+def gpu_architecture(device: int = 0) -> str | None:
+    """The SM version of a GPU of this machine such as ``"8.7"``, or None where there is no driver or no such GPU."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    handle, values = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device):
+        return None
+    for value, attribute in zip(values, (75, 76), strict=True):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle):
+            return None
+    return f"{values[0].value}.{values[1].value}"
+
+
+def target_sms(flavour: Flavour, wanted: Sequence[str] | None, gpu: str | None) -> tuple[str, ...]:
+    """The architectures to build for, ascending.
+
+    Args:
+        flavour: What builds.
+        wanted: Architectures such as ``"8.6"``; None for this machine's GPU, and without one, for TensorRT-RTX, those
+            of :data:`PORTABLE_SMS`.
+        gpu: Architecture of this machine's GPU, if any.
+
+    Raises:
+        InputError: one that this flavour does not build for.
+        BackendError: TensorRT and no GPU.
+    """
+    chosen = sorted(set(wanted), key=_sm_number) if wanted is not None else ([gpu] if gpu else list(PORTABLE_SMS))
+    if not chosen:
+        raise InputError("no GPU architecture to build for: name at least one, such as 8.6")
+    if flavour.name == "trt":
+        if gpu is None:
+            raise BackendError(
+                f"{flavour.title} builds on the GPU that it builds for, and this machine has none that can be used: "
+                f"{_DRIVER}; on a machine without a GPU, build with --flavour rtx"
+            )
+        if chosen != [gpu]:
+            raise InputError(
+                f"{flavour.title} builds for this machine's GPU, SM {gpu}, only; got {', '.join(chosen)}: run "
+                "'tatok build' on the machine that will run the engine, without --sm"
+            )
+        return (gpu,)
+    available = rtx_sms(flavour)
+    for sm in chosen:
+        if sm not in available:
+            raise InputError(
+                f"{flavour.title} does not build for SM {sm}; it does for {', '.join(available)} "
+                "(Jetson and data-centre GPUs take --flavour trt)"
+            )
+    return tuple(chosen)
+
+
+def rtx_sms(flavour: Flavour) -> tuple[str, ...]:
+    """The architectures that this TensorRT-RTX knows, ascending."""
+    members = getattr(getattr(flavour.api, "ComputeCapability", None), "__members__", {})
+    found = [f"{name[2:-1]}.{name[-1]}" for name in members if re.fullmatch(r"SM\d{2,3}", name)]
+    return tuple(sorted(found, key=_sm_number))
+
+
+def set_targets(flavour: Flavour, config: IBuilderConfig, sms: Sequence[str]) -> None:
+    """Makes the build one for all of ``sms``; TensorRT always builds for its own GPU.
+
+    Raises:
+        BackendError: TensorRT-RTX refuses.
+    """
+    if flavour.name == "trt":
+        return
+    members = cast(Any, flavour.api).ComputeCapability.__members__
+    config.num_compute_capabilities = len(sms)
+    for index, sm in enumerate(sms):
+        if not config.set_compute_capability(members["SM" + sm.replace(".", "")], index):
+            raise BackendError(
+                f"{flavour.title} refuses SM {sm} together with {', '.join(sms)}: build for one at a time"
+            )
+
+
+def _sm_number(sm: str) -> float:
+    if not re.fullmatch(r"\d{1,2}\.\d", sm):
+        raise InputError(f"GPU architectures are written like 8.6 or 12.0, got {sm!r}")
+    return float(sm)
+
+
+# --- what only some have --------------------------------------------------------------------------
+
+
+def has_timing_cache(flavour: Flavour) -> bool:
+    """Whether a timing cache makes later builds faster; TensorRT-RTX times nothing when it builds."""
+    return flavour.name == "trt"
+
+
+def prepare_plugins(flavour: Flavour) -> None:
+    """Makes plugins usable: TensorRT-RTX opens itself by a name that its wheel does not ship.
+
+    Raises:
+        BackendError: the link that is missing cannot be made.
+    """
+    if flavour.name != "rtx":
+        return
+    libraries = importlib.util.find_spec("tensorrt_rtx_libs")
+    for folder in [Path(entry) for entry in (libraries.submodule_search_locations or ())] if libraries else []:
+        link, real = folder / "libtensorrt_rtx.so", folder / "libtensorrt_rtx.so.1"
+        if link.exists() or not real.exists():
+            continue
+        try:
+            link.symlink_to(real.name)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError as error:
+            raise BackendError(
+                f"{flavour.title} needs {link} for plugins, and it cannot be made ({error.strerror}): "
+                f"ln -s {real.name} {link}"
+            ) from error
+
+
+def load_plugins(flavour: Flavour, library: Path) -> None:
+    """Loads a library of plugins by its path.
+
+    Raises:
+        BackendError: the library is missing, or TensorRT refuses it.
+    """
+    if not library.is_file():
+        raise BackendError(f"the plugin library {library} is missing: build it, or build the engines with --dtf onnx")
+    prepare_plugins(flavour)
+    registry = flavour.api.get_plugin_registry()
+    if registry is None:
+        raise BackendError(f"{flavour.title} has no plugin registry ({_DRIVER})")
+    handle: object
+    try:
+        handle = registry.load_library(str(library))
+    except (RuntimeError, TypeError, OSError) as error:
+        raise BackendError(f"{flavour.title} cannot load plugins from {library}: {_one_line(error)}") from error
+    if handle is None:
+        raise BackendError(
+            f"{flavour.title} cannot load plugins from {library}: it is no plugin library for this version"
+        )
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,427 @@
+"""``tatok encode`` and ``tatok decode`` of bags: camera topics to token topics and back, everything else untouched."""
+
+from __future__ import annotations
+
+import signal
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tatok_edge.cli.commands import (
+    ModelChoice,
+    Report,
+    budget_record,
+    exit_code,
+    print_json,
+    print_table,
+    say,
+    until_signal,
+)
+from tatok_edge.cli.progress import Progress
+from tatok_edge.errors import FormatError, InputError, SourceError
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.pictures.writing import VIDEO_SUFFIX, Image, open_output
+from tatok_edge.robotics.bags.bag import (
+    COMPRESSED_TYPE,
+    IMAGE_TYPE,
+    IMAGE_TYPES,
+    Bag,
+    BagWriter,
+    Cdr,
+    Channel,
+    Message,
+    check_output,
+    choose_topics,
+)
+from tatok_edge.robotics.topics import (
+    DECODED_TOPIC,
+    TOKEN_TOPIC,
+    ImageEncoder,
+    TokenDecoder,
+    image_to_message,
+    packet_to_message,
+)
+from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge
+from tatok_edge.tokens.frame import TokenBudget
+
+FALLBACK_FPS = 25.0
+"""Frame rate of a video of messages whose times do not tell."""
+
+T = TypeVar("T")
+
+
+class _Topic:
+    """What became of one topic."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.messages = self.done = self.keyframes = self.tokens = self.patches = 0
+        self.bytes_in = self.bytes_out = 0
+        self.sizes: set[tuple[int, int]] = set()
+        self.problems: Counter[str] = Counter()
+        """Why messages were left as they are."""
+
+    def report(self) -> Report:
+        """The figures."""
+        width, height = min(self.sizes, default=(0, 0))
+        return {
+            "topic": self.target,
+            "messages": self.messages,
+            "done": self.done,
+            "left_as_they_are": sum(self.problems.values()),
+            "keyframes": self.keyframes,
+            "width": width,
+            "height": height,
+            "sizes": len(self.sizes),
+            "tokens_per_frame": round(self.tokens / self.done, 3) if self.done else None,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong in one line; None where all is well."""
+        if not self.problems:
+            return None
+        text, _ = self.problems.most_common(1)[0]
+        return f"{name}: {sum(self.problems.values())} of {self.messages} messages were left as they are: {text}"
+
+
+def encode(
+    source: str,
+    output: str,
+    budget: TokenBudget,
+    choice: ModelChoice,
+    *,
+    topics: Sequence[str],
+    keep_images: bool,
+    frames_only: bool,
+    max_loss_db: float | None,
+    keyframe_interval: int | None,
+    frames: int | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """``tatok encode`` of a bag; returns the exit code."""
+    check_output(output, force=force)
+    options: dict[str, Any] = {"max_loss_db": MAX_LOSS_DB if max_loss_db is None else max_loss_db}
+    if keyframe_interval is not None:
+        options["keyframe_interval"] = keyframe_interval
+    with Bag(source) as bag:
+        chosen = choose_topics(bag, topics, IMAGE_TYPES)
+        for topic in chosen:
+            _check_free(bag, topic + TOKEN_TOPIC)
+        tokenizer = choice.load()
+        work = _Encoding(tokenizer, chosen, budget, options, keep_images=keep_images, frames_only=frames_only)
+        return _rewrite(bag, output, work, frames=frames, force=force, as_json=as_json)
+
+
+def decode(
+    source: str,
+    output: str,
+    choice: ModelChoice,
+    *,
+    topics: Sequence[str],
+    keep_tokens: bool,
+    fps: float | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """``tatok decode`` of a bag; returns the exit code."""
+    video = Path(output).suffix.lower() == VIDEO_SUFFIX
+    if not video:
+        check_output(output, force=force)
+    elif Path(output).exists() and not force:
+        raise InputError(f"{output}: exists; name another output, or pass --force to replace it")
+    with Bag(source) as bag:
+        chosen = choose_topics(bag, topics, (COMPRESSED_TYPE,), suffix=TOKEN_TOPIC)
+        tokenizer = choice.load()
+        work = _Decoding(tokenizer, chosen, keep_tokens=keep_tokens)
+        if not video:
+            for topic in chosen:
+                _check_free(bag, _decoded_topic(topic))
+            return _rewrite(bag, output, work, force=force, as_json=as_json)
+        if len(chosen) != 1:
+            raise SourceError(f"{source}: a video shows one of {', '.join(chosen)}; choose with --topic")
+        return _to_video(bag, work, chosen[0], output, fps=fps, as_json=as_json)
+
+
+# --- parts of the work ----------------------------------------------------------------------------
+
+
+class _Work:
+    """Replaces the messages of some topics by others."""
+
+    command = ""
+    types: Sequence[str] = ()
+    keep = False
+
+    def __init__(self, tokenizer: Tokenizer, targets: dict[str, str]) -> None:
+        self.tokenizer = tokenizer
+        self.topics = {name: _Topic(target) for name, target in targets.items()}
+        self.cdr = Cdr()
+        self._channels: dict[Channel, Channel] = {}
+
+    def takes(self, channel: Channel) -> bool:
+        """Whether its messages are replaced."""
+        return channel.topic in self.topics and channel.type in self.types
+
+    def replace(self, record: Message) -> Message | None:
+        """The message that takes the place of another one; None where that one has to stay as it is."""
+        data = self.attempt(record, self._convert)
+        if data is None:
+            return None
+        self.topics[record.channel.topic].bytes_out += len(data)
+        channel = self._channel(record.channel)
+        return Message(channel, record.log_time, record.publish_time, record.sequence, data)
+
+    def attempt(self, record: Message, convert: Callable[[Any, str], T]) -> T | None:
+        """What ``convert`` makes of a message; None, counted as a problem, where it cannot."""
+        topic = self.topics[record.channel.topic]
+        topic.messages += 1
+        topic.bytes_in += len(record.data)
+        try:
+            converted = convert(self.cdr.read(record), record.channel.topic)
+        except KeyframeTooLarge:
+            raise
+        except (FormatError, InputError) as error:
+            topic.problems[str(error)] += 1
+            return None
+        topic.done += 1
+        return converted
+
+    def _convert(self, message: Any, name: str) -> bytes:
+        raise NotImplementedError
+
+    def _target_type(self) -> str:
+        raise NotImplementedError
+
+    def _channel(self, source: Channel) -> Channel:
+        if source not in self._channels:
+            target = self.topics[source.topic].target
+            self._channels[source] = self.cdr.channel(target, self._target_type(), source)
+        return self._channels[source]
+
+
+class _Encoding(_Work):
+    command = "encode"
+    types = IMAGE_TYPES
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        topics: Sequence[str],
+        budget: TokenBudget,
+        options: dict[str, Any],
+        *,
+        keep_images: bool,
+        frames_only: bool,
+    ) -> None:
+        super().__init__(tokenizer, {topic: topic + TOKEN_TOPIC for topic in topics})
+        self.keep = keep_images
+        self.budget = budget
+        # Named after the topic, not at random: the same bag gives the same bytes.
+        self._encoders = {
+            topic: ImageEncoder(
+                tokenizer,
+                budget=budget,
+                frames_only=frames_only,
+                stream=f"{zlib.crc32(topic.encode()):08x}",
+                **options,
+            )
+            for topic in topics
+        }
+
+    def _target_type(self) -> str:
+        return COMPRESSED_TYPE
+
+    def _convert(self, message: Any, name: str) -> bytes:
+        topic = self.topics[name]
+        encoded = self._encoders[name].encode(message)
+        assert encoded is not None  # there is no bandwidth to keep
+        topic.keyframes += encoded.kind == "key"
+        topic.tokens += encoded.n_tokens
+        topic.patches += encoded.n_patches
+        topic.sizes.add((encoded.width, encoded.height))
+        made = packet_to_message(self.cdr.types[COMPRESSED_TYPE], message.header, encoded, buffer=_bytes_to_array)
+        return self.cdr.write(made, COMPRESSED_TYPE)
+
+
+class _Decoding(_Work):
+    command = "decode"
+    types = (COMPRESSED_TYPE,)
+
+    def __init__(self, tokenizer: Tokenizer, topics: Sequence[str], *, keep_tokens: bool) -> None:
+        super().__init__(tokenizer, {topic: _decoded_topic(topic) for topic in topics})
+        self.keep = keep_tokens
+        self._decoders = {topic: TokenDecoder(tokenizer) for topic in topics}
+
+    def _target_type(self) -> str:
+        return IMAGE_TYPE
+
+    def picture(self, message: Any, name: str) -> tuple[Image, str]:
+        """The whole picture of a token message, and the encoding of what went in."""
+        decoded, encoding = self._decoders[name].decode(message)
+        if decoded.image is None or not decoded.complete:
+            raise FormatError(decoded.problem or "patches are missing until the next keyframe")
+        topic = self.topics[name]
+        topic.keyframes += decoded.kind == "key"
+        topic.sizes.add((decoded.image.shape[1], decoded.image.shape[0]))
+        return decoded.image, encoding
+
+    def _convert(self, message: Any, name: str) -> bytes:
+        image, encoding = self.picture(message, name)
+        made = image_to_message(self.cdr.types[IMAGE_TYPE], message.header, image, encoding, buffer=lambda data: data)
+        return self.cdr.write(made, IMAGE_TYPE)
+
+
+def _rewrite(bag: Bag, output: str, work: _Work, *, force: bool, as_json: bool, frames: int | None = None) -> int:
+    """Copies the bag with some messages replaced. What cannot be replaced stays as it is, and is reported."""
+    start = time.perf_counter()
+    copied = done = 0
+    with (
+        until_signal() as received,
+        BagWriter(output, force=force) as writer,
+        Progress(work.command.rstrip("e") + "ing", frames, unit="images") as progress,
+    ):
+        for record in bag.records():
+            if received or (frames is not None and done >= frames):
+                break
+            channel = record if isinstance(record, Channel) else getattr(record, "channel", None)
+            if channel is None or not work.takes(channel):
+                writer.write(record)
+                copied += isinstance(record, Message)
+                continue
+            made = work.replace(record) if isinstance(record, Message) else None
+            if made is not None:
+                writer.write(made)
+                done += 1
+                progress.update(done)
+            if work.keep or (made is None and isinstance(record, Message)):
+                writer.write(record)
+        problems = _problems(bag, work)
+        if not done:
+            if received:
+                raise KeyboardInterrupt
+            what = problems[0] if problems else f"{', '.join(work.topics)}: holds no message"
+            raise SourceError(f"{bag.path}: {what}; {output} was not written")
+        writer.rosbag2 = bag.rosbag2
+    files = [Path(output)] if Path(output).is_file() else list(Path(output).iterdir())
+    seconds = time.perf_counter() - start
+    report = _report(bag, work, output, seconds, problems)
+    report["messages_copied"] = copied
+    report["file_bytes"] = sum(file.stat().st_size for file in files)
+    report["complete"] = report["complete"] and not received
+    if isinstance(work, _Encoding):
+        report["budget"] = budget_record(work.budget)
+    if as_json:
+        print_json(report)
+    else:
+        rows = {f"{topic.target}  ": _row(topic) for topic in work.topics.values()}
+        rows["other messages"] = f"{copied}, untouched"
+        rows["file"] = f"{report['file_bytes'] / 1000:.1f} kB"
+        rows["speed"] = f"{report['frames_per_second']:.1f} frames/s ({seconds:.1f} s)"
+        rows["model"] = f"{work.tokenizer.name} ({work.tokenizer.tag.hex()})"
+        print_table(f"{bag.path} -> {output}", rows)
+    return _end(work, output, problems, received)
+
+
+def _row(topic: _Topic) -> str:
+    width, height = min(topic.sizes, default=(0, 0))
+    more = "" if len(topic.sizes) < 2 else " and other sizes"
+    text = f"{topic.done} of {topic.messages} messages ({width}x{height}{more}, {topic.keyframes} keyframes)"
+    if topic.tokens:
+        text += f", {topic.tokens / topic.done:.0f} tokens each"
+    ratio = topic.bytes_in / max(topic.bytes_out, 1)
+    factor = f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.1f} times larger"
+    return f"{text}, {topic.bytes_in / 1e6:.2f} MB to {topic.bytes_out / 1e6:.2f} MB ({factor})"
+
+
+def _to_video(bag: Bag, work: _Decoding, topic: str, output: str, *, fps: float | None, as_json: bool) -> int:
+    """Decodes one topic to a video of the pictures that are whole."""
+    count, rate = _rate(bag, topic)
+    rate = fps or rate
+    bag.problems.clear()  # everything is read once more
+    start = time.perf_counter()
+    with (
+        until_signal() as received,
+        open_output(output, fps=rate, frames=count) as target,
+        Progress("decoding", count) as progress,
+    ):
+        for record in bag.records():
+            if received:
+                break
+            if isinstance(record, Message) and work.takes(record.channel):
+                picture = work.attempt(record, work.picture)
+                if picture is not None:
+                    target.write(picture[0], work.topics[topic].messages - 1)
+                    progress.update(target.written)
+        problems = _problems(bag, work)
+        if not target.written and not received:
+            raise SourceError(f"{bag.path}: {problems[0] if problems else f'{topic}: holds no message'}")
+    seconds = time.perf_counter() - start
+    report = _report(bag, work, output, seconds, problems) | {"fps": round(rate, 3)}
+    report["complete"] = report["complete"] and not received
+    if as_json:
+        print_json(report)
+    else:
+        rows = {f"{topic}  ": f"{target.written} frames, {rate:.4g} frames/s", "model": work.tokenizer.name}
+        print_table(f"{bag.path} -> {output}", rows)
+    return _end(work, output, problems, received)
+
+
+def _rate(bag: Bag, topic: str) -> tuple[int, float]:
+    """Number of messages of a topic, and their rate by the times at which they were recorded."""
+    first = last = count = 0
+    for record in bag.records():
+        if isinstance(record, Message) and record.channel.topic == topic:
+            first = first if count else record.log_time
+            last = record.log_time
+            count += 1
+    seconds = (last - first) / 1e9
+    rate = (count - 1) / seconds if count > 1 and seconds > 0 else FALLBACK_FPS
+    return count, min(max(rate, 0.01), 1000.0)
+
+
+def _problems(bag: Bag, work: _Work) -> list[str]:
+    return [*bag.problems, *filter(None, (topic.problem(name) for name, topic in work.topics.items()))]
+
+
+def _report(bag: Bag, work: _Work, output: str, seconds: float, problems: Sequence[str]) -> Report:
+    done = sum(topic.done for topic in work.topics.values())
+    return {
+        "topics": {name: topic.report() for name, topic in work.topics.items()},
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(done / max(seconds, 1e-9), 2),
+        "model": work.tokenizer.name,
+        "bundle": work.tokenizer.tag.hex(),
+        "backend": work.tokenizer.backend.name,
+        "threads": work.tokenizer.backend.threads,
+        "input": str(bag.path),
+        "output": output,
+        "complete": not problems,
+        "problem": problems[0] if problems else None,
+    }
+
+
+def _end(work: _Work, output: str, problems: Sequence[str], received: Sequence[signal.Signals]) -> int:
+    for problem in problems:
+        say(work.command, f"{problem}; {output} holds what is good")
+    return exit_code(work.command, bool(problems), received)
+
+
+def _decoded_topic(topic: str) -> str:
+    return topic.removesuffix(TOKEN_TOPIC) + DECODED_TOPIC
+
+
+def _check_free(bag: Bag, topic: str) -> None:
+    if topic in bag.topics():
+        raise SourceError(f"{bag.path}: holds a topic {topic} already; what was to be written there is in it")
+
+
+def _bytes_to_array(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.frombuffer(data, np.uint8)

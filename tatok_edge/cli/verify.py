@@ -1,0 +1,292 @@
+"""``tatok verify``: whether a backend computes the model as the CPU reference does, and a record if it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.cli.commands import print_json, say
+from tatok_edge.cli.progress import Progress
+from tatok_edge.errors import BackendError, InputError
+from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
+from tatok_edge.runtime.session import Backend, OnnxSession, Session, default_threads, open_session
+from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
+from tatok_edge.runtime.tensorrt.engines import EngineSet, Found, Profile, cache_folder, find_engines
+from tatok_edge.sources.open import open_source
+from tatok_edge.tokens.frame import CELL, PATCH, patch_grid
+
+if TYPE_CHECKING:
+    from tatok_edge.export.engines.profiles import ProfileSet
+    from tatok_edge.export.engines.verify import Verification
+
+SOURCE = "synthetic:frames=60,width=640,height=480"
+"""Frames to compare on where no source is given: the rendered camera clip, which is there on every machine."""
+_FLAVOURS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
+SPREAD = 5
+"""Frames of a source of unknown length between two that are taken."""
+
+Precision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is to be verified."""
+
+    session: Session
+    backend: Backend
+    precision: str
+    profiles: Mapping[str, Sequence[Profile]]
+    """Shapes that it takes, by graph."""
+    engines: EngineSet | None
+    """What it runs; None for ONNX graphs, of which there is no record to keep."""
+
+
+def verify(
+    model: str,
+    *,
+    folder: str | None,
+    backend: str,
+    precision: Precision | None,
+    source: str,
+    count: int,
+    as_json: bool,
+) -> int:
+    """Compares the backend with ONNX Runtime in fp32 on the CPU.
+
+    Args:
+        model: A shipped model's name, or the path of a bundle.
+        folder: Where the engines are; None for the user's cache.
+        backend: What runs the candidate, see :func:`tatok_edge.runtime.session.open_session`.
+        precision: Of the engines to take, or of the graphs that ONNX Runtime is to run; None for what there is.
+        source: Where the frames come from.
+        count: How many of them.
+        as_json: Print one JSON document instead of a table.
+
+    Returns:
+        0 if all bounds hold, 1 if not.
+    """
+    from tatok_edge.export.engines import verify as module
+
+    bundle = open_bundle(model)
+    graphs = bundle.graphs()
+    frames = read_frames(source, count)
+    reference, reference_backend = open_session(graphs, backend="onnxruntime")
+    candidate = open_candidate(bundle, graphs, frames, folder=folder, backend=backend, precision=precision)
+    bounds = module.BOUNDS[candidate.precision]
+    try:
+        with Progress("verifying", None, unit="steps") as progress:
+            steps = 0
+
+            def step(text: str) -> None:
+                nonlocal steps
+                steps += 1
+                progress.update(steps, text)
+
+            result = module.verify(
+                bundle,
+                reference,
+                candidate.session,
+                frames=frames,
+                profiles=candidate.profiles,
+                bounds=bounds,
+                say=step,
+            )
+    finally:
+        candidate.session.close()
+        reference.close()
+    record: Path | None = None
+    if candidate.engines is not None and result.ok:
+        record = module.write_record(
+            bundle, candidate.engines, result, reference=reference_backend, candidate=candidate.backend
+        )
+    report = {
+        "model": bundle.name,
+        "tag": bundle.tag.hex(),
+        "reference": str(reference_backend),
+        "candidate": str(candidate.backend),
+        "precision": candidate.precision,
+        "source": source,
+        "frames": len(frames),
+        **result.to_json(),
+        "record": None if record is None else str(record),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, result)
+    for failure in result.failures:
+        say("verify", failure)
+    if not result.ok:
+        if candidate.engines is not None:
+            module.remove_record(candidate.engines)
+        say("verify", f"{bundle.name} on {candidate.backend.name} is not verified: {_what_to_do(candidate)}")
+    return 0 if result.ok else 1
+
+
+def read_frames(source: str, count: int) -> list[NDArray[np.uint8]]:
+    """``count`` frames spread over a source, fewer if it has fewer.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    frames: list[NDArray[np.uint8]] = []
+    with open_source(source) as opened:
+        spread = max(1, opened.frames // count) if opened.frames else SPREAD
+        for number, frame in enumerate(opened):
+            if number % spread == 0:
+                frames.append(np.ascontiguousarray(frame.image))
+            if len(frames) == count:
+                break
+    return frames
+
+
+def open_candidate(
+    bundle: Bundle,
+    graphs: Mapping[str, bytes],
+    frames: Sequence[NDArray[np.uint8]],
+    *,
+    folder: str | None,
+    backend: str,
+    precision: Precision | None,
+) -> Candidate:
+    """Opens what is to be verified.
+
+    Raises:
+        InputError: a folder of engines for a backend that runs none.
+        BackendError: it cannot run here.
+    """
+    if backend == "onnxruntime":
+        if folder is not None:
+            raise InputError("--engines is for TensorRT; --backend onnxruntime runs the graphs of the bundle")
+        return _onnx_candidate(bundle, graphs, frames, precision or "fp32")
+    return _engine_candidate(bundle, graphs, folder, backend, precision)
+
+
+def _onnx_candidate(
+    bundle: Bundle, graphs: Mapping[str, bytes], frames: Sequence[NDArray[np.uint8]], precision: Precision
+) -> Candidate:
+    from tatok_edge.export.engines.profiles import graph_profiles
+
+    threads = default_threads()
+    if precision == "fp16":
+        from tatok_edge.export.engines import precision as module
+        from tatok_edge.export.engines.lint import load_graph
+
+        # What TensorRT would be given, in a form that computes as it does: ONNX Runtime on a CPU has no fp16.
+        parsed = {name: load_graph(data, name) for name, data in graphs.items()}
+        converted, _ = module.convert_bundle(parsed, frames, bundle.levels, bundle.context_width)
+        graphs = {name: module.emulate(graph).SerializeToString() for name, graph in converted.items()}
+    session = OnnxSession(graphs, threads=threads)
+
+    what = "the graphs that engines are built from, in emulated fp16" if precision == "fp16" else "asked for by name"
+    backend = Backend("onnxruntime", version("onnxruntime"), "cpu", precision, threads, what)
+    return Candidate(session, backend, precision, graph_profiles(_frame_profiles(frames), bundle), None)
+
+
+def _frame_profiles(frames: Sequence[NDArray[np.uint8]]) -> ProfileSet:
+    """Shapes for what takes any: one and two frames of each size, and token counts up to those of the largest."""
+    from tatok_edge.export.engines.profiles import FrameRange, ProfileSet
+
+    sides = [patch_grid(frame.shape[1], frame.shape[0]) for frame in frames]
+    ranges = dict.fromkeys(
+        FrameRange((1, 1, 2), (CELL, rows * PATCH, rows * PATCH), (CELL, columns * PATCH, columns * PATCH))
+        for rows, columns in sides
+    )
+    most = max(rows * columns for rows, columns in sides)
+    return ProfileSet(tuple(sorted({min(edge, most) for edge in (64, 256, 1024, most)})), tuple(ranges))
+
+
+def _engine_candidate(
+    bundle: Bundle, graphs: Mapping[str, bytes], folder: str | None, backend: str, precision: Precision | None
+) -> Candidate:
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"--engines {folder}: no such folder; 'tatok build -o {folder}' makes it")
+    session, chosen = open_session(graphs, backend=backend, engines=folder, model=_named(bundle))
+    flavour = _FLAVOURS.get(chosen.name)
+    if flavour is None:
+        session.close()
+        raise BackendError(
+            f"nothing to verify: {chosen.name} runs no engines ({chosen.reason}). 'tatok doctor' says what is missing; "
+            f"'tatok verify {_named(bundle)} --backend onnxruntime --precision fp16' checks what engines are built from"
+        )
+    # The same choice as that of the session.
+    hashes = {graph: str(bundle.manifest["files"][graph]["sha256"]) for graph in GRAPHS}
+    sm = tensorrt_flavour.gpu_architecture() or ""
+    found = {graph: Found(_named(bundle), sha256, flavour, chosen.version, sm) for graph, sha256 in hashes.items()}
+    try:
+        there = find_engines(cache_folder() if folder is None else Path(folder), found, GRAPHS)
+        _check_precision(bundle, there, precision)
+    except BackendError:
+        session.close()
+        raise
+    first = there.manifests[GRAPHS[0]]
+    profiles = {graph: manifest.profiles for graph, manifest in there.manifests.items()}
+    return Candidate(session, chosen, first.precision, profiles, there)
+
+
+def _named(bundle: Bundle) -> str:
+    """What a command takes for the bundle."""
+    return bundle.name if bundle.name in list_models() else str(bundle.path)
+
+
+def _check_precision(bundle: Bundle, there: EngineSet, wanted: Precision | None) -> None:
+    precision = there.manifests[GRAPHS[0]].precision
+    if wanted is not None and precision != wanted:
+        raise BackendError(
+            f"the engines in {there.folder} are in {precision}, not in {wanted}: run "
+            f"'tatok build {_named(bundle)} --precision {wanted}'"
+        )
+    if precision not in ("fp32", "fp16"):
+        raise BackendError(f"the engines in {there.folder} are in {precision}; there are bounds for fp32 and fp16")
+
+
+def _what_to_do(candidate: Candidate) -> str:
+    if candidate.engines is None:
+        return "do not build engines from it in this precision"
+    return (
+        f"do not use the engines in {candidate.engines.folder}; build them again, or with --precision fp32, and report "
+        "it if that does not help"
+    )
+
+
+def _print(report: Mapping[str, Any], result: Verification) -> None:
+    print(f"{report['model']} in {report['precision']}: {report['candidate']}")
+    print(f"  against {report['reference']}")
+    print(f"  {report['frames']} frames of {report['source']}, {len(result.shapes)} shapes")
+    for name, graph in result.graphs.items():
+        parts = [f"{graph['calls']} calls"]
+        if graph["tokens"] is not None:
+            off = f", others {graph['code_step']} level{'s' * (graph['code_step'] > 1)} off at most"
+            parts.append(f"{graph['tokens']:.2%} of the tokens equal{off if graph['code_step'] else ''}")
+        for score, kept in (graph["kept"] or {}).items():
+            parts.append(f"kept by {score}: Jaccard {kept['jaccard']:.4f}, {kept['exact']:.0%} of the sets equal")
+        if graph["pixels"] is not None:
+            pixels = graph["pixels"]
+            what = "mean pixels" if name == "context" else "pixels"
+            parts.append(f"{what}: max {pixels['max']:.3%}, mean {pixels['mean']:.4%}, {pixels['psnr_db']:.1f} dB")
+        faults = {
+            "not finite": graph["not_finite"],
+            "not repeated": graph["not_repeated"],
+            "equal rows differ": graph["not_equal"],
+            "failed": len(graph["errors"]),
+        }
+        parts.append(", ".join(f"{what} {count}" for what, count in faults.items() if count) or "no faults")
+        print(f"  {name:<16}{'; '.join(parts)}")
+    whole = result.end_to_end
+    if whole["pictures"]:
+        print(
+            f"  {'whole frames':<16}{whole['pictures']} pictures; {whole['patch_tokens']:.2%} of the tokens equal; "
+            f"kept sets: Jaccard {whole['kept']['jaccard']:.4f}; "
+            f"same tokens decoded: {whole['between_db']:.1f} dB apart; "
+            f"{whole['candidate_db']:.2f} dB, the reference {whole['reference_db']:.2f} dB"
+        )
+    if report["record"] is not None:
+        print(f"verified: {report['record']}")
+    elif result.ok:
+        print("all bounds hold; there are no engines to keep a record of")

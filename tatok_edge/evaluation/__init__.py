@@ -1,0 +1,1 @@
+"""How good and how fast the model is: quality metrics, folders of pictures, times."""

@@ -1,0 +1,1 @@
+"""Pictures to tokens and back: the bundle, its networks, the tokenizer, refinement."""

@@ -1,0 +1,258 @@
+"""Model bundles: a folder or zip of ONNX graphs, an integer entropy model and a manifest with their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tatok_edge.errors import BundleError
+from tatok_edge.format.entropy import IntegerEntropyModel, load_tables
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPHS = ("global_encoder", "context", "patch_encoder", "decoder")
+ENTROPY = "entropy"
+INT8 = "int8"
+"""Key of the manifest for graphs in int8; they are not part of the tag, because tokens are those of fp32."""
+REFINER = "refiner"
+"""Key of the manifest for the decoder's derivative; not part of the tag, because what it proposes are usual tokens."""
+Precision = Literal["fp32", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Precisions of the decoder on a CPU."""
+DEFAULT_MODEL = "tatok-s8"
+MODELS = Path(__file__).parents[1] / "models"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle whose files have the hashes that its manifest states."""
+
+    path: Path
+    """Folder or zip file."""
+    manifest: Mapping[str, Any]
+    """The parsed ``manifest.json``."""
+    name: str
+    """Model name."""
+    tag: bytes = field(repr=False)
+    """Eight bytes that name the content; packets carry them."""
+    levels: tuple[int, ...]
+    """FSQ levels per code dimension."""
+    context_width: int
+    """Channels of the context map."""
+
+    def read(self, entry: str) -> bytes:
+        """The bytes of one file of the manifest (a graph name or ``"entropy"``), checked against its hash."""
+        return self._read(self.manifest["files"][entry])
+
+    def graphs(self, precision: Precision = "fp32") -> dict[str, bytes]:
+        """The four graphs by name, checked against their hashes.
+
+        Args:
+            precision: ``"fp32"`` (as exported), or ``"int8"``: the decoder that ``tatok_edge.export.bundle.int8`` added.
+
+        Raises:
+            BundleError: the bundle has no graphs in int8; a damaged file.
+        """
+        graphs = {name: self.read(name) for name in GRAPHS}
+        if precision == INT8:
+            if INT8 not in self.manifest:
+                raise BundleError(
+                    f"{self.path} has no int8 decoder: add one with "
+                    f"'python -m tatok_edge.export.bundle.int8 {self.path} --pictures DIR', or use precision fp32"
+                )
+            graphs |= {name: self._read(info) for name, info in self.manifest[INT8]["files"].items()}
+        return graphs
+
+    def refiner(self) -> tuple[bytes, tuple[float, ...]]:
+        """The graph that ``TokenBudget(refine=N)`` needs, and the decoder's curvature along each code dimension.
+
+        Raises:
+            BundleError: the bundle has none; a damaged file.
+        """
+        if REFINER not in self.manifest:
+            raise BundleError(
+                f"{self.path} has no refiner, which a budget with refine needs: add one with "
+                f"'python -m tatok_edge.export.bundle.refiner {self.path} --pictures DIR', or use refine 0"
+            )
+        section = self.manifest[REFINER]
+        return self._read(section["files"][REFINER]), tuple(float(value) for value in section["curvature"])
+
+    def _read(self, info: Mapping[str, str]) -> bytes:
+        data = _read(self.path, info["file"], MAX_FILE_BYTES)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != info["sha256"]:
+            raise BundleError(
+                f"{self.path}/{info['file']}: SHA-256 is {digest[:12]}..., the manifest says {info['sha256'][:12]}...; "
+                "the file is damaged or was changed: export or install the bundle again"
+            )
+        return data
+
+    def entropy_model(self) -> IntegerEntropyModel:
+        """The integer entropy model."""
+        tables = load_tables(self.read(ENTROPY), self.levels, str(self.path))
+        return IntegerEntropyModel(self.levels, self.tag, tables)
+
+
+def list_models() -> list[str]:
+    """Names of the models that ship with the package."""
+    if not MODELS.is_dir():
+        return []
+    return sorted(p.name for p in MODELS.iterdir() if (p / MANIFEST).is_file())
+
+
+def open_bundle(name_or_path: str | Path) -> Bundle:
+    """Open a shipped model by name, or a bundle folder or zip by path.
+
+    Raises:
+        BundleError: unknown name, unreadable or invalid manifest, newer format, missing files.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in list_models():
+        path = MODELS / str(name_or_path)
+    elif not _exists(path):
+        known = ", ".join(list_models()) or "none"
+        raise BundleError(
+            f"unknown model {str(name_or_path)!r}: give one of the shipped models ({known}) or a bundle's path"
+        )
+    text = _read(path, MANIFEST, MAX_MANIFEST_BYTES)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}/{MANIFEST}: not valid JSON ({error})") from error
+    return _check(path, manifest)
+
+
+def open_folder(path: Path) -> Bundle:
+    """A bundle whose files can be added to or replaced.
+
+    Raises:
+        BundleError: not a bundle folder.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
+    return open_bundle(path)
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put files into a bundle folder, in this order; whoever reads sees each of them old or new."""
+    for name, content in contents.items():
+        temporary = folder / (name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
+
+
+def content_tag(files: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Eight bytes that follow from the hashes of all files that decide what tokens mean."""
+    digest = hashlib.sha256()
+    for entry in (*GRAPHS, ENTROPY):
+        digest.update(bytes.fromhex(files[entry]["sha256"]))
+    return digest.digest()[:8]
+
+
+def _check(path: Path, manifest: Any) -> Bundle:
+    where = f"{path}/{MANIFEST}"
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{where}: must be a JSON object")
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{where}: no valid 'format_version'; this is not a TaTok bundle")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{where}: bundle format {version} is newer than this version reads ({FORMAT_VERSION}): upgrade tatok-edge"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise BundleError(f"{where}: 'files' is missing")
+    for entry in (*GRAPHS, ENTROPY):
+        _check_file(where, entry, files.get(entry))
+    if INT8 in manifest:
+        _check_int8(where, manifest[INT8])
+    name, levels = manifest.get("name"), manifest.get("levels")
+    if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
+        raise BundleError(f"{where}: 'name' must be a string of 1 to 64 printable characters")
+    if (
+        not isinstance(levels, list)
+        or not 1 <= len(levels) <= 16
+        or any(not isinstance(v, int) or not 2 <= v <= 64 for v in levels)
+    ):
+        raise BundleError(f"{where}: 'levels' must be 1 to 16 integers between 2 and 64")
+    if math.prod(levels) >= 1 << 31:
+        raise BundleError(f"{where}: 'levels' make {math.prod(levels)} token ids, more than an int32 holds")
+    if REFINER in manifest:
+        _check_refiner(where, manifest[REFINER], len(levels))
+    width = manifest.get("context_width")
+    if not isinstance(width, int) or not 1 <= width <= 4096:
+        raise BundleError(f"{where}: 'context_width' must be an integer between 1 and 4096")
+    return Bundle(path, manifest, name, content_tag(files), tuple(levels), width)
+
+
+def _check_file(where: str, entry: str, info: Any) -> None:
+    """One entry of a manifest's files."""
+    if not isinstance(info, dict) or not isinstance(info.get("file"), str) or not isinstance(info.get("sha256"), str):
+        raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
+    if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
+        raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")
+    if len(info["sha256"]) != 64 or any(c not in "0123456789abcdef" for c in info["sha256"]):
+        raise BundleError(f"{where}: 'sha256' of {entry!r} is not 64 hexadecimal digits")
+
+
+def _check_int8(where: str, section: Any) -> None:
+    """The graphs in int8: the decoder only, because tokens must stay those of the tag."""
+    files = section.get("files") if isinstance(section, dict) else None
+    if not isinstance(files, dict) or set(files) != {"decoder"}:
+        raise BundleError(f"{where}: {INT8!r} must hold 'files' with the entry 'decoder' and no other")
+    _check_file(where, "decoder", files["decoder"])
+
+
+def _check_refiner(where: str, section: Any, dims: int) -> None:
+    """The refiner's graph and one curvature per code dimension."""
+    files = section.get("files") if isinstance(section, dict) else None
+    if not isinstance(files, dict) or set(files) != {REFINER}:
+        raise BundleError(f"{where}: {REFINER!r} must hold 'files' with the entry {REFINER!r} and no other")
+    _check_file(where, REFINER, files[REFINER])
+    values = section.get("curvature")
+    if (
+        not isinstance(values, list)
+        or len(values) != dims
+        or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in values)
+    ):
+        raise BundleError(f"{where}: 'curvature' of {REFINER!r} must be {dims} finite numbers above 0")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that may not be searched
+        return False
+
+
+def _read(path: Path, name: str, limit: int) -> bytes:
+    """Read one file of a bundle folder or zip, at most ``limit`` bytes."""
+    try:
+        if path.is_dir():
+            file = path / name
+            if file.stat().st_size > limit:
+                raise BundleError(f"{file}: larger than the {limit} bytes that are allowed")
+            return file.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(name)
+            if info.file_size > limit:
+                raise BundleError(f"{path}:{name}: larger than the {limit} bytes that are allowed")
+            with archive.open(info) as stream:
+                return stream.read(limit)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: {name} is missing; a bundle is a folder or zip with {MANIFEST} in it") from error
+    except KeyError as error:
+        raise BundleError(f"{path}: {name} is missing from the zip") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        # RuntimeError: encrypted, or packed in a way that Python does not know.
+        raise BundleError(f"{path}: cannot be read as a bundle folder or zip ({error})") from error

@@ -1,0 +1,107 @@
+"""The networks of a bundle as the tokenizer and streams call them: plain arrays of one image in and out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.runtime.session import Session
+
+WINDOW_VALUES = 16 * 16 * 3
+"""Values of the window that the patch encoder sees."""
+PATCH_VALUES = 8 * 8 * 3
+"""Values of a patch."""
+
+
+@dataclass(slots=True)
+class Prior:
+    """What the context network says of ``N`` patches, flat over their grid."""
+
+    context: NDArray[np.float32]
+    """Features ``(Dc, N)``."""
+    mean: NDArray[np.float32]
+    """Mean pixels ``(192, N)`` in [-1, 1], (y, x, rgb) order."""
+    log2_probs: NDArray[np.float32]
+    """Log2 probability of each level of each code dimension, ``(sum(levels), N)``."""
+    entropy: NDArray[np.float32]
+    """Conditional entropy in bits, ``(N,)``."""
+    expected: NDArray[np.float32]
+    """Conditional mean of the code values, ``(D, N)``."""
+
+
+class Networks:
+    """Runs the four graphs; safe to call from several threads."""
+
+    def __init__(self, session: Session, context_width: int) -> None:
+        self.session = session
+        """What runs them."""
+        self.context_width = context_width
+        """Channels of the context."""
+
+    def global_codes(self, image: NDArray[np.uint8], bgr: bool, clock: Clock) -> NDArray[np.int32]:
+        """Codes ``(D, hc, wc)`` of the global tokens of an image, uint8 ``(H, W, 3)``."""
+        with clock.stage("cells"):
+            cells = kernels.image_to_cells(image, bgr)
+        with clock.stage("global_encoder"):
+            return cast("NDArray[np.int32]", self.session.run("global_encoder", {"cells": cells[None]})["codes"][0])
+
+    def prior(self, global_codes: NDArray[np.int32], clock: Clock) -> Prior:
+        """The prior of the patches under the cells with ``global_codes``, int32 ``(D, rows, columns)``."""
+        with clock.stage("context"):
+            outputs = self.session.run("context", {"codes": np.ascontiguousarray(global_codes[None])})
+        return Prior(
+            **{
+                name: cast(
+                    "NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1)
+                )
+                for name, value in outputs.items()
+            }
+        )
+
+    def features(self, count: int) -> NDArray[np.float32]:
+        """Room for the feature rows of ``count`` patches; ``kernels.gather_features`` fills it."""
+        return np.empty((count, WINDOW_VALUES + self.context_width + PATCH_VALUES), np.float32)
+
+    def patch_codes(self, features: NDArray[np.float32], clock: Clock) -> NDArray[np.int32]:
+        """Codes ``(T, D)`` of patches from any images, one feature row each."""
+        with clock.stage("patch_encoder"):
+            return cast("NDArray[np.int32]", self.session.run("patch_encoder", {"features": features})["codes"])
+
+    def pixels(
+        self,
+        state: NDArray[np.float32],
+        context: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        grid: tuple[int, int],
+        clock: Clock,
+    ) -> NDArray[np.float32]:
+        """Pixels ``(192, N)`` in [-1, 1] from states ``(D + 2, N)``, context and mean of a whole grid."""
+        with clock.stage("decoder"):
+            inputs = {"state": state, "context": context, "mean": mean}
+            shaped = {name: value.reshape(1, -1, *grid) for name, value in inputs.items()}
+            pixels = cast("NDArray[np.float32]", self.session.run("decoder", shaped)["pixels"])
+        return pixels.reshape(pixels.shape[1], -1)
+
+
+class Clock:
+    """Adds up wall time per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """Wall time of each stage so far."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time of its block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

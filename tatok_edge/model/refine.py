@@ -1,0 +1,255 @@
+"""Refined tokens: chosen again, and corrected, by what the decoder makes of them (analysis by synthesis).
+
+The encoder decides on every token from the pixels around its patch. What a token does to the picture also depends on
+the tokens beside it, which only the decoder knows. A *pass* runs the decoder and its derivative (the bundle's refiner)
+and uses both results: the error of each patch says where further tokens help most, and the slope of the total error
+says which codes should move by a level, as steps of Newton's method on integers. Tokens stay ordinary tokens: nothing
+changes for whoever decodes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.model.networks import PATCH_VALUES, Clock, Prior
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.runtime.session import Session
+from tatok_edge.tokens.frame import patch_grid
+
+Rates = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
+"""From codes ``(T, D)`` of the patches at positions ``(T,)``, log2 of how likely the entropy model takes each of their
+values to be beside one another, ``(sum(levels), T)``."""
+
+RATE_WEIGHT = 0.15
+"""Squared error, summed over pixels in [-1, 1], that a bit is worth: about the slope of the rate-distortion curve at
+half of the tokens."""
+DAMPING = 2.5
+"""Factor on the curvature: neighbours move in the same pass, and respond to one another."""
+SIDE = 8
+"""Side of a patch in pixels."""
+
+
+class Refiner:
+    """Runs the refiner of a bundle; safe to call from several threads.
+
+    Args:
+        session: What runs the graph ``refiner``.
+        curvature: Squared norm of the decoder's response to a code, per dimension and squared change of its value.
+        levels: FSQ levels per code dimension.
+    """
+
+    def __init__(self, session: Session, curvature: Sequence[float], levels: Sequence[int]) -> None:
+        self._session = session
+        self._curvature = tuple(curvature)
+        self._levels = tuple(levels)
+
+    def refine(
+        self,
+        image: NDArray[np.uint8],
+        bgr: bool,
+        prior: Prior,
+        codes: NDArray[np.int32],
+        kept: NDArray[np.int32],
+        rates: Rates,
+        passes: int,
+        clock: Clock,
+        *,
+        scores: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Correct the tokens of one image and, where ``scores`` are given, choose them again; their number stays.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            bgr: The channels are in BGR order.
+            prior: What the context says of its ``N`` patches.
+            codes: Codes ``(N, D)`` of all patches; of those ``kept`` only, where there are no ``scores``.
+            kept: Patches ``(T,)`` that the budget keeps, ascending.
+            rates: What codes cost; positions are those of the image.
+            passes: How often to run the decoder and its derivative, at least 1.
+            clock: Adds up the time.
+            scores: What ranks the patches at first, ``(N,)``; others may be kept from 3 passes on.
+
+        Returns:
+            Positions ``(T,)``, ascending, and codes ``(T, D)``.
+        """
+        count, total = kept.size, len(codes)
+        if count == 0:
+            return kept, np.empty((0, len(self._levels)), np.int32)
+        picture = _Picture(image, bgr, prior.context, prior.mean)
+        codes, positions, done = codes.copy(), kept, 0
+
+        def state_of(positions: NDArray[np.int32]) -> NDArray[np.float32]:
+            chosen = np.ascontiguousarray(codes[positions])
+            return kernels.decoder_state(chosen, positions, prior.expected, prior.entropy, self._levels)
+
+        if scores is not None and count < total and passes >= 3:
+            # Tokens come in stages: each goes where the picture so far is furthest from what all tokens would give.
+            done = stages = (passes + 2) // 2
+            everything, _ = self._run(picture, state_of(np.arange(total, dtype=np.int32)), clock)
+            positions = _best(scores, count // stages)
+            for stage in range(2, stages + 1):
+                error, slope = self._run(picture, state_of(positions), clock)
+                with clock.stage("refine"):
+                    turn = picture.every_second(positions, stage)
+                    here = positions[turn]
+                    log2_probs = rates(np.ascontiguousarray(codes[positions]), positions)
+                    codes[here] = self._moved(codes[here], log2_probs[:, turn], slope[:, here])
+                    lacking = error - everything
+                    lacking[positions] = np.inf
+                    positions = _best(lacking, count * stage // stages)
+        chosen = codes[positions]
+        self._correct(picture, state_of(positions), positions, chosen, rates, passes - done, clock)
+        return positions, np.ascontiguousarray(chosen)
+
+    def correct(
+        self,
+        image: NDArray[np.uint8],
+        bgr: bool,
+        state: NDArray[np.float32],
+        context: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        codes: NDArray[np.int32],
+        rates: Rates,
+        passes: int,
+        clock: Clock,
+        *,
+        hidden: NDArray[np.bool_],
+    ) -> NDArray[np.int32]:
+        """Correct some of the tokens of a picture; all others stay.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            bgr: The channels are in BGR order.
+            state: What the decoder takes, ``(D + 2, N)``; changed in place.
+            context: Its context ``(Dc, N)``.
+            mean: Its mean ``(192, N)``.
+            positions: Patches ``(T,)`` whose tokens may change.
+            codes: Their codes ``(T, D)``, as they are in the states.
+            rates: What codes cost; positions are those given here.
+            passes: How often to run the decoder and its derivative.
+            clock: Adds up the time.
+            hidden: Patches ``(N,)`` whose pixels are not shown.
+
+        Returns:
+            The corrected codes ``(T, D)``.
+        """
+        picture = _Picture(image, bgr, context, mean)
+        picture.weight[:, hidden] = 0
+        codes = codes.copy()
+        self._correct(picture, state, positions, codes, rates, passes, clock)
+        return codes
+
+    def _correct(
+        self,
+        picture: _Picture,
+        state: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        codes: NDArray[np.int32],
+        rates: Rates,
+        passes: int,
+        clock: Clock,
+    ) -> None:
+        """As :meth:`correct`, but changes ``state`` and ``codes`` in place."""
+        levels = np.array(self._levels, np.float32)
+        for number in range(passes):
+            _, slope = self._run(picture, state, clock)
+            with clock.stage("refine"):
+                # All codes at once at first, then those of every second patch, so that neighbours see each other move.
+                turn = picture.every_second(positions, passes - number) if number else np.ones(positions.size, np.bool_)
+                here = positions[turn]
+                codes[turn] = self._moved(codes[turn], rates(codes, positions)[:, turn], slope[:, here])
+                state[: levels.size, here] = ((2 * codes[turn] + 1) / levels - 1).T
+
+    def _run(
+        self, picture: _Picture, state: NDArray[np.float32], clock: Clock
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Squared error ``(N,)`` of each patch, and slope ``(D, N)`` of their sum along the code values."""
+        with clock.stage("refine"):
+            inputs = {
+                "state": state,
+                "context": picture.context,
+                "mean": picture.mean,
+                "target": picture.target,
+                "weight": picture.weight,
+            }
+            outputs = self._session.run(
+                "refiner", {name: value.reshape(1, -1, *picture.grid) for name, value in inputs.items()}
+            )
+        error, slope = outputs["error"].reshape(-1), outputs["slope"].reshape(len(self._levels), -1)
+        return cast("NDArray[np.float32]", error), cast("NDArray[np.float32]", slope)
+
+    def _moved(
+        self, codes: NDArray[np.int32], log2_probs: NDArray[np.float32], slope: NDArray[np.float32]
+    ) -> NDArray[np.int32]:
+        """Codes ``(T, D)`` with one dimension of each moved by one level, where error and bits together should fall.
+
+        Args:
+            codes: Codes ``(T, D)``.
+            log2_probs: How likely their values are, ``(sum(levels), T)``.
+            slope: Slope of the error along their values, ``(D, T)``.
+        """
+        best = np.zeros(len(codes), np.float32)
+        dims, steps = np.zeros(len(codes), np.intp), np.zeros(len(codes), np.int32)
+        start = 0
+        for dim, level in enumerate(self._levels):
+            bits = -log2_probs[start : start + level]
+            start += level
+            here = codes[:, dim]
+            cost = np.take_along_axis(bits, here[None], 0)[0]
+            width = np.float32(2 / level)
+            rise = slope[dim] * width
+            curve = np.float32(DAMPING * self._curvature[dim]) * width * width
+            for step in (1, -1):
+                there = here + step
+                inside = (there >= 0) & (there < level)
+                more = np.take_along_axis(bits, np.where(inside, there, here)[None], 0)[0] - cost
+                change = step * rise + curve + np.float32(RATE_WEIGHT) * more
+                better = inside & (change < best)
+                best[better] = change[better]
+                dims[better], steps[better] = dim, step
+        moved = codes.copy()
+        moved[np.arange(len(codes)), dims] += steps
+        return moved
+
+
+class _Picture:
+    """What does not change from pass to pass."""
+
+    def __init__(
+        self, image: NDArray[np.uint8], bgr: bool, context: NDArray[np.float32], mean: NDArray[np.float32]
+    ) -> None:
+        self.grid = patch_grid(image.shape[1], image.shape[0])
+        self.context, self.mean = context, mean
+        self.target, self.weight = _target(image, bgr, self.grid)
+
+    def every_second(self, positions: NDArray[np.int32], turn: int) -> NDArray[np.bool_]:
+        """Which of the patches are of one colour of a chessboard, which changes with the turn."""
+        rows, columns = np.divmod(positions, self.grid[1])
+        colour: NDArray[np.bool_] = (rows + columns) % 2 == turn % 2
+        return colour
+
+
+def _target(
+    image: NDArray[np.uint8], bgr: bool, grid: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixels of each patch in [-1, 1] and their weight, ``(192, N)`` each: 1 inside the image, 0 outside."""
+    height, width = image.shape[:2]
+    rows, columns = grid
+    margin = ((0, rows * SIDE - height), (0, columns * SIDE - width), (0, 0))
+
+    def squares(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        split = np.pad(values, margin).reshape(rows, SIDE, columns, SIDE, 3)
+        return np.ascontiguousarray(split.transpose(1, 3, 4, 0, 2)).reshape(PATCH_VALUES, rows * columns)
+
+    pixels = (image[..., ::-1] if bgr else image).astype(np.float32) / np.float32(127.5) - 1
+    return squares(pixels), squares(np.ones_like(pixels))
+
+
+def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """The places of the ``count`` highest scores, ascending; the earlier of equal ones comes first."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)

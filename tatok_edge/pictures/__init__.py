@@ -1,0 +1,1 @@
+"""Pictures and videos that are written, and drawings of the kept tokens."""

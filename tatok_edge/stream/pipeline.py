@@ -1,0 +1,326 @@
+"""Cameras to tokens: the frames of a source as key and delta packets, in real time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal
+
+from tatok_edge.errors import InputError
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.open import open_source
+from tatok_edge.sources.source import Image, Source, SourceFrame
+from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
+from tatok_edge.tokens.frame import TokenBudget
+
+WINDOW_US: Final = 1_000_000
+"""Time over which a bandwidth is kept."""
+SPENT_AT_ONCE: Final = 0.25
+"""Share of what is left of the bandwidth that one frame may take: the rest of a second never runs dry."""
+SMALLEST_KBPS: Final = 4.0
+"""Smallest bandwidth that is taken, in kbit/s."""
+SMALLEST_PACKET: Final = 240
+"""Bits that have to be left for a frame to be encoded; below that it is skipped."""
+
+
+class RateControl:
+    """Keeps the packets of every second within a bandwidth.
+
+    Args:
+        max_kbps: Bandwidth in kilobits (1000 bits) per second.
+
+    Raises:
+        InputError: The bandwidth is too small for any stream.
+    """
+
+    def __init__(self, max_kbps: float) -> None:
+        if not max_kbps >= SMALLEST_KBPS:
+            raise InputError(f"max_kbps must be at least {SMALLEST_KBPS:g} kbit/s, got {max_kbps:g}")
+        self.bits = int(max_kbps * 1000)
+        """Bits in each second."""
+        self._sent: deque[tuple[int, int]] = deque()
+        self._total = 0
+
+    def left(self, timestamp_us: int) -> int:
+        """Bits that the second which ends with ``timestamp_us`` has left."""
+        while self._sent and self._sent[0][0] <= timestamp_us - WINDOW_US:
+            self._total -= self._sent.popleft()[1]
+        return self.bits - self._total
+
+    def spend(self, timestamp_us: int, bits: int) -> None:
+        """Count a packet."""
+        self._sent.append((timestamp_us, bits))
+        self._total += bits
+
+
+@dataclass(slots=True)
+class StreamStatistics:
+    """What a stream has done so far."""
+
+    frames: int = 0
+    """Frames encoded."""
+    skipped: int = 0
+    """Frames for which the bandwidth had nothing left."""
+    bits: int = 0
+    """Bits in all packets."""
+    latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=4096), repr=False)
+    """Time from frame to packet of the newest frames."""
+
+
+class Stream:
+    """Encodes the frames of a source; iterate over it.
+
+    ``for frame in Stream(tokenizer, "0"): send(frame.packet)``. A live source gives its newest frame, so that a slow
+    consumer loses frames (``dropped`` counts them) and no time; a file gives every frame. The networks run in the
+    thread that iterates.
+
+    Args:
+        tokenizer: The model.
+        source: What :func:`open_source` takes, or a source that is open already.
+        budget: Limits for each packet.
+        max_loss_db: See :class:`StreamEncoder`.
+        keyframe_interval: See :class:`StreamEncoder`.
+        refresh: See :class:`StreamEncoder`; by default ``"rolling"`` with ``max_kbps``, else ``"key"``.
+        on_lag: What happens to frames that come too fast: ``"drop"`` takes the newest, ``"wait"`` loses none,
+            ``"auto"`` drops those of live sources only.
+        fps: Take at most so many frames per second, by their time stamps; None takes all. The frame rate of arrays.
+        max_kbps: Bandwidth of the link: the packets of any second have at most so many kilobits.
+        motion: See :class:`StreamEncoder`.
+        recompute: See :class:`StreamEncoder`.
+
+    Raises:
+        SourceError: The source cannot be opened.
+        InputError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        source: Source | str | int | Path | Iterable[Image],
+        *,
+        budget: TokenBudget | None = None,
+        max_loss_db: float = MAX_LOSS_DB,
+        keyframe_interval: int = 300,
+        refresh: Literal["key", "rolling"] | None = None,
+        on_lag: Literal["auto", "drop", "wait"] = "auto",
+        fps: float | None = None,
+        max_kbps: float | None = None,
+        motion: bool = True,
+        recompute: Literal["changed", "always"] = "changed",
+    ) -> None:
+        if fps is not None and not 0.01 <= fps <= 1000:
+            raise InputError(f"fps must be from 0.01 to 1000, got {fps:g}")
+        self._step_us = 0.0 if fps is None else 1e6 / fps
+        self._due_us = 0.0
+        self._rate = None if max_kbps is None else RateControl(max_kbps)
+        self.encoder = StreamEncoder(
+            tokenizer,
+            budget=budget,
+            max_loss_db=max_loss_db,
+            keyframe_interval=keyframe_interval,
+            refresh=refresh or ("key" if max_kbps is None else "rolling"),
+            motion=motion,
+            recompute=recompute,
+        )
+        """What encodes; its ``max_loss_db`` may be changed between frames."""
+        self.budget = self.encoder.budget
+        """Limits for each packet; may be changed between frames."""
+        self._owned = not isinstance(source, Source)
+        if isinstance(source, Source):
+            self.source: Source = source
+        else:
+            named = isinstance(source, (str, int, Path))
+            self.source = open_source(source, fps=None if named else fps, on_lag=on_lag)
+        """Where frames come from."""
+        self.statistics = StreamStatistics()
+        """Counts so far."""
+
+    @property
+    def dropped(self) -> int:
+        """Frames that came faster than they could be encoded."""
+        return self.source.dropped
+
+    def request_keyframe(self) -> None:
+        """Make the next frame a keyframe; may be called from any thread."""
+        self.encoder.request_keyframe()
+
+    def stop(self) -> None:
+        """End the iteration ahead of the next frame; may be called from any thread or signal handler."""
+        self.source.stop()
+
+    def __iter__(self) -> Iterator[StreamFrame]:
+        for frame in self.source:
+            if frame.timestamp_us < self._due_us - self._step_us / 10:
+                continue
+            # A frame that comes a little late must not put off all that follow.
+            self._due_us = max(self._due_us + self._step_us, frame.timestamp_us + self._step_us / 2)
+            encoded = self._encode(frame)
+            if encoded is not None:
+                yield encoded
+
+    def _encode(self, frame: SourceFrame) -> StreamFrame | None:
+        begun = time.monotonic()
+        if frame.restarted:
+            self.encoder.request_keyframe()
+        budget = self.budget
+        if self._rate is not None:
+            left = self._rate.left(frame.timestamp_us)
+            share = max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET)
+            if left < SMALLEST_PACKET:
+                self.statistics.skipped += 1
+                return None
+            budget = replace(budget, max_bits=min(share, budget.max_bits or share))
+        encoded = self._encode_within(frame, budget)
+        if encoded is None:
+            self.statistics.skipped += 1
+            return None
+        if self._rate is not None:
+            self._rate.spend(frame.timestamp_us, 8 * len(encoded.packet))
+        return self.account(frame, encoded, begun)
+
+    def account(self, frame: SourceFrame, encoded: StreamFrame, begun: float) -> StreamFrame:
+        """Count an encoded frame; returns it with its latency.
+
+        Args:
+            frame: What was encoded.
+            encoded: What came of it.
+            begun: When it was taken, in seconds of ``time.monotonic``; it counts where the arrival is not known.
+        """
+        statistics = self.statistics
+        statistics.frames += 1
+        statistics.bits += 8 * len(encoded.packet)
+        latency = 1000 * (time.monotonic() - (begun if frame.arrived is None else frame.arrived))
+        statistics.latency_ms.append(latency)
+        return replace(encoded, latency_ms=latency, dropped=self.source.dropped)
+
+    def _encode_within(self, frame: SourceFrame, budget: TokenBudget) -> StreamFrame | None:
+        """Encode a frame; None where it has to be a keyframe and the bandwidth has not enough left for one."""
+        encoder = self.encoder
+        encoder.budget = budget
+        try:
+            return encoder.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
+        except KeyframeTooLarge as error:
+            if self._rate is None:
+                raise
+            if error.bits > self._rate.bits:
+                raise InputError(
+                    f"max_kbps = {self._rate.bits / 1000:g} is too small for frames of {frame.image.shape[1]}x"
+                    f"{frame.image.shape[0]} pixels: a keyframe needs {error.bits / 1000:.1f} kbit; allow more"
+                ) from None
+            if error.bits > self._rate.left(frame.timestamp_us):
+                return None
+            encoder.budget = replace(budget, max_bits=error.bits)
+        return encoder.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
+
+    def close(self) -> None:
+        """End the iteration and close the source if the stream opened it."""
+        self.stop()
+        if self._owned:
+            self.source.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MultiStream:
+    """Encodes several sources in step: the patches of all cameras go through one call of the patch encoder.
+
+    ``for frames in MultiStream(tokenizer, ["0", "1"]):`` gives, for every step, one :class:`StreamFrame` per camera, or
+    None for a camera whose source has ended. A step takes the next frame of each source, the newest one of a live
+    source, so it waits for the slowest camera.
+
+    Args:
+        tokenizer: The model.
+        sources: One per camera, as :class:`Stream` takes them.
+        budget: Limits for each packet of each camera.
+        max_loss_db: See :class:`StreamEncoder`.
+        keyframe_interval: See :class:`StreamEncoder`.
+        refresh: See :class:`StreamEncoder`.
+        on_lag: See :class:`Stream`.
+
+    Raises:
+        SourceError: A source cannot be opened.
+        InputError: There is no source, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sources: Sequence[Source | str | int | Path | Iterable[Image]],
+        *,
+        budget: TokenBudget | None = None,
+        max_loss_db: float = MAX_LOSS_DB,
+        keyframe_interval: int = 300,
+        refresh: Literal["key", "rolling"] = "key",
+        on_lag: Literal["auto", "drop", "wait"] = "auto",
+    ) -> None:
+        if not sources:
+            raise InputError("sources must hold at least one source, got none")
+        self.streams: list[Stream] = []
+        """One per camera."""
+        try:
+            for source in sources:
+                self.streams.append(
+                    Stream(
+                        tokenizer,
+                        source,
+                        budget=budget,
+                        max_loss_db=max_loss_db,
+                        keyframe_interval=keyframe_interval,
+                        refresh=refresh,
+                        on_lag=on_lag,
+                    )
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def stop(self) -> None:
+        """End the iteration ahead of the next step; may be called from any thread."""
+        for stream in self.streams:
+            stream.stop()
+
+    def __iter__(self) -> Iterator[list[StreamFrame | None]]:
+        feeds = [iter(stream.source) for stream in self.streams]
+        while True:
+            begun = time.monotonic()
+            frames = [next(feed, None) for feed in feeds]
+            present = [camera for camera, frame in enumerate(frames) if frame is not None]
+            if not present:
+                return
+            taken = [(self.streams[camera], frame) for camera, frame in enumerate(frames) if frame is not None]
+            for stream, frame in taken:
+                if frame.restarted:
+                    stream.request_keyframe()
+            encoded = encode_frames(
+                [stream.encoder for stream, _ in taken],
+                [frame.image for _, frame in taken],
+                indices=[frame.index for _, frame in taken],
+                timestamps_us=[frame.timestamp_us for _, frame in taken],
+            )
+            step: list[StreamFrame | None] = [None] * len(frames)
+            for camera, (stream, frame), one in zip(present, taken, encoded, strict=True):
+                step[camera] = stream.account(frame, one, begun)
+            yield step
+
+    def close(self) -> None:
+        """End the iteration and close the sources that were opened here."""
+        for stream in self.streams:
+            stream.close()
+
+    def __enter__(self) -> MultiStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

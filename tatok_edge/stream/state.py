@@ -1,0 +1,221 @@
+"""The entries that both ends of a stream hold, one per patch, and how a delta packet changes them.
+
+For each patch: its context, mean pixels, code (or conditional mean), keep bit and entropy as of the frame in which it
+was last updated. A delta packet says which patches are updated, carries the global tokens that changed and the codes of
+the patches that need one; everything else stays. Both ends compute the context from the same global codes, so nothing
+drifts. What moves keeps its pixels: cells may show the picture before from another place, until they are updated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.model.networks import PATCH_VALUES, Clock, Networks, Prior
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.tokens.frame import CELL, PATCH, DeltaFrame, TokenFrame, cell_grid, patch_grid
+
+Window = tuple[int, int, int, int]
+"""First row, first column, rows and columns of an area of cells."""
+
+PATCHES: Final = CELL // PATCH
+"""Patches along a side of a cell."""
+HALO: Final = 2
+"""Cells around the updated ones that their context is computed with."""
+
+
+@dataclass(slots=True)
+class StreamState:
+    """The entries that encoder and decoder hold of a stream, flat over ``N`` patches."""
+
+    width: int
+    """Width of the images in pixels."""
+    height: int
+    """Height of the images in pixels."""
+    index: int
+    """Number of the last frame."""
+    crc: int
+    """Checks that a delta packet follows the packet that left this state."""
+    global_codes: NDArray[np.int32]
+    """Codes of the global tokens ``(D, hc, wc)``."""
+    global_ids: NDArray[np.int32]
+    """The same as ids ``(hc * wc,)``."""
+    ids: NDArray[np.int32]
+    """Id of the token of each patch ``(N,)``, -1 where it has none."""
+    context: NDArray[np.float32]
+    """``(Dc, N)``."""
+    mean: NDArray[np.float32]
+    """``(192, N)``."""
+    state: NDArray[np.float32]
+    """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
+    moved: NDArray[np.bool_]
+    """Which patches show moved pixels of earlier pictures instead of what their entry says ``(N,)``."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(self.width, self.height)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return cell_grid(self.width, self.height)
+
+    def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
+        """What the entries say, ``(192, N)`` in [-1, 1]; patches that are :attr:`moved` show something else."""
+        return networks.pixels(self.state, self.context, self.mean, self.grid, clock)
+
+    def move(self, motion: NDArray[np.int32]) -> None:
+        """Mark the patches of the cells that move, ``motion`` is int32 ``(hc, wc, 2)``."""
+        self.moved |= in_motion(motion).ravel()
+
+    def update(self, prior: Prior, delta: DeltaFrame, codes: NDArray[np.int32], levels: tuple[int, ...]) -> None:
+        """Write the entries of the patches that ``delta`` updates.
+
+        Args:
+            prior: Prior of the patches under the window of ``delta``.
+            delta: What is updated.
+            codes: Codes of its tokens ``(T, D)``.
+            levels: FSQ levels.
+        """
+        columns = self.grid[1]
+        tokens = inside(delta.positions, delta.window, columns)
+        state = kernels.decoder_state(codes, tokens, prior.expected, prior.entropy, levels)
+        source = inside(delta.updated, delta.window, columns)
+        for array, held in ((prior.context, self.context), (prior.mean, self.mean), (state, self.state)):
+            kernels.scatter_columns(array, source, held, delta.updated)
+        self.moved[delta.updated] = False
+        self.ids[delta.updated] = -1
+        self.ids[delta.positions] = delta.ids
+
+
+def empty_state(width: int, height: int, dims: int, context_width: int) -> StreamState:
+    """Entries that nothing has been written to."""
+    rows, columns = patch_grid(width, height)
+    hc, wc = cell_grid(width, height)
+    patches = rows * columns
+    return StreamState(
+        width=width,
+        height=height,
+        index=-1,
+        crc=0,
+        global_codes=np.zeros((dims, hc, wc), np.int32),
+        global_ids=np.zeros(hc * wc, np.int32),
+        ids=np.full(patches, -1, np.int32),
+        context=np.zeros((context_width, patches), np.float32),
+        mean=np.zeros((PATCH_VALUES, patches), np.float32),
+        state=np.zeros((dims + 2, patches), np.float32),
+        moved=np.zeros(patches, np.bool_),
+    )
+
+
+def inside(positions: NDArray[np.int32], window: Window, columns: int) -> NDArray[np.int32]:
+    """Positions in a patch grid of ``columns`` columns as positions in the patch grid of a window of cells."""
+    top, left, _, width = window
+    row, column = np.divmod(positions, columns)
+    moved: NDArray[np.int32] = ((row - top * PATCHES) * (width * PATCHES) + column - left * PATCHES).astype(np.int32)
+    return moved
+
+
+def window_around(cells: NDArray[np.integer], grid: tuple[int, int], halo: int = HALO) -> Window:
+    """The smallest window that holds ``cells`` (raster order, at least one) and ``halo`` more on each side."""
+    row, column = np.divmod(cells, grid[1])
+    top, left = max(int(row.min()) - halo, 0), max(int(column.min()) - halo, 0)
+    bottom, right = min(int(row.max()) + halo + 1, grid[0]), min(int(column.max()) + halo + 1, grid[1])
+    return top, left, bottom - top, right - left
+
+
+def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
+    """The cell of each patch, both in raster order; ``columns`` is the width of the patch grid."""
+    row, column = np.divmod(positions, columns)
+    cells: NDArray[np.int32] = (row // PATCHES * (columns // PATCHES) + column // PATCHES).astype(np.int32)
+    return cells
+
+
+def turns_of(motion: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where in raster order another motion begins ``(M,)``, and the vectors from there on ``(M, 2)``."""
+    if motion is None:
+        return np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    flat = motion.reshape(-1, 2)
+    turns = np.flatnonzero(np.diff(flat, axis=0, prepend=np.zeros((1, 2), np.int32)).any(1)).astype(np.int32)
+    return turns, np.ascontiguousarray(flat[turns])
+
+
+def in_motion(motion: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which patches lie in a cell that moves, as a map ``(h, w)``; ``motion`` is ``(hc, wc, 2)``."""
+    moves: NDArray[np.bool_] = (motion != 0).any(2).repeat(PATCHES, 0).repeat(PATCHES, 1)
+    return moves
+
+
+def sources(motion: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The patch nearest to where each patch comes from, ``(N,)``."""
+    steps = (motion + PATCH) // (2 * PATCH)
+    steps = steps.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    rows, columns = steps.shape[:2]
+    row = np.clip(np.arange(rows)[:, None] + steps[:, :, 0], 0, rows - 1)
+    column = np.clip(np.arange(columns) + steps[:, :, 1], 0, columns - 1)
+    sources: NDArray[np.int64] = (row * columns + column).ravel()
+    return sources
+
+
+def move_flags(flags: NDArray[np.bool_], motion: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Flags ``(h, w)`` of patches whose pixels move: set where one of those that they come from is."""
+    rows, columns = flags.shape
+    steps = motion.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    moved = np.zeros_like(flags)
+    # A patch reads from one pixel ahead of it to two behind it (interpolation), so it may touch three in a row.
+    for y in (-1, 3 * PATCH // 4, PATCH + 1):
+        row = np.clip((2 * PATCH * np.arange(rows)[:, None] + steps[:, :, 0] + 2 * y) // (2 * PATCH), 0, rows - 1)
+        for x in (-1, 3 * PATCH // 4, PATCH + 1):
+            column = np.clip((2 * PATCH * np.arange(columns) + steps[:, :, 1] + 2 * x) // (2 * PATCH), 0, columns - 1)
+            moved |= flags[row, column]
+    return np.where(in_motion(motion), moved, flags)
+
+
+def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
+    """The entries that a keyframe leaves.
+
+    Raises:
+        InputError: The frame is of another model.
+    """
+    levels, (hc, wc) = tokenizer.levels, frame.cells
+    rows, columns = frame.grid
+    global_codes = kernels.codes_from_ids(frame.global_ids, levels)
+    grid = np.ascontiguousarray(global_codes.T).reshape(len(levels), hc, wc)
+    prior = tokenizer.networks.prior(grid, Clock())
+    codes = kernels.codes_from_ids(frame.ids, levels)
+    ids = np.full(rows * columns, -1, np.int32)
+    ids[frame.positions] = frame.ids
+    return StreamState(
+        width=frame.width,
+        height=frame.height,
+        index=frame.index,
+        crc=crc,
+        global_codes=grid,
+        global_ids=frame.global_ids.copy(),
+        ids=ids,
+        context=prior.context,
+        mean=prior.mean,
+        state=kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, levels),
+        moved=np.zeros(rows * columns, np.bool_),
+    )
+
+
+def apply_delta(delta: DeltaFrame, crc: int, state: StreamState, tokenizer: Tokenizer) -> None:
+    """Update ``state`` in place; ``crc`` is that of the packet."""
+    levels = tokenizer.levels
+    if delta.n_vectors:
+        state.move(delta.motion())
+    if delta.cells.size:
+        flat = state.global_codes.reshape(len(levels), -1)
+        flat[:, delta.cells] = kernels.codes_from_ids(delta.global_ids, levels).T
+        state.global_ids[delta.cells] = delta.global_ids
+    if delta.n_updated:
+        top, left, height, width = delta.window
+        prior = tokenizer.networks.prior(state.global_codes[:, top : top + height, left : left + width], Clock())
+        state.update(prior, delta, kernels.codes_from_ids(delta.ids, levels), levels)
+    state.index, state.crc = delta.index, crc
