@@ -25,7 +25,7 @@ from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.open import list_images, open_source, read_image
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
 TAUS = (0.95, 0.9, 0.8)

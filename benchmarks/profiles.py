@@ -29,7 +29,7 @@ from tatok_edge.export.engines.profiles import (
     waste,
 )
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 COUNTS = (4, 8)
 """Numbers of buckets."""

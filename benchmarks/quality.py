@@ -25,7 +25,8 @@ from tatok_edge.evaluation.folder import psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.open import list_images, read_image
-from tatok_edge.tokens.frame import TokenBudget, TokenFrame
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.frame import TokenFrame
 
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.1)
 PASSES = 8

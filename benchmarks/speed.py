@@ -21,9 +21,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, shape_inference
 
 from tatok_edge.evaluation.speed import bench, machine, measure, test_image
+from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import GRAPHS, INT8, PRECISIONS, Bundle
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.tokens.frame import TokenBudget, cell_grid, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
 
 SIZES = ((256, 256), (640, 480))
 NETWORKS = set(GRAPHS)

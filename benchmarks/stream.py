@@ -28,7 +28,7 @@ from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder, encode_frames
 from tatok_edge.stream.pipeline import Stream
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 Image = NDArray[np.uint8]
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from tatok_edge.datasets import FrameTokens, TokenDataset, open_dataset
-from tatok_edge.tokens.frame import cell_grid, patch_grid
+from tatok_edge.geometry import cell_grid, patch_grid
 
 # --- the loader: this is all it takes ------------------------------------------------------------
 

@@ -216,8 +216,8 @@ def open_session(
         precision: Precision of the graphs; ``"int8"`` runs on the CPU only (TensorRT's is chosen by ``tatok build``).
         engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
         model: Name or path of the bundle, for messages.
-        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.cuda.device.stream_handle` takes it; by default one of
-            the session's own.
+        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.cuda.device.stream_handle` takes it; by default
+            one of the session's own.
 
     Raises:
         BackendError: an unknown backend, or one that cannot run here.

@@ -1,6 +1,6 @@
 """TaTok Edge: camera frames to short, variable-length sequences of discrete tokens, and back.
 
->>> import tatok_edge
+>>> import tatok_edge as tatok_edge
 >>> tokenizer = tatok_edge.Tokenizer.load("tatok-s8")
 >>> frame = tokenizer.encode(image, budget=tatok_edge.TokenBudget(keep=0.35))
 >>> picture = tokenizer.decode(frame)
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from tatok_edge.stream.encoder import encode_frames as encode_frames
     from tatok_edge.stream.pipeline import MultiStream as MultiStream
     from tatok_edge.stream.pipeline import Stream as Stream
-    from tatok_edge.tokens.frame import DeltaFrame as DeltaFrame
-    from tatok_edge.tokens.frame import TokenBatch as TokenBatch
-    from tatok_edge.tokens.frame import TokenBudget as TokenBudget
+    from tatok_edge.tokens.batch import TokenBatch as TokenBatch
+    from tatok_edge.tokens.budget import TokenBudget as TokenBudget
+    from tatok_edge.tokens.delta import DeltaFrame as DeltaFrame
     from tatok_edge.tokens.frame import TokenFrame as TokenFrame
 
 _WHERE = {
     "BackendError": "errors",
     "BundleError": "errors",
     "DecodedFrame": "stream.decoder",
-    "DeltaFrame": "tokens.frame",
+    "DeltaFrame": "tokens.delta",
     "EncodeResult": "model.tokenizer",
     "FormatError": "errors",
     "InputError": "errors",
@@ -56,8 +56,8 @@ _WHERE = {
     "StreamEncoder": "stream.encoder",
     "StreamFrame": "stream.encoder",
     "TaTokError": "errors",
-    "TokenBatch": "tokens.frame",
-    "TokenBudget": "tokens.frame",
+    "TokenBatch": "tokens.batch",
+    "TokenBudget": "tokens.budget",
     "TokenFrame": "tokens.frame",
     "Tokenizer": "model.tokenizer",
     "Writer": "format.container",

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tatok_edge.errors import BackendError
+from tatok_edge.geometry import patch_grid
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import OnnxSession
-from tatok_edge.tokens.frame import patch_grid
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROUNDING = frozenset({"Floor", "Round", "Ceil", "ArgMax", "ArgMin"})

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tatok_edge.model.bundle import Bundle
     from tatok_edge.model.tokenizer import Tokenizer
     from tatok_edge.runtime.session import GraphName, Session, Tensors
-    from tatok_edge.tokens.frame import TokenBudget
+    from tatok_edge.tokens.budget import TokenBudget
 
 __all__ = [
     "FrameRange",
@@ -403,8 +403,8 @@ def count_tokens(
         SourceError: it cannot be opened, or holds no frame.
         InputError: its frames change size, or an unknown ``count_as``.
     """
+    from tatok_edge.geometry import patch_grid
     from tatok_edge.sources.open import open_source
-    from tatok_edge.tokens.frame import patch_grid
 
     if count_as not in COUNT_AS:
         raise InputError(f"count_as must be one of {', '.join(map(repr, COUNT_AS))}, got {count_as!r}")

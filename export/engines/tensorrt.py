@@ -1,9 +1,9 @@
-"""Engines from a model bundle: ``tatok build``, or ``python -m tatok_edge.export.engines.tensorrt`` with the same options.
+"""Engines from a model bundle: ``tatok build``.
 
 Each graph is checked against what TensorRT takes (:mod:`.lint`), converted if fp16 is asked for (:mod:`.precision`),
-and built with all its profiles (:mod:`.profiles`) into one engine, which :mod:`tatok_edge.runtime.tensorrt.engines` keeps. A
-build says what it is about to do, can be interrupted at any time, and leaves a whole engine or none. Engines that are
-there already, built from the same content for the same target, are taken as they are.
+and built with all its profiles (:mod:`.profiles`) into one engine, which :mod:`tatok_edge.runtime.tensorrt.engines`
+keeps. A build says what it is about to do, can be interrupted at any time, and leaves a whole engine or none. Engines
+that are there already, built from the same content for the same target, are taken as they are.
 """
 
 from __future__ import annotations

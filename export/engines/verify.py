@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, InputError, TaTokError
 from tatok_edge.evaluation.folder import psnr
+from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle
 from tatok_edge.model.networks import PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.model.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.session import Backend, GraphName, Session
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt.engines import EngineSet, Profile
-from tatok_edge.tokens.frame import CELL, MIN_SIDE, PATCH, TokenBudget, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
 
 Image = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]

@@ -14,8 +14,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from tatok_edge.export.engines.dtf_onnx import OPSET, _Graph, standard_nodes
+from tatok_edge.geometry import CELL, PATCH
 from tatok_edge.runtime.cuda.kernels import DtfLimits
-from tatok_edge.tokens.frame import CELL, PATCH
 
 WINDOW, THUMBNAIL, PIXELS = 16, 4, PATCH * PATCH * 3
 _TYPES = {"float": TensorProto.FLOAT, "int": TensorProto.INT32, "byte": TensorProto.UINT8}

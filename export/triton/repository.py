@@ -1,4 +1,6 @@
-"""Model bundle to a Triton model repository: ``python -m tatok_edge.export.triton.repository BUNDLE -o model_repository``.
+"""Model bundle to a Triton model repository.
+
+``python -m tatok_edge.export.triton BUNDLE -o model_repository`` writes one.
 
 Two ensembles are what clients call: ``NAME_encode`` turns a picture into tokens and ``NAME_decode`` tokens into a
 picture. They are made of the four networks of the bundle and of small ONNX graphs (``export/triton/graphs.py``); no
@@ -311,9 +313,7 @@ def _scalar(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tatok_edge.export.triton.repository", description="A Triton model repository"
-    )
+    parser = argparse.ArgumentParser(prog="python -m tatok_edge.export.triton", description="A Triton model repository")
     parser.add_argument("bundle", nargs="?", default=DEFAULT_MODEL, help="a shipped model's name, or a bundle's path")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="the repository to make")
     parser.add_argument("--tau", type=float, default=0.8, help="share of the residual that is kept (default: 0.8)")

@@ -4,8 +4,8 @@
 
 The sources in ``cuda/`` are on the core that the CPU kernels use (``cpp/``), and nvcc makes one shared library of them,
 for as many GPU architectures as asked for. The functions take device pointers and a stream as integers, so they go with
-every owner of device memory (:mod:`tatok_edge.runtime.cuda.device`, PyTorch, CuPy, TensorRT plugins): all of these work in
-the primary context, and so does the library.
+every owner of device memory (:mod:`tatok_edge.runtime.cuda.device`, PyTorch, CuPy, TensorRT plugins): all of these
+work in the primary context, and so does the library.
 
 The same sources compile with a C++ compiler as an *emulation*, a library that takes host memory instead. It is for
 tests: it is slow, and what it shows is that the kernels compute the right bits.

@@ -1,8 +1,8 @@
 """From uint8 frames to tokens and back without leaving the GPU: the kernels around the engines.
 
 Up go frames (once) and tokens, down come tokens and frames; whatever lies between stays where it is. What is computed
-is what :mod:`tatok_edge.model.tokenizer` does with the kernels of the CPU, so given the same outputs of the networks, the
-tokens are the same.
+is what :mod:`tatok_edge.model.tokenizer` does with the kernels of the CPU, so given the same outputs of the networks,
+the tokens are the same.
 """
 
 from __future__ import annotations

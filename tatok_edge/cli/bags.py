@@ -47,7 +47,7 @@ from tatok_edge.robotics.topics import (
     packet_to_message,
 )
 from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 FALLBACK_FPS = 25.0
 """Frame rate of a video of messages whose times do not tell."""

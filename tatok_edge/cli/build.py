@@ -136,7 +136,7 @@ def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], count_as: Co
     if not videos:
         return module.default_profiles() if profiles == "auto" else module.load_profiles(Path(profiles))
     from tatok_edge.model.tokenizer import Tokenizer
-    from tatok_edge.tokens.frame import TokenBudget
+    from tatok_edge.tokens.budget import TokenBudget
 
     if tau is None:
         tau = TAU if count_as == "frames" else 1.0

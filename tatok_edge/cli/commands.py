@@ -26,7 +26,9 @@ from tatok_edge.pictures.drawing import keep_overlay, rate_plot, side_by_side, s
 from tatok_edge.pictures.writing import PICTURE_SUFFIXES, Image, check_target, open_output, write_image
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.decoder import StreamDecoder
-from tatok_edge.tokens.frame import DeltaFrame, TokenBudget, TokenFrame
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 TOKEN_SUFFIX = ".ttk"
 FALLBACK_FPS = 25.0

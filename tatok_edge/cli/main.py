@@ -19,7 +19,7 @@ from tatok_edge.errors import InputError, TaTokError
 
 if TYPE_CHECKING:
     from tatok_edge.cli.commands import ModelChoice
-    from tatok_edge.tokens.frame import TokenBudget
+    from tatok_edge.tokens.budget import TokenBudget
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -511,7 +511,7 @@ def _model_choice(args: argparse.Namespace) -> ModelChoice:
 
 
 def _budget(args: argparse.Namespace) -> TokenBudget:
-    from tatok_edge.tokens.frame import TokenBudget
+    from tatok_edge.tokens.budget import TokenBudget
 
     names = ("tau", "keep", "max_tokens", "max_bits", "score", "refine")
     given = {name: getattr(args, name, None) for name in names}

@@ -27,7 +27,7 @@ from tatok_edge.pictures.writing import check_target
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.encoder import MAX_LOSS_DB, StreamFrame
 from tatok_edge.stream.pipeline import Stream
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 STATUS_SECONDS = 0.5
 """Time between two updates of the live line."""

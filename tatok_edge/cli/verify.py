@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from tatok_edge.cli.commands import print_json, say
 from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
 from tatok_edge.runtime.session import Backend, OnnxSession, Session, default_threads, open_session
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.engines import EngineSet, Found, Profile, cache_folder, find_engines
 from tatok_edge.sources.open import open_source
-from tatok_edge.tokens.frame import CELL, PATCH, patch_grid
 
 if TYPE_CHECKING:
     from tatok_edge.export.engines.profiles import ProfileSet

@@ -30,9 +30,10 @@ from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
 from tatok_edge.datasets.tokens import narrow
 from tatok_edge.datasets.worker import Done, Engine, Job, Settings
 from tatok_edge.errors import InputError, SourceError
+from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import Bundle, open_bundle
 from tatok_edge.runtime.session import default_threads
-from tatok_edge.tokens.frame import CELL, PATCH, TokenBudget, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
 
 ENGINES = ("local", "ray")
 DEFAULT_SHARD_BYTES = 256 << 20

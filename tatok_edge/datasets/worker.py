@@ -12,7 +12,7 @@ from tatok_edge.datasets.clips import open_clip
 from tatok_edge.datasets.parts import PARTS, PartWriter
 from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 REPORT_SECONDS = 0.5
 """Time between two reports of the frames that are done in a long clip."""

@@ -22,12 +22,15 @@ from tatok_edge.demo.messages import MessageError, Settings
 from tatok_edge.errors import FormatError, InputError, TaTokError
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.format.container import Writer
+from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, cell_grid, patch_grid
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.source import Image, Source, without_secrets
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import KeyframeTooLarge, StreamEncoder
 from tatok_edge.stream.pipeline import SMALLEST_PACKET, SPENT_AT_ONCE, WINDOW_US, RateControl
-from tatok_edge.tokens.frame import CELL, MIN_SIDE, PATCH, DeltaFrame, TokenBudget, TokenFrame, cell_grid, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 EVERY_TOKEN: Final = TokenBudget(min_tokens=1 << 24, score="entropy")
 """The fixed-rate tokenizer; the score costs nothing and decides nothing."""

@@ -25,7 +25,8 @@ from tatok_edge.sources.live import rgb
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Image, Source, without_secrets
 from tatok_edge.stream.decoder import StreamDecoder
-from tatok_edge.tokens.frame import DeltaFrame, TokenFrame
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 STILL_FPS: Final = 10.0
 """Pictures without times, and still pictures, are shown at this rate."""

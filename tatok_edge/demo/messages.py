@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from tatok_edge.errors import InputError
 from tatok_edge.stream.encoder import MAX_LOSS_DB
 from tatok_edge.stream.pipeline import SMALLEST_KBPS
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 MAX_TEXT: Final = 4096
 """Largest text message in characters."""

@@ -16,7 +16,7 @@ from tatok_edge.errors import InputError
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.encoder import StreamEncoder
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 WARMUP = 3
 

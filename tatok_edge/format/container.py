@@ -33,7 +33,8 @@ from tatok_edge.format.packet import (
     varint,
     verify,
 )
-from tatok_edge.tokens.frame import TAG_BYTES, TokenFrame
+from tatok_edge.tokens.checks import TAG_BYTES
+from tatok_edge.tokens.frame import TokenFrame
 
 MAGIC: Final = b"\x89TTK\r\n\x1a\n"
 """First bytes of every file; as in PNG, they show a transfer that changed line ends or dropped the high bit."""

@@ -14,18 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
+from tatok_edge.geometry import MAX_SIDE, MAX_VECTOR, MIN_SIDE, cell_grid, patch_grid
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
 from tatok_edge.runtime.cpu.kernels import codes_from_ids, ids_from_codes
-from tatok_edge.tokens.frame import (
-    MAX_SIDE,
-    MAX_VECTOR,
-    MIN_SIDE,
-    TAG_BYTES,
-    DeltaFrame,
-    TokenFrame,
-    cell_grid,
-    patch_grid,
-)
+from tatok_edge.tokens.checks import TAG_BYTES
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 SYNC: Final = 0xA9
 """First byte of every packet."""

@@ -57,7 +57,8 @@ class Bundle:
         """The four graphs by name, checked against their hashes.
 
         Args:
-            precision: ``"fp32"`` (as exported), or ``"int8"``: the decoder that ``tatok_edge.export.bundle.int8`` added.
+            precision: ``"fp32"`` (as exported), or ``"int8"``: the decoder that ``tatok_edge.export.bundle.int8``
+                added.
 
         Raises:
             BundleError: the bundle has no graphs in int8; a damaged file.

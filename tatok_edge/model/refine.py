@@ -15,10 +15,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.geometry import patch_grid
 from tatok_edge.model.networks import PATCH_VALUES, Clock, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
-from tatok_edge.tokens.frame import patch_grid
 
 Rates = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
 """From codes ``(T, D)`` of the patches at positions ``(T,)``, log2 of how likely the entropy model takes each of their

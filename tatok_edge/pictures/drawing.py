@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.tokens.frame import PATCH
+from tatok_edge.geometry import PATCH
 
 PANEL_WIDTH = (320, 960)
 """Panels are enlarged by a whole factor to at least the first width, and shrunk to at most the second."""

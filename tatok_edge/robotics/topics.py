@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
 from tatok_edge.model.tokenizer import Image, Tokenizer
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 from tatok_edge.stream.decoder import DecodedFrame, StreamDecoder
 from tatok_edge.stream.encoder import MAX_LOSS_DB
 from tatok_edge.stream.pipeline import Stream
-from tatok_edge.tokens.frame import MAX_SIDE, MIN_SIDE, TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 TOKEN_TOPIC: Final = "/tatok"
 """What follows the name of an image topic in the name of its token topic."""

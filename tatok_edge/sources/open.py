@@ -2,7 +2,8 @@
 
 :func:`open_source` turns what a user names into a :class:`Source`. The first frame is read at once, so a source that
 opens is one that delivers. Files never lose a frame. Live sources hand over the newest frame and count what they
-dropped, so a slow consumer lags by one frame and not by seconds; :mod:`tatok_edge.sources.live` says how they survive losses.
+dropped, so a slow consumer lags by one frame and not by seconds; :mod:`tatok_edge.sources.live` says how they survive
+losses.
 A frame that a decoder cannot read is left out or repaired as OpenCV does it, and the rest of the file is delivered.
 A video that changes its size is scaled by OpenCV to the size it began with (before 4.13 it freezes); elsewhere a new
 size sets ``restarted``.
@@ -21,11 +22,11 @@ import cv2
 import numpy as np
 
 from tatok_edge.errors import SourceError
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
 from tatok_edge.sources import gstreamer, live
 from tatok_edge.sources.live import find_cameras, next_image, plausible_fps, rgb
 from tatok_edge.sources.source import Image, RisingClock, Source, SourceFrame, without_secrets
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.tokens.frame import MAX_SIDE, MIN_SIDE
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.format.packet import PacketInfo, body_crc, peek, unpack, unpack_delta, unpack_delta_cells, verify
+from tatok_edge.geometry import PATCH, patch_grid
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Image, Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.state import StreamState, apply_delta, empty_state, in_motion, state_of
-from tatok_edge.tokens.frame import PATCH, patch_grid
 
 LATE: Final = 256
 """Key packets of up to so many frames ago are late; older numbers belong to a stream that began anew."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.format.packet import body_crc, pack, pack_delta
+from tatok_edge.geometry import PATCH, cell_grid, patch_grid
 from tatok_edge.model.networks import PATCH_VALUES, Clock, Prior
 from tatok_edge.model.tokenizer import Image, Tokenizer, check_image
 from tatok_edge.runtime.cpu import kernels
@@ -26,7 +27,9 @@ from tatok_edge.stream.state import (
     turns_of,
     window_around,
 )
-from tatok_edge.tokens.frame import PATCH, DeltaFrame, TokenBudget, TokenFrame, cell_grid, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 MAX_LOSS_DB: Final = 0.4
 """Loss of PSNR that a stream may cost where nothing else is said: what `benchmarks/stream.py` measures."""

@@ -15,7 +15,7 @@ from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Image, Source, SourceFrame
 from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 WINDOW_US: Final = 1_000_000
 """Time over which a bandwidth is kept."""

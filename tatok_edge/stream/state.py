@@ -14,10 +14,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.geometry import CELL, PATCH, cell_grid, patch_grid
 from tatok_edge.model.networks import PATCH_VALUES, Clock, Networks, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.tokens.frame import CELL, PATCH, DeltaFrame, TokenFrame, cell_grid, patch_grid
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 Window = tuple[int, int, int, int]
 """First row, first column, rows and columns of an area of cells."""

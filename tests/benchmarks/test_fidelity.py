@@ -13,7 +13,7 @@ from tatok_edge.evaluation.folder import evaluate_pictures, summarize
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import list_images, read_image
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 for extra in ("matplotlib", "pytorch_msssim", "scipy", "torch"):
     pytest.importorskip(extra, reason="the extra 'evaluate'")

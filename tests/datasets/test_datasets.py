@@ -33,9 +33,9 @@ from tatok_edge.datasets.clips import find_clips
 from tatok_edge.datasets.formats import FORMATS, METADATA, Assembly, module_of
 from tatok_edge.datasets.parts import Part, PartWriter
 from tatok_edge.errors import FormatError, InputError, TaTokError
+from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.tokens.frame import cell_grid, patch_grid
 
 SHARED = ROOT.parent / "shared" / "data" / "videos"
 BUDGET = ["--tau", "0.8"]

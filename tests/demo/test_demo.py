@@ -34,7 +34,7 @@ from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
-from tatok_edge.tokens.frame import DeltaFrame
+from tatok_edge.tokens.delta import DeltaFrame
 
 pytest.importorskip("starlette", reason="the demo needs tatok-edge[demo]")
 pytest.importorskip("uvicorn", reason="the demo needs tatok-edge[demo]")

@@ -17,7 +17,7 @@ from tatok_edge.evaluation.folder import centre_crop, compare_runs, evaluate_fol
 from tatok_edge.evaluation.metrics import Curve, bd_quality, bd_rate, structural_similarity
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import read_image
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 
 def test_psnr_of_known_errors() -> None:

@@ -21,7 +21,7 @@ from tatok_edge.model.bundle import GRAPHS, open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.session import OnnxSession
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.training.model import (
     TaTok,
     decoder_state,

@@ -35,7 +35,7 @@ from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.encoder import StreamEncoder
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 VIDEO = "synthetic:frames=5,width=100,height=64"
 

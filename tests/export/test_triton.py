@@ -310,7 +310,7 @@ def test_wrong_input(arguments: list[str], says: str, tmp_path: Path, capsys: py
 
 def test_module_runs(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tatok_edge.export.triton.repository", "--help"],
+        [sys.executable, "-m", "tatok_edge.export.triton", "--help"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

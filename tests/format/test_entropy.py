@@ -25,7 +25,8 @@ from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu.coder import CONTEXT_TOKENS, RangeDecoder, RangeEncoder
 from tatok_edge.runtime.cpu.kernels import codes_from_ids, ids_from_codes
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.tokens.frame import TokenBudget, TokenFrame
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.frame import TokenFrame
 
 TAG = bytes(range(8))
 LEVEL_SETS = [(8, 8, 8, 5, 5, 5), (2,), (64, 3), (5, 9, 4)]

@@ -57,7 +57,9 @@ from tatok_edge.format.packet import (
     varint,
     verify,
 )
-from tatok_edge.tokens.frame import DeltaFrame, TokenFrame, patch_grid
+from tatok_edge.geometry import patch_grid
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 MODEL = StaticModel()
 OTHER_TAG = b"other!!!"

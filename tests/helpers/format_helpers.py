@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from helpers.paths import GOLDEN
 from tatok_edge.format.container import Writer
 from tatok_edge.format.packet import body_crc, pack, pack_delta
+from tatok_edge.geometry import patch_grid
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
-from tatok_edge.tokens.frame import DeltaFrame, TokenFrame, patch_grid
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 VOCABULARY = 64000

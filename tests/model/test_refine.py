@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tatok_edge.cli.main import main
 from tatok_edge.errors import BackendError, BundleError, InputError
 from tatok_edge.evaluation.folder import psnr
+from tatok_edge.geometry import patch_grid
 from tatok_edge.model import refine
 from tatok_edge.model.bundle import MODELS, open_bundle
 from tatok_edge.model.networks import Clock
@@ -25,7 +26,7 @@ from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder, choose
-from tatok_edge.tokens.frame import TokenBudget, patch_grid
+from tatok_edge.tokens.budget import TokenBudget
 
 VIDEOS = SHARED / "videos"
 

@@ -486,7 +486,7 @@ def test_environment_variables_are_read(page: Path) -> None:
         "tatok encode a.mp4",
         "tatok build --precision fp8",
         "tatok-encode a.mp4 -o a.ttk",
-        "python -m tatok_edge.export.triton.repository -o a --tua 0.8",
+        "python -m tatok_edge.export.triton -o a --tua 0.8",
         "python -m tatok_edge.export.no_such",
         "python examples/make_bag.py -o a.mcap --frame-number 3",
         "python examples/no_such.py",

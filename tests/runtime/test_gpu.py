@@ -45,7 +45,8 @@ from tatok_edge.runtime.tensorrt.session import DEVICE_VARIABLE, TensorRTSession
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder
-from tatok_edge.tokens.frame import TokenBudget, TokenFrame
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.frame import TokenFrame
 
 pytestmark = pytest.mark.gpu
 

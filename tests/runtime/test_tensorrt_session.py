@@ -43,7 +43,7 @@ from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 SCORES = ("residual", "entropy", "information")
 

@@ -19,7 +19,7 @@ from tatok_edge.runtime.cpu import kernels as kernels
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream import encoder as stream_encoder
-from tatok_edge.tokens.frame import TokenBudget
+from tatok_edge.tokens.budget import TokenBudget
 
 VIDEOS = SHARED / "videos"
 Image = NDArray[np.uint8]

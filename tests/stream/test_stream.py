@@ -23,7 +23,9 @@ from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.encoder import KeyframeTooLarge, StreamFrame, best_per_cell, choose, fit, noise_limit
 from tatok_edge.stream.pipeline import RateControl
 from tatok_edge.stream.state import StreamState, cell_of, inside, window_around
-from tatok_edge.tokens.frame import DeltaFrame, TokenBudget, TokenFrame
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 Image = np.ndarray
 VIDEOS = SHARED / "videos"

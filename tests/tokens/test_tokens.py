@@ -14,16 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import InputError, TaTokError
+from tatok_edge.geometry import cell_grid, patch_grid, touched_cells
 from tatok_edge.stream.state import turns_of
-from tatok_edge.tokens.frame import (
-    DeltaFrame,
-    TokenBatch,
-    TokenBudget,
-    TokenFrame,
-    cell_grid,
-    patch_grid,
-    touched_cells,
-)
+from tatok_edge.tokens.batch import TokenBatch
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
 
 # --- frames -------------------------------------------------------------------------------------
 

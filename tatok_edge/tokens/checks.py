@@ -1,0 +1,98 @@
+"""Checks of what callers put into budgets, frames and batches."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.errors import InputError
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
+
+TAG_BYTES = 8
+"""Length of the tag that names the model of a frame."""
+Int32Array = NDArray[np.int32]
+
+
+def map_of(positions: Int32Array, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    chosen = np.zeros(grid, dtype=np.bool_)
+    chosen.ravel()[positions] = True
+    return chosen
+
+
+def set_field(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)
+
+
+def real(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, got {type(value).__name__}") from None
+
+
+def integer(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}") from None
+
+
+def check_header(frame: TokenFrame | DeltaFrame) -> None:
+    """What all frames have: size, number, time and model."""
+    for name in ("width", "height"):
+        value = integer(name, getattr(frame, name))
+        set_field(frame, name, value)
+        if not MIN_SIDE <= value <= MAX_SIDE:
+            raise InputError(f"{name} must be from {MIN_SIDE} to {MAX_SIDE} pixels, got {value}")
+    set_field(frame, "index", integer("index", frame.index))
+    if not 0 <= frame.index < 1 << 63:
+        raise InputError(f"index must be from 0 to 2^63 - 1, got {frame.index}")
+    set_field(frame, "timestamp_us", integer("timestamp_us", frame.timestamp_us))
+    if not -(1 << 63) <= frame.timestamp_us < 1 << 63:
+        raise InputError(f"timestamp_us must fit a signed 64-bit number, got {frame.timestamp_us}")
+    check_tag(frame.model)
+
+
+def check_tag(model: object) -> None:
+    if not isinstance(model, bytes) or len(model) != TAG_BYTES:
+        got = f"{len(model)} bytes" if isinstance(model, bytes) else type(model).__name__
+        raise InputError(f"model must be the {TAG_BYTES} bytes of the bundle's tag, got {got}")
+
+
+def check_vector(name: str, array: Any) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{name} must be a numpy array of int32, got {type(array).__name__}")
+    if array.dtype != np.int32:
+        raise InputError(f"{name} must be int32, got {array.dtype}; convert it with .astype(numpy.int32)")
+    if array.ndim != 1:
+        raise InputError(f"{name} must have one dimension, got shape {array.shape}")
+    if not array.flags.c_contiguous:
+        raise InputError(f"{name} must be contiguous; copy it with numpy.ascontiguousarray")
+
+
+def check_ids(name: str, array: Any) -> None:
+    check_vector(name, array)
+    if array.size and int(array.min()) < 0:
+        raise InputError(f"{name} must not be negative, got {int(array.min())}")
+
+
+def check_positions(name: str, positions: Any, limit: int) -> None:
+    check_vector(name, positions)
+    if not positions.size:
+        return
+    steps = positions[1:] <= positions[:-1]
+    if steps.any():
+        at = int(np.argmax(steps))
+        raise InputError(f"{name} must be strictly increasing, got {positions[at]} then {positions[at + 1]}")
+    if positions[0] < 0 or positions[-1] >= limit:
+        wrong = positions[0] if positions[0] < 0 else positions[-1]
+        raise InputError(f"{name} must be from 0 to {limit - 1} for this image, got {wrong}")

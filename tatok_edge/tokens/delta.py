@@ -1,0 +1,205 @@
+"""What one frame of a stream changes in the tokens of the frame before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.errors import InputError
+from tatok_edge.geometry import MAX_VECTOR, cell_grid, patch_grid, touched_cells
+from tatok_edge.tokens.checks import Int32Array, check_header, check_ids, check_positions, integer, map_of, set_field
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DeltaFrame:
+    """What one image of a stream changes in the tokens of the image before. The arrays are held without a copy.
+
+    An updated patch has the token that is given for it, or none; all other patches and global tokens stay.
+
+    Raises:
+        InputError: An array has a wrong type, shape, order or range; the message names it and what is allowed.
+    """
+
+    updated: Int32Array
+    """Raster index of each updated patch in the patch grid, int32 ``(U,)``, strictly increasing; may be empty."""
+    positions: Int32Array
+    """Raster index of each token in the patch grid, int32 ``(T,)``, strictly increasing, each in ``updated``."""
+    ids: Int32Array
+    """Token ids, int32 ``(T,)``: mixed radix over the FSQ levels, dimension 0 least significant."""
+    cells: Int32Array
+    """Raster index of each cell whose global token is given, int32 ``(C,)``, strictly increasing; empty where no patch
+    is updated."""
+    global_ids: Int32Array
+    """Ids of the global tokens of ``cells``, int32 ``(C,)``."""
+    window: tuple[int, int, int, int]
+    """First row, first column, rows and columns of the cells whose context the updated patches are read with; holds
+    each cell that contains one, and is ``(0, 0, 0, 0)`` where there is none."""
+    width: int
+    """Width of the image in pixels, before padding."""
+    height: int
+    """Height of the image in pixels, before padding."""
+    model: bytes
+    """Tag of the model bundle that made the tokens (8 bytes)."""
+    index: int
+    """Number of the frame in its sequence, 1 to 2^63 - 1."""
+    reference: int
+    """Number of the frame that is updated, 0 to ``index - 1``."""
+    follows: int
+    """Number of the state that is updated, as :func:`tatok_edge.format.packet.body_crc` gives it, 0 to 2^32 - 1."""
+    timestamp_us: int = 0
+    """Time of the frame in microseconds; a signed 64-bit number."""
+    turns: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Raster index of each cell that moves otherwise than the cell before it (the first one: that moves), int32
+    ``(M,)``, strictly increasing."""
+    vectors: Int32Array = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    """Where the content of these cells, and of those after them up to the next one, was in the picture before:
+    (y, x) in half pixels, int32 ``(M, 2)``, at most 62 either way."""
+
+    def __post_init__(self) -> None:
+        check_header(self)
+        set_field(self, "reference", integer("reference", self.reference))
+        if not 0 <= self.reference < self.index:
+            raise InputError(f"reference must be from 0 to below index ({self.index}), got {self.reference}")
+        set_field(self, "follows", integer("follows", self.follows))
+        if not 0 <= self.follows < 1 << 32:
+            raise InputError(f"follows must be from 0 to 2^32 - 1, got {self.follows}")
+        check_ids("ids", self.ids)
+        check_ids("global_ids", self.global_ids)
+        rows, columns = self.cell_grid
+        check_positions("updated", self.updated, self.n_patches)
+        check_positions("positions", self.positions, self.n_patches)
+        check_positions("cells", self.cells, rows * columns)
+        if self.positions.size != self.ids.size:
+            raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
+        if self.cells.size != self.global_ids.size:
+            raise InputError(
+                f"cells must be as many as global_ids, got {self.cells.size} for {self.global_ids.size} global_ids"
+            )
+        update_map = self.update_map()
+        inside = update_map.ravel()[self.positions]
+        if not inside.all():
+            wrong = self.positions[np.argmin(inside)]
+            raise InputError(f"positions must be among updated, got {wrong}, which is not updated")
+        if self.cells.size and not self.updated.size:
+            raise InputError(f"cells must be empty where no patch is updated, got {self.cells.size}")
+        set_field(self, "window", _window(self.window, touched_cells(update_map)))
+        check_positions("turns", self.turns, rows * columns)
+        _check_vectors(self.vectors, self.turns.size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return patch_grid(self.width, self.height)
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Rows and columns of the cell grid: one global token each."""
+        return cell_grid(self.width, self.height)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches of the image, updated or not."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def n_updated(self) -> int:
+        """Number of updated patches, with a token or without."""
+        return int(self.updated.size)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of patch tokens."""
+        return int(self.ids.size)
+
+    @property
+    def n_updated_cells(self) -> int:
+        """Number of global tokens that change."""
+        return int(self.cells.size)
+
+    @property
+    def n_vectors(self) -> int:
+        """Number of motion vectors."""
+        return int(self.turns.size)
+
+    def motion(self) -> Int32Array:
+        """Vector of every cell, (y, x) in half pixels, int32 ``(rows, columns, 2)`` of the cell grid; a new array."""
+        rows, columns = self.cell_grid
+        lengths = np.diff(self.turns, append=np.int32(rows * columns))
+        dense = np.zeros((rows * columns, 2), np.int32)
+        dense[rows * columns - int(lengths.sum()) :] = np.repeat(self.vectors, lengths, axis=0)
+        return dense.reshape(rows, columns, 2)
+
+    def update_map(self) -> NDArray[np.bool_]:
+        """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
+        return map_of(self.updated, self.grid)
+
+    def keep_map(self) -> NDArray[np.bool_]:
+        """Which patches get a token, bool ``(rows, columns)`` of the patch grid; a new array."""
+        return map_of(self.positions, self.grid)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DeltaFrame):
+            return NotImplemented
+        return (
+            (self.width, self.height, self.model, self.index, self.reference, self.follows, self.timestamp_us)
+            == (other.width, other.height, other.model, other.index, other.reference, other.follows, other.timestamp_us)
+            and self.window == other.window
+            and np.array_equal(self.updated, other.updated)
+            and np.array_equal(self.positions, other.positions)
+            and np.array_equal(self.ids, other.ids)
+            and np.array_equal(self.cells, other.cells)
+            and np.array_equal(self.global_ids, other.global_ids)
+            and np.array_equal(self.turns, other.turns)
+            and np.array_equal(self.vectors, other.vectors)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
+
+    def __repr__(self) -> str:
+        rows, columns = self.cell_grid
+        return (
+            f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "
+            f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {rows * columns} global tokens, "
+            f"{self.n_vectors} vectors, "
+            f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
+            f"follows={self.follows:08x}, timestamp_us={self.timestamp_us})"
+        )
+
+
+def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """A window of cells as integers, checked against the cells that it must hold."""
+    if not isinstance(window, (tuple, list)) or len(window) != 4:
+        raise InputError(f"window must be four integers (first row, first column, rows, columns), got {window!r:.80}")
+    top, left, rows, columns = (integer("window", value) for value in window)
+    if not touched.any():
+        if (top, left, rows, columns) != (0, 0, 0, 0):
+            raise InputError(f"window must be (0, 0, 0, 0) where no patch is updated, got {tuple(window)}")
+        return 0, 0, 0, 0
+    if (
+        min(top, left) < 0
+        or min(rows, columns) < 1
+        or top + rows > touched.shape[0]
+        or left + columns > touched.shape[1]
+    ):
+        raise InputError(
+            f"window must lie in the {touched.shape[0]} x {touched.shape[1]} cells of this image, got {tuple(window)}"
+        )
+    if np.count_nonzero(touched[top : top + rows, left : left + columns]) < np.count_nonzero(touched):
+        raise InputError(f"window must hold all cells that contain an updated patch, got {tuple(window)}")
+    return top, left, rows, columns
+
+
+def _check_vectors(vectors: Any, count: int) -> None:
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.int32 or vectors.shape != (count, 2):
+        got = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise InputError(f"vectors must be an int32 numpy array ({count}, 2), one for each of turns, got {got}")
+    if not count:
+        return
+    if vectors.min() < -MAX_VECTOR or vectors.max() > MAX_VECTOR:
+        raise InputError(f"vectors must be from {-MAX_VECTOR} to {MAX_VECTOR} half pixels")
+    if not vectors[0].any() or (vectors[1:] == vectors[:-1]).all(1).any():
+        raise InputError("vectors must differ from the one before, the first one from (0, 0)")
