@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.folder import budget_name, centre_crop, evaluate_pictures, markdown_table, summarize
 from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.open import list_images, open_source, read_image
 from tatok_edge.tokens.budget import TokenBudget
@@ -53,8 +53,6 @@ CROP_SIDE = 208
 CROP_KEEPS = (1.0, 0.35, 0.25, 0.1)
 PASSES = 8
 """Passes of the refined set."""
-
-Image = NDArray[np.uint8]
 
 
 # --- sets of pictures -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.speed import machine
-from tatok_edge.training.config import CELL, PATCH
+from tatok_edge.geometry import CELL, PATCH
 from tatok_edge.training.data import CropSource, read_pictures
 from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
 from tatok_edge.training.train import load_model

@@ -18,11 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 from fidelity import decode, encode_avif, encode_jpeg, encode_webp
-from numpy.typing import NDArray
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.open import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
@@ -33,8 +33,6 @@ PASSES = 8
 """Passes of refining."""
 SMOOTH = 2.0
 """A place is smooth where the original's mean gradient over 16x16 pixels is below this many grey levels."""
-
-Image = NDArray[np.uint8]
 
 
 def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> TokenFrame:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.geometry import Image
 from tatok_edge.model.bundle import PRECISIONS
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
@@ -29,8 +30,6 @@ from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder, encode_frames
 from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
-
-Image = NDArray[np.uint8]
 
 EVERY_PATCH = TokenBudget(min_tokens=1 << 24, score="entropy")
 """The fixed-rate tokenizer; the score costs nothing and decides nothing."""

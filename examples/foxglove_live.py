@@ -18,8 +18,8 @@ import time
 import cv2
 
 from tatok_edge import StreamDecoder, StreamEncoder, Tokenizer, open_source
+from tatok_edge.geometry import Image
 from tatok_edge.pictures.drawing import keep_overlay
-from tatok_edge.sources.source import Image
 
 JPEG_QUALITY = 90
 

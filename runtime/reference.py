@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PATCH, WINDOW, CELL, THUMBNAIL = 8, 16, 32, 4
+from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
+
 SCORE_ONE = 1 << 16
 """Fixed-point value of one bit of score."""
 SCORE_MAX = (1 << 31) - 1

@@ -25,3 +25,8 @@ class SourceError(TaTokError):
 
 class BackendError(TaTokError):
     """An inference backend that is not usable, or failed while running."""
+
+
+def one_line(text: object) -> str:
+    """The text of a foreign error on one line, for a message of ours."""
+    return " ".join(str(text).split())

@@ -10,10 +10,23 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+Image = NDArray[np.uint8]
+"""A picture, uint8 ``(H, W, 3)``, RGB unless a function says otherwise."""
+
 PATCH = 8
 """Side of a patch in pixels: one patch token each."""
 CELL = 32
 """Side of the image area that one global token describes, in pixels."""
+WINDOW = 16
+"""Side of the window around a patch that the patch encoder sees, in pixels."""
+THUMBNAIL = 4
+"""The global encoder sees the image averaged over squares of this many pixels."""
+PATCH_VALUES = PATCH * PATCH * 3
+"""Values of a patch: rows of pixels, RGB."""
+WINDOW_VALUES = WINDOW * WINDOW * 3
+"""Values of the window around a patch."""
+CELL_SIDE = CELL // PATCH
+"""Patches along one side of a cell."""
 MAX_VECTOR = 62
 """Largest part of a motion vector, in half pixels."""
 MIN_SIDE = 32
@@ -30,12 +43,11 @@ def cell_grid(width: int, height: int) -> tuple[int, int]:
 def patch_grid(width: int, height: int) -> tuple[int, int]:
     """Rows and columns of patches of an image of ``width`` x ``height`` pixels, once padded to whole cells."""
     rows, columns = cell_grid(width, height)
-    return rows * (CELL // PATCH), columns * (CELL // PATCH)
+    return rows * CELL_SIDE, columns * CELL_SIDE
 
 
 def touched_cells(update_map: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which cells contain an updated patch: bool ``(rows, columns)`` of the patch grid to that of the cell grid."""
     rows, columns = update_map.shape
-    side = CELL // PATCH
-    touched = update_map.reshape(rows // side, side, columns // side, side).any(axis=(1, 3))
+    touched = update_map.reshape(rows // CELL_SIDE, CELL_SIDE, columns // CELL_SIDE, CELL_SIDE).any(axis=(1, 3))
     return cast("NDArray[np.bool_]", touched)

@@ -38,7 +38,8 @@ from tatok_edge.evaluation.speed import measure
 from tatok_edge.export.engines.precision import Recorder
 from tatok_edge.model.bundle import INT8, MANIFEST, Bundle, open_folder, replace_files
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.runtime.session import GraphName, OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
+from tatok_edge.runtime.session import GraphName
 from tatok_edge.tokens.budget import TokenBudget
 
 Feeds = Mapping[str, NDArray[Any]]

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from tatok_edge.errors import BundleError
 from tatok_edge.export.bundle import refiner
 from tatok_edge.format.entropy import save_tables
+from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
 from tatok_edge.model.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, REFINER, content_tag
-from tatok_edge.runtime.session import OnnxSession
-from tatok_edge.training.config import CELL, PATCH, THUMBNAIL, WINDOW
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.training.model import (
     PIXELS,
     WINDOW_PIXELS,

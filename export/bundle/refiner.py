@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tatok_edge.errors import BundleError, TaTokError
 from tatok_edge.export.bundle.int8 import add_section, read_crops
 from tatok_edge.model.bundle import REFINER, open_folder
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.model import PIXELS, Block, Decoder, Encoded, TaTok, decoder_state, pixels_to_grid
 

@@ -28,7 +28,7 @@ from tatok_edge.errors import BackendError
 from tatok_edge.geometry import patch_grid
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROUNDING = frozenset({"Floor", "Round", "Ceil", "ArgMax", "ArgMin"})

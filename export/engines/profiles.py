@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
+from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.tensorrt.engines import Profile, ShapeRange, smallest_fitting
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-PATCH, CELL = 8, 32
 MAX_SIDE = 16384
 MAX_TOKENS = 1 << 20
 MAX_BUCKETS = 32
@@ -70,8 +70,6 @@ CountAs = Literal["stream", "frames"]
 COUNT_AS: tuple[CountAs, ...] = ("stream", "frames")
 MAX_PATCHES = 1 << 21
 """Patches of a batch of frames: above it, the widest layer has more values than TensorRT can index."""
-PATCH_VALUES = 192
-WINDOW_VALUES = 768
 
 
 # --- edges ----------------------------------------------------------------------------------------

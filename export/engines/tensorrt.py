@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.export.engines.lint import check_graph, load_graph
-from tatok_edge.export.engines.profiles import PATCH, ProfileSet, graph_profiles
+from tatok_edge.export.engines.profiles import ProfileSet, graph_profiles
+from tatok_edge.geometry import PATCH
 from tatok_edge.model.bundle import Bundle
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour

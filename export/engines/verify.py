@@ -32,11 +32,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.errors import BackendError, InputError, TaTokError
+from tatok_edge.errors import BackendError, InputError, TaTokError, one_line
 from tatok_edge.evaluation.folder import psnr
-from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, patch_grid
+from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, PATCH_VALUES, WINDOW_VALUES, Image, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle
-from tatok_edge.model.networks import PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.session import Backend, GraphName, Session
@@ -44,7 +43,6 @@ from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt.engines import EngineSet, Profile
 from tatok_edge.tokens.budget import TokenBudget
 
-Image = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]
 Score = Literal["residual", "entropy"]
 Overlap = tuple[int, int]
@@ -389,7 +387,7 @@ class _Run:
                 image = second.decode(theirs)
                 same = second.decode(right)
             except TaTokError as error:
-                result["errors"].append(_one_line(error))
+                result["errors"].append(one_line(error))
                 continue
             common, mine, other = np.intersect1d(right.positions, theirs.positions, True, return_indices=True)
             totals["patch_tokens"] += int((right.ids[mine] == theirs.ids[other]).sum())
@@ -441,7 +439,7 @@ class _Run:
             got = {name: np.array(value) for name, value in self.candidate.run(graph, inputs).items()}
             again = {name: np.array(value) for name, value in self.candidate.run(graph, inputs).items()}
         except TaTokError as error:
-            record.errors.append(f"{where}: {_one_line(error)}")
+            record.errors.append(f"{where}: {one_line(error)}")
             return expected, None
         if problem := _wrong_outputs(expected, got):
             record.errors.append(f"{where}: {problem}")
@@ -557,10 +555,6 @@ def _wrong_outputs(expected: Arrays, got: Arrays) -> str:
         if (got[name].shape, got[name].dtype) != (value.shape, value.dtype):
             return f"gives {name} as {got[name].dtype} {got[name].shape}, {value.dtype} {value.shape} is needed"
     return ""
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 # --- the verdict ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tatok_edge.errors import BackendError, InputError
+from tatok_edge.errors import BackendError, InputError, one_line
 
 Implementation = Literal["cuda-python", "pycuda"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("cuda-python", "pycuda")
@@ -142,7 +142,7 @@ class CudaPython:
         try:
             self._call("cuInit", 0)
         except (RuntimeError, OSError) as error:  # the bindings' own, where there is no driver library
-            raise CudaError("cuInit", _one_line(error)) from error
+            raise CudaError("cuInit", one_line(error)) from error
         self._device = self._call("cuDeviceGet", ordinal)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
 
@@ -721,17 +721,13 @@ def _driver(name: Implementation) -> Driver:
     except ModuleNotFoundError as error:
         raise BackendError(f"{name} is not installed ({error.name} is missing): {_INSTALL[name]}") from error
     except (ImportError, OSError) as error:
-        raise BackendError(f"{name} cannot be imported ({_one_line(error)}): {_NO_DRIVER}") from error
+        raise BackendError(f"{name} cannot be imported ({one_line(error)}): {_NO_DRIVER}") from error
     if name == "cuda-python":
         return CudaPython(driver)
     try:
         return PyCuda(driver, ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
     except OSError as error:
-        raise BackendError(f"{name} finds no driver library ({_one_line(error)}): {_NO_DRIVER}") from error
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+        raise BackendError(f"{name} finds no driver library ({one_line(error)}): {_NO_DRIVER}") from error
 
 
 # --- arrays and streams of others -----------------------------------------------------------------

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from tatok_edge.errors import BackendError, InputError
+from tatok_edge.errors import BackendError, InputError, one_line
 from tatok_edge.runtime.tensorrt.api import Api, Builder, IBuilderConfig, INetworkDefinition, OnnxParser, Runtime
 
 FlavourName = Literal["trt", "rtx"]
@@ -96,7 +96,7 @@ def _load(name: FlavourName) -> Flavour:
             raise BackendError(f"{TITLES[name]} cannot be imported ({error}): reinstall it") from error
         api = _load_system(name)
     except (ImportError, OSError) as error:
-        raise BackendError(f"{TITLES[name]} cannot be imported ({_one_line(error)}): reinstall it") from error
+        raise BackendError(f"{TITLES[name]} cannot be imported ({one_line(error)}): reinstall it") from error
     version = str(getattr(api, "__version__", ""))
     parts = re.match(r"(\d+)\.(\d+)", version)
     first, end = VERSIONS[name]
@@ -134,7 +134,7 @@ def _load_system(name: FlavourName) -> Api:
         except (ImportError, OSError) as error:
             del sys.modules[module]
             raise BackendError(
-                f"{TITLES[name]} in {package} cannot be imported ({_one_line(error)}): reinstall it"
+                f"{TITLES[name]} in {package} cannot be imported ({one_line(error)}): reinstall it"
             ) from error
         return cast(Api, loaded)
     raise BackendError(f"{TITLES[name]} is not installed: {_INSTALL[name]}")
@@ -155,7 +155,7 @@ class Messages:
         """Keeps a line; a flood of them does not fill the memory."""
         with self._lock:
             if len(self.problems) < 100:
-                self.problems.append(_one_line(text))
+                self.problems.append(one_line(text))
 
     def first(self, otherwise: str) -> str:
         """The first error, which is the one that the others follow from."""
@@ -175,7 +175,7 @@ def make_logger(flavour: Flavour, messages: Messages, *, verbose: bool = False) 
             if severity.name in ("ERROR", "INTERNAL_ERROR"):
                 messages.add(message)
             if verbose:
-                print(f"{flavour.name} {severity.name.lower()}: {_one_line(message)}", file=sys.stderr)
+                print(f"{flavour.name} {severity.name.lower()}: {one_line(message)}", file=sys.stderr)
 
     return Log()
 
@@ -397,12 +397,8 @@ def load_plugins(flavour: Flavour, library: Path) -> None:
     try:
         handle = registry.load_library(str(library))
     except (RuntimeError, TypeError, OSError) as error:
-        raise BackendError(f"{flavour.title} cannot load plugins from {library}: {_one_line(error)}") from error
+        raise BackendError(f"{flavour.title} cannot load plugins from {library}: {one_line(error)}") from error
     if handle is None:
         raise BackendError(
             f"{flavour.title} cannot load plugins from {library}: it is no plugin library for this version"
         )
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

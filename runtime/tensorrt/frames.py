@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.geometry import CELL, CELL_SIDE, PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.cuda.device import Device, DeviceArray
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels
@@ -24,7 +25,7 @@ from tatok_edge.runtime.tensorrt.programs import PADDED, Programs, Shape
 
 SCORES = ("residual", "entropy", "information")
 """What patches can be ranked by here."""
-_CELL, _CELL_PATCHES, _PATCH_VALUES, _WINDOW_VALUES = 32, 16, 192, 768
+_CELL_PATCHES = CELL_SIDE * CELL_SIDE
 
 
 class Exchange:
@@ -90,7 +91,7 @@ class DeviceFrames:
         patches = cells * _CELL_PATCHES
         self._edges = [profile["features"].max[0] for profile in self._encoder.manifest.profiles]
         self._row = self._encoder.manifest.profiles[-1]["features"].max[1]
-        self._frame = Exchange(device, cells * _CELL * _CELL * 3)
+        self._frame = Exchange(device, cells * CELL * CELL * 3)
         self._scores = Exchange(device, patches * 4)
         self._positions = Exchange(device, patches * 4, small=True)
         self._count = Exchange(device, 4, small=True)
@@ -155,9 +156,9 @@ class DeviceFrames:
 
     def _check(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of cells of a frame that the engines take."""
-        rows, columns = -(-height // _CELL), -(-width // _CELL)
+        rows, columns = -(-height // CELL), -(-width // CELL)
         try:
-            for graph, name, channels in (("global_encoder", "cells", _PATCH_VALUES), ("context", "codes", self._dims)):
+            for graph, name, channels in (("global_encoder", "cells", PATCH_VALUES), ("context", "codes", self._dims)):
                 program = self._programs.by_name[graph]
                 program.profile(program.key({name: (1, channels, rows, columns)}))
         except InputError as error:
@@ -178,7 +179,7 @@ class DeviceFrames:
     def _prior(self, view: Frames, rows: int, columns: int) -> None:
         cells = self._programs.by_name["global_encoder"].pointers["cells"]
         self.cpu_kernels.image_to_cells(view, cells, stream=self._stream)
-        self._programs.execute("global_encoder", {"cells": (1, _PATCH_VALUES, rows, columns)})
+        self._programs.execute("global_encoder", {"cells": (1, PATCH_VALUES, rows, columns)})
         self._programs.execute("context", {"codes": (1, self._dims, rows, columns)})
 
     def _rank(self, view: Frames, patches: int, score: str, levels: Sequence[int]) -> None:
@@ -239,7 +240,7 @@ class DeviceFrames:
     def _gather(self, view: Frames, positions: int, count: int, first: int) -> None:
         """Feature rows of ``count`` patches, from row ``first`` on."""
         pointers = self._context.pointers
-        width = self._row - _WINDOW_VALUES - _PATCH_VALUES
+        width = self._row - WINDOW_VALUES - PATCH_VALUES
         target = self._encoder.pointers["features"] + first * self._row * 4
         self.cpu_kernels.gather_features(
             *(view, pointers["context"], width, pointers["mean"], positions, count, target), stream=self._stream
@@ -295,8 +296,8 @@ class DeviceFrames:
         rows, columns = self._check(*size)
         patches, grid = rows * columns * _CELL_PATCHES, (rows * 4, columns * 4)
         prior, decoder = self._context.pointers, self._programs.by_name["decoder"]
-        width = self._row - _WINDOW_VALUES - _PATCH_VALUES
-        channels = {"state": self._dims + 2, "context": width, "mean": _PATCH_VALUES}
+        width = self._row - WINDOW_VALUES - PATCH_VALUES
+        channels = {"state": self._dims + 2, "context": width, "mean": PATCH_VALUES}
         shapes = {name: (1, count, *grid) for name, count in channels.items()}
         decoder.profile(decoder.key(shapes))  # before anything is written
         with stage("upload"):

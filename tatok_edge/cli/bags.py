@@ -24,8 +24,9 @@ from tatok_edge.cli.commands import (
 )
 from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import FormatError, InputError, SourceError
+from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.pictures.writing import VIDEO_SUFFIX, Image, open_output
+from tatok_edge.pictures.writing import VIDEO_SUFFIX, open_output
 from tatok_edge.robotics.bags.bag import (
     COMPRESSED_TYPE,
     IMAGE_TYPE,

@@ -16,7 +16,9 @@ from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
-from tatok_edge.runtime.session import Backend, OnnxSession, Session, default_threads, open_session
+from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
+from tatok_edge.runtime.open import open_session
+from tatok_edge.runtime.session import Backend, Session
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.engines import EngineSet, Found, Profile, cache_folder, find_engines
 from tatok_edge.sources.open import open_source
@@ -62,7 +64,7 @@ def verify(
     Args:
         model: A shipped model's name, or the path of a bundle.
         folder: Where the engines are; None for the user's cache.
-        backend: What runs the candidate, see :func:`tatok_edge.runtime.session.open_session`.
+        backend: What runs the candidate, see :func:`tatok_edge.runtime.open.open_session`.
         precision: Of the engines to take, or of the graphs that ONNX Runtime is to run; None for what there is.
         source: Where the frames come from.
         count: How many of them.

@@ -32,7 +32,7 @@ from tatok_edge.datasets.worker import Done, Engine, Job, Settings
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import Bundle, open_bundle
-from tatok_edge.runtime.session import default_threads
+from tatok_edge.runtime.onnxruntime import default_threads
 from tatok_edge.tokens.budget import TokenBudget
 
 ENGINES = ("local", "ray")

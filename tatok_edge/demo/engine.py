@@ -22,9 +22,9 @@ from tatok_edge.demo.messages import MessageError, Settings
 from tatok_edge.errors import FormatError, InputError, TaTokError
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.format.container import Writer
-from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, cell_grid, patch_grid
+from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, Image, cell_grid, patch_grid
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.sources.source import Image, Source, without_secrets
+from tatok_edge.sources.source import Source, without_secrets
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import KeyframeTooLarge, StreamEncoder
 from tatok_edge.stream.pipeline import SMALLEST_PACKET, SPENT_AT_ONCE, WINDOW_US, RateControl

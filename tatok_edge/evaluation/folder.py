@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import InputError
 from tatok_edge.evaluation.metrics import MIN_POINTS, Curve, bd_quality, bd_rate, psnr, structural_similarity
+from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
@@ -30,7 +30,6 @@ __all__ = [
     "uncoded_bits",
 ]
 
-Image = NDArray[np.uint8]
 Row = dict[str, Any]
 
 _MEANS = {

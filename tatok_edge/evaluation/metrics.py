@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.geometry import Image
 
-Image = NDArray[np.uint8]
 Float = NDArray[np.float64]
 
 INSTALL = "pip install 'tatok-edge[evaluate]'"

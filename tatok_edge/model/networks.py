@@ -11,13 +11,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.geometry import PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
-
-WINDOW_VALUES = 16 * 16 * 3
-"""Values of the window that the patch encoder sees."""
-PATCH_VALUES = 8 * 8 * 3
-"""Values of a patch."""
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import patch_grid
-from tatok_edge.model.networks import PATCH_VALUES, Clock, Prior
+from tatok_edge.geometry import PATCH_VALUES, patch_grid
+from tatok_edge.model.networks import Clock, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
 

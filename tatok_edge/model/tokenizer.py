@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
-from tatok_edge.geometry import CELL, MAX_SIDE, MIN_SIDE, PATCH, cell_grid, patch_grid
+from tatok_edge.geometry import CELL, MAX_SIDE, MIN_SIDE, PATCH, Image, cell_grid, patch_grid
 from tatok_edge.model.bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
 from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.model.refine import Rates, Refiner
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.session import Backend, OnnxSession, Session, TokenFilter, as_frame_session, open_session
+from tatok_edge.runtime.onnxruntime import OnnxSession
+from tatok_edge.runtime.open import open_session
+from tatok_edge.runtime.session import Backend, Session, TokenFilter, as_frame_session
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
@@ -29,7 +31,6 @@ from tatok_edge.tokens.frame import TokenFrame
 if TYPE_CHECKING:
     from tatok_edge.runtime.cuda.device import DeviceArray, OnDevice
 
-Image = NDArray[np.uint8]
 AnyImage = Union[Image, "OnDevice"]
 """An image on the host or, for a tokenizer on a GPU, in its memory: an array of PyTorch, CuPy, pycuda, ..."""
 

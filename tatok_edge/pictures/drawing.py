@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import PATCH
+from tatok_edge.geometry import PATCH, Image
 
 PANEL_WIDTH = (320, 960)
 """Panels are enlarged by a whole factor to at least the first width, and shrunk to at most the second."""
@@ -23,8 +23,6 @@ ACCENT = (22, 106, 178)
 MARK = (214, 74, 44)
 DROPPED_TINT = (28, 38, 70)
 """Dark blue under the patches whose token was dropped."""
-
-Image = NDArray[np.uint8]
 
 
 def keep_overlay(image: Image, keep: NDArray[np.bool_]) -> Image:

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
+from tatok_edge.geometry import Image
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings that :func:`write_image` takes."""
@@ -27,7 +26,6 @@ VIDEO_SUFFIX = ".mp4"
 JPEG_QUALITY = 95
 """Quality of JPEG and WebP pictures: theirs, not the tokenizer's, should not be what is seen."""
 
-Image = NDArray[np.uint8]
 
 _OWN_FRAME = re.compile(r"\d{6,}\.png")
 

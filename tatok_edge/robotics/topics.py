@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
-from tatok_edge.model.tokenizer import Image, Tokenizer
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 from tatok_edge.stream.decoder import DecodedFrame, StreamDecoder
 from tatok_edge.stream.encoder import MAX_LOSS_DB

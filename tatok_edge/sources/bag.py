@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tatok_edge.errors import FormatError, InputError, SourceError
+from tatok_edge.geometry import Image
 from tatok_edge.robotics.bags.bag import IMAGE_TYPES, Bag, Cdr, Message, choose_topics
 from tatok_edge.robotics.topics import image_from_message
-from tatok_edge.sources.source import Image, RisingClock, Source, SourceFrame
+from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
 
 class BagSource(Source):

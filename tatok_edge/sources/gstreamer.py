@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from tatok_edge.errors import InputError, SourceError
+from tatok_edge.errors import InputError, SourceError, one_line
+from tatok_edge.geometry import Image
 from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, READ_TIMEOUT, Ended, Feed, LiveSource, Lost
-from tatok_edge.sources.source import Image, RisingClock, Source, SourceFrame, without_secrets
+from tatok_edge.sources.source import RisingClock, Source, SourceFrame, without_secrets
 
 PACKAGES = "apt install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 """What installs GStreamer for Python on Debian, Ubuntu and JetPack."""
@@ -274,7 +275,7 @@ class _PipelineFeed:
     def _error(self) -> str:
         """The first error that the pipeline reported, in one line; empty where there is none."""
         message = self._bus.pop_filtered(self._modules.gst.MessageType.ERROR)
-        return "" if message is None else _one_line(message.parse_error()[0].message)
+        return "" if message is None else _shown(message.parse_error()[0].message)
 
     def close(self) -> None:
         self._pipeline.set_state(self._modules.gst.State.NULL)
@@ -288,7 +289,7 @@ def _build(modules: _Modules, name: str, text: str) -> tuple[Any, Any]:
     try:
         pipeline = gst.parse_launch(text)
     except Exception as error:  # GLib.Error, a class that exists only with the bindings
-        raise SourceError(f"{name}: {_one_line(getattr(error, 'message', str(error)))}") from None
+        raise SourceError(f"{name}: {_shown(getattr(error, 'message', str(error)))}") from None
     sinks = []
     if isinstance(pipeline, gst.Bin):
         sinks = [element for element in pipeline.children if isinstance(element, modules.app.AppSink)]
@@ -317,8 +318,9 @@ def _provider(element: str) -> str:
     return f" ({found[0]})" if found else ""
 
 
-def _one_line(text: str) -> str:
-    return without_secrets(" ".join(text.split()))
+def _shown(text: object) -> str:
+    """A message of GStreamer, on one line and without passwords."""
+    return without_secrets(one_line(text))
 
 
 @lru_cache(maxsize=1)
@@ -336,7 +338,7 @@ def _load() -> _Modules:
         gst, app, video = (importlib.import_module(f"gi.repository.{name}") for name in ("Gst", "GstApp", "GstVideo"))
         gst.init(None)
     except (ImportError, ValueError, AttributeError) as error:
-        raise SourceError(f"GStreamer for Python is incomplete ({_one_line(str(error))}): {PACKAGES}") from None
+        raise SourceError(f"GStreamer for Python is incomplete ({_shown(str(error))}): {PACKAGES}") from None
     return _Modules(gst, app, video)
 
 
@@ -367,4 +369,4 @@ def _import_gi() -> None:
         spec.loader.exec_module(module)
     except ImportError as error:
         del sys.modules["gi"]
-        raise SourceError(f"GStreamer for Python cannot be loaded ({_one_line(str(error))}): {PACKAGES}") from None
+        raise SourceError(f"GStreamer for Python cannot be loaded ({_shown(str(error))}): {PACKAGES}") from None

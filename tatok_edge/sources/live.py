@@ -28,7 +28,8 @@ import cv2
 import numpy as np
 
 from tatok_edge.errors import SourceError
-from tatok_edge.sources.source import Image, Source, SourceFrame, without_secrets
+from tatok_edge.geometry import Image
+from tatok_edge.sources.source import Source, SourceFrame, without_secrets
 from tatok_edge.sources.synthetic import Scene, render_loop
 
 OPEN_TIMEOUT = 5.0

@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 
 from tatok_edge.errors import SourceError
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
 from tatok_edge.sources import gstreamer, live
 from tatok_edge.sources.live import find_cameras, next_image, plausible_fps, rgb
-from tatok_edge.sources.source import Image, RisingClock, Source, SourceFrame, without_secrets
+from tatok_edge.sources.source import RisingClock, Source, SourceFrame, without_secrets
 from tatok_edge.sources.synthetic import Scene, render
 
 __all__ = [

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
+from tatok_edge.geometry import Image
 
 CLOCK_RESTART_US = 1_000_000
 """A time stamp that lies this far before the last one belongs to a clock that began anew."""
 USUAL_FPS = 30.0
 """Frame rate to go by where a source states none."""
 
-Image = NDArray[np.uint8]
 
 _SECRET = re.compile(
     r"(?i)((?:password|passwd|passw?|pwd|user-pw|user-id|token|secret|auth)\s*=\s*)(\"[^\"]*\"?|[^&\s]+)"

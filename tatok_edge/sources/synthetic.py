@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.geometry import Image
+
 NOISE_SIGMA = 1.6
 """Standard deviation of the sensor noise, in grey levels: that of a small sensor by day."""
 SUPERSAMPLE = 2
@@ -25,7 +27,6 @@ LOOP_FRAMES = 60
 LOOP_BYTES = 64 << 20
 """Memory that the frames of :func:`render_loop` may take."""
 
-Image = NDArray[np.uint8]
 Float = NDArray[np.float32]
 Color = tuple[float, float, float]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.format.packet import PacketInfo, body_crc, peek, unpack, unpack_delta, unpack_delta_cells, verify
-from tatok_edge.geometry import PATCH, patch_grid
+from tatok_edge.geometry import PATCH, Image, patch_grid
 from tatok_edge.model.networks import Clock
-from tatok_edge.model.tokenizer import Image, Tokenizer
+from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.state import StreamState, apply_delta, empty_state, in_motion, state_of
 

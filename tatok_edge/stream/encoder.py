@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.format.packet import body_crc, pack, pack_delta
-from tatok_edge.geometry import PATCH, cell_grid, patch_grid
-from tatok_edge.model.networks import PATCH_VALUES, Clock, Prior
-from tatok_edge.model.tokenizer import Image, Tokenizer, check_image
+from tatok_edge.geometry import PATCH, PATCH_VALUES, Image, cell_grid, patch_grid
+from tatok_edge.model.networks import Clock, Prior
+from tatok_edge.model.tokenizer import Tokenizer, check_image
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.state import (
     PATCHES,

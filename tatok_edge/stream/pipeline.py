@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Final, Literal
 
 from tatok_edge.errors import InputError
+from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
-from tatok_edge.sources.source import Image, Source, SourceFrame
+from tatok_edge.sources.source import Source, SourceFrame
 from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
 from tatok_edge.tokens.budget import TokenBudget
 

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import CELL, PATCH, cell_grid, patch_grid
-from tatok_edge.model.networks import PATCH_VALUES, Clock, Networks, Prior
+from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, cell_grid, patch_grid
+from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.tokens.delta import DeltaFrame

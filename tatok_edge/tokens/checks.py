@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
-from tatok_edge.tokens.delta import DeltaFrame
-from tatok_edge.tokens.frame import TokenFrame
 
 TAG_BYTES = 8
 """Length of the tag that names the model of a frame."""
@@ -46,7 +44,7 @@ def integer(name: str, value: Any) -> int:
         raise InputError(f"{name} must be an integer, got {value!r}") from None
 
 
-def check_header(frame: TokenFrame | DeltaFrame) -> None:
+def check_header(frame: Any) -> None:
     """What all frames have: size, number, time and model."""
     for name in ("width", "height"):
         value = integer(name, getattr(frame, name))

@@ -10,14 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-PATCH = 8
-"""Side of a patch in pixels: one patch token each."""
-WINDOW = 16
-"""Side of the window around a patch that the patch encoder sees, in pixels."""
-CELL = 32
-"""Side of the image area that one global token describes, in pixels."""
-THUMBNAIL = 4
-"""The global encoder sees the image averaged over squares of this many pixels."""
+from tatok_edge.geometry import PATCH, WINDOW
 
 Variant = Literal["tatok", "patch8", "patch16", "no-globals"]
 """``"tatok"`` is the model; the others are what it is compared with, and are never exported.

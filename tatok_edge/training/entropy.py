@@ -34,9 +34,9 @@ from tatok_edge.format.entropy import (
     save_tables,
     share_class,
 )
+from tatok_edge.geometry import PATCH
 from tatok_edge.model.bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_folder, replace_files
 from tatok_edge.runtime.cpu.coder import INPUT_SCALE
-from tatok_edge.training.config import PATCH
 from tatok_edge.training.data import CropSource, DataError, read_pictures
 from tatok_edge.training.model import TaTok, pixels_to_grid
 

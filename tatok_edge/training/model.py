@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatok_edge.training.config import CELL, PATCH, THUMBNAIL, WINDOW, ModelConfig
+from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
+from tatok_edge.training.config import ModelConfig
 
 PIXELS = PATCH * PATCH * 3
 WINDOW_PIXELS = WINDOW * WINDOW * 3

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tatok_edge.training.config import CONFIGS, PATCH, ModelConfig, Variant, variant_of
+from tatok_edge.geometry import PATCH
+from tatok_edge.training.config import CONFIGS, ModelConfig, Variant, variant_of
 from tatok_edge.training.data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
 from tatok_edge.training.entropy import CROP as FIT_CROP
 from tatok_edge.training.entropy import fit as fit_entropy

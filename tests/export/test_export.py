@@ -19,7 +19,7 @@ from tatok_edge.export.bundle import onnx as export
 from tatok_edge.export.bundle.onnx import ExportError, export_bundle
 from tatok_edge.model.bundle import GRAPHS, open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.training.model import (

@@ -91,7 +91,7 @@ def test_a_bundle_without_int8_says_how_to_make_it(folder: Path) -> None:
     manifest = manifest_of(folder)
     del manifest["int8"]
     write_manifest(folder, manifest)
-    with pytest.raises(BundleError, match=r"no int8 decoder: add one with 'python -m tatok_edge\.export\.int8"):
+    with pytest.raises(BundleError, match=r"no int8 decoder: add one with 'python -m tatok_edge\.export\.bundle\.int8"):
         Tokenizer.load(folder, precision="int8")
     Tokenizer.load(folder).close()
 
@@ -190,7 +190,7 @@ def test_what_the_export_refuses(
 def test_smoothing_does_not_change_the_function(int8: Any) -> None:
     import onnx
 
-    from tatok_edge.runtime.session import OnnxSession
+    from tatok_edge.runtime.onnxruntime import OnnxSession
 
     bundle = open_bundle("tatok-s8")
     feeds = int8.decoder_inputs(bundle, [render(Scene(width=256, height=256, seed=1), 0)], 1)

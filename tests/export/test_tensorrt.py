@@ -29,7 +29,7 @@ from tatok_edge.errors import BackendError, BundleError, InputError
 from tatok_edge.export.engines import lint, precision, tensorrt
 from tatok_edge.export.engines.profiles import parse_profiles
 from tatok_edge.model.bundle import GRAPHS, open_bundle
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.flavour import Flavour, find_flavour, target_sms
@@ -545,7 +545,7 @@ def test_jetpacks_tensorrt_is_found_from_a_virtual_environment(
 ) -> None:
     shutil.copytree(bindings("10.3.0") / "tensorrt_bindings", tmp_path / "dist-packages" / "tensorrt")
     code = (
-        "import sys; from pathlib import Path; from tatok_edge.runtime import tensorrt_flavour as t\n"
+        "import sys; from pathlib import Path; from tatok_edge.runtime.tensorrt import flavour as t\n"
         "t.SYSTEM_FOLDERS = (Path('empty').resolve(), Path('dist-packages').resolve())\n"
         "try: print(t.find_flavour('trt').title, t.find_flavour('trt').location.name)\n"
         "except Exception as error: print(type(error).__name__, error)"

@@ -41,7 +41,8 @@ from tatok_edge.export.engines.verify import (
 from tatok_edge.model.bundle import GRAPHS, Bundle, open_bundle
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
-from tatok_edge.runtime.session import Backend, OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
+from tatok_edge.runtime.session import Backend
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.engines import EngineManifest, EngineSet
@@ -592,7 +593,7 @@ def test_wrong_use(
 def test_without_a_gpu_it_says_what_can_be_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tatok_edge.runtime.session._has_driver", lambda: False)
+    monkeypatch.setattr("tatok_edge.runtime.open._has_driver", lambda: False)
     code, out, err = run_main(capsys, "--frames", SMALL)
     assert (code, out) == (1, "")
     assert "nothing to verify: onnxruntime runs no engines" in err

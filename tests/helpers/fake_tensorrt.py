@@ -31,7 +31,7 @@ from tatok_edge.runtime.cuda import device as device_module
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.device import CudaPython, Device, PyCuda
 from tatok_edge.runtime.cuda.kernels import Kernels
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.engines import EngineManifest
@@ -466,9 +466,9 @@ def install(
             raise cuda_kernels.BackendError(f"no CUDA kernels; {cuda_kernels.HOW_TO_BUILD}")
         return lazy
 
-    from tatok_edge.runtime import session
+    from tatok_edge.runtime import open as opening
 
-    monkeypatch.setattr(session, "_has_driver", lambda: True)
+    monkeypatch.setattr(opening, "_has_driver", lambda: True)
     monkeypatch.setattr(tensorrt_flavour, "gpu_architecture", lambda device=0: "8.7")
     monkeypatch.setattr(tensorrt_flavour, "find_flavour", find)
     monkeypatch.setattr(device_module, "open_device", lambda *_: gpu.open(implementation))

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tatok_edge.cli.main import main
 from tatok_edge.errors import BackendError, BundleError, InputError
 from tatok_edge.evaluation.folder import psnr
-from tatok_edge.geometry import patch_grid
+from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model import refine
 from tatok_edge.model.bundle import MODELS, open_bundle
 from tatok_edge.model.networks import Clock
-from tatok_edge.model.tokenizer import Image, Tokenizer
+from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.session import OnnxSession
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
@@ -398,7 +398,7 @@ def test_a_bundle_without_refiner_says_how_to_make_it(folder: Path) -> None:
             lambda: loaded.encode(picture(), budget=TokenBudget(refine=1)),
             lambda: StreamEncoder(loaded, budget=TokenBudget(refine=1)),
         ):
-            with pytest.raises(BundleError, match=r"add one with 'python -m tatok_edge\.export\.refiner .* refine 0"):
+            with pytest.raises(BundleError, match=r"add one with 'python -m tatok_edge\.export\.bundle\.refiner .* refine 0"):
                 attempt()
         loaded.encode(picture())
 

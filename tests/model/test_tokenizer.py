@@ -18,7 +18,7 @@ from tatok_edge.evaluation.folder import psnr
 from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
-from tatok_edge.runtime.session import OnnxSession, default_threads
+from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget

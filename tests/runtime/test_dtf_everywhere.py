@@ -144,7 +144,7 @@ BUILD = """
 import sys
 import numpy as np
 from tatok_edge.export.engines.dtf_onnx import dtf_model
-from tatok_edge.runtime import tensorrt_plugin
+from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 from tatok_edge.runtime.cuda.kernels import DtfLimits
 from tatok_edge.runtime.tensorrt.flavour import *
 from pathlib import Path

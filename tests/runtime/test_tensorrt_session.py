@@ -31,7 +31,8 @@ from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cuda import device as device_module
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
-from tatok_edge.runtime.session import BACKENDS, as_frame_session, open_session
+from tatok_edge.runtime.open import BACKENDS, open_session
+from tatok_edge.runtime.session import as_frame_session
 from tatok_edge.runtime.tensorrt import api as tensorrt_api
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tatok_edge import StreamDecoder, StreamEncoder, Tokenizer
 from tatok_edge.evaluation.folder import psnr
+from tatok_edge.geometry import Image
 from tatok_edge.runtime import reference
 from tatok_edge.runtime.cpu import kernels as kernels
 from tatok_edge.sources.open import open_source
@@ -22,7 +23,6 @@ from tatok_edge.stream import encoder as stream_encoder
 from tatok_edge.tokens.budget import TokenBudget
 
 VIDEOS = SHARED / "videos"
-Image = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""The session that runs the networks on the CPU with ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from tatok_edge.errors import BackendError, one_line
+
+if TYPE_CHECKING:
+    pass
+from tatok_edge.runtime.session import GraphName, Tensors
+
+
+class OnnxSession:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        graphs: Serialised ONNX models by name.
+        threads: Threads that one graph uses.
+
+    Raises:
+        BackendError: ONNX Runtime refuses a graph.
+    """
+
+    def __init__(self, graphs: Mapping[str, bytes], *, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        # Frames come at camera rate: threads that spin between them would burn the cores that the rest needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._outputs: dict[str, list[str]] = {}
+        for name, data in graphs.items():
+            # Token counts and windows change from call to call, and a memory pattern is planned anew for every shape:
+            # in streams the context took 1.5 times as long with it. The other graphs see frames of one size.
+            options.enable_mem_pattern = name not in ("context", "patch_encoder")
+            try:
+                session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                raise BackendError(
+                    f"ONNX Runtime {ort.__version__} cannot load graph {name!r}: {one_line(error)}"
+                ) from error
+            self._sessions[name] = session
+            self._outputs[name] = [output.name for output in session.get_outputs()]
+
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        """See :class:`Session`."""
+        session = self._sessions.get(graph)
+        if session is None:
+            raise BackendError("this session is closed; load the tokenizer again")
+        try:
+            values = session.run(None, dict(inputs))
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed in graph {graph!r}: {one_line(error)}") from error
+        return dict(zip(self._outputs[graph], values, strict=True))
+
+    def close(self) -> None:
+        """See :class:`Session`."""
+        self._sessions.clear()
+
+
+def default_threads() -> int:
+    """Cores that this process may use, at most 8: more cost more in waiting than they bring at camera sizes."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(available, 8))
