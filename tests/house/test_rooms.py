@@ -1,0 +1,98 @@
+"""The rooms of the house: arrows go down only, private names stay at home, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+from helpers.paths import ROOT
+
+MODULES = sorted(path for room in ("tatok_edge", "runtime", "export") for path in (ROOT / room).rglob("*.py"))
+MAX_MODULE, MAX_FUNCTION, MAX_METHODS = 600, 80, 20
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module gives to anything: definitions, arguments, and attributes that it assigns."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # __slots__
+    return names
+
+
+def foreign_privates(source: str) -> list[str]:
+    """Private names of other modules that a module uses, with their lines."""
+    tree = ast.parse(source)
+    own = defined(tree)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tatok_edge"):
+            found += [f"{node.lineno}: import {alias.name}" for alias in node.names if is_private(alias.name)]
+        elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            found.append(f"{node.lineno}: .{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_names_stay_in_their_module(path: Path) -> None:
+    assert foreign_privates(path.read_text()) == []
+
+
+def test_a_foreign_private_name_is_found() -> None:
+    source = (
+        "from tatok_edge.stream.state import _Window\nimport x\nx._inside\nclass A:\n    def f(self): self._own = 1"
+    )
+    assert foreign_privates(source) == ["1: import _A", "3: ._inside"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_sizes(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= MAX_MODULE
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno + 1 <= MAX_FUNCTION, node.name
+        elif isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len(methods) <= MAX_METHODS, node.name
+
+
+def test_arrows_go_down_only() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    built = grimp.build_graph("tatok_edge", cache_dir=None)
+    graph = {module: built.find_modules_directly_imported_by(module) for module in built.modules}
+    assert len(graph) > 100
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
