@@ -1,6 +1,7 @@
 # make demo    installs into .venv, tokenizes a camera clip, decodes it, and draws what was kept
-# make test    lints, checks types and runs the tests against the installed package
-# make clean   removes .venv and build/
+# make test    lints, checks types and layers, runs the tests, and lists the slowest 20
+# make explore runs the property tests with other random inputs, for longer
+# make clean   removes .venv, build/ and compiled modules
 
 PYTHON ?= python3
 # A video file, a camera number or an rtsp:// URL; by default a clip that the project renders itself.
@@ -13,10 +14,10 @@ FRAMES ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
-SOURCES := setup.py pyproject.toml $(shell find tatok_edge export runtime -type f \
-	-not -path '*/__pycache__/*' -not -name '*.so')
+# Python files are used where they are; only what is compiled has to be installed again.
+SOURCES := setup.py pyproject.toml $(wildcard runtime/cpu/*.pyx runtime/cpu/*.pxd) $(wildcard runtime/cpp/*.hpp)
 
-.PHONY: help demo test clean
+.PHONY: help demo test explore clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,21 +33,23 @@ test: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p tatok_edge
-	$(BIN)/pytest
+	$(BIN)/lint-imports
+	$(BIN)/pytest --durations=20
+
+explore: $(VENV)/.tools
+	$(BIN)/pytest --hypothesis-profile=explore tests
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# What an earlier build copied for packaging is removed first: it may hold modules that are gone.
 $(VENV)/.installed: $(VENV)/.created $(SOURCES)
-	@rm -rf build/lib* build/bdist*
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.tools: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build tatok_edge.egg-info
+	rm -rf $(VENV) build tatok_edge.egg-info runtime/cpu/*.so

@@ -1,10 +1,8 @@
-"""The rooms of the house: arrows go down only, private names stay at home, files stay small."""
+"""The rooms of the house: no circles, private names stay at home, files stay small. Layers: `lint-imports`."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -55,7 +53,7 @@ def test_a_foreign_private_name_is_found() -> None:
     source = (
         "from tatok_edge.stream.state import _Window\nimport x\nx._inside\nclass A:\n    def f(self): self._own = 1"
     )
-    assert foreign_privates(source) == ["1: import _A", "3: ._inside"]
+    assert foreign_privates(source) == ["1: import _Window", "3: ._inside"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -69,12 +67,6 @@ def test_sizes(path: Path) -> None:
         elif isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
             assert len(methods) <= MAX_METHODS, node.name
-
-
-def test_arrows_go_down_only() -> None:
-    lint = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
