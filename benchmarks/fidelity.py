@@ -1,4 +1,4 @@
-"""The evaluation suite: fidelity for tokens and for bits, on four sets of pictures, beside JPEG, WebP and AVIF.
+"""The evaluation suite: fidelity for tokens and for bits, on five sets of pictures, beside JPEG, WebP and AVIF.
 
 ``python benchmarks/fidelity.py ../shared/data --out benchmarks/results`` writes fidelity.json, .csv, .md
 and .png; ``--crops docs/crops.jpg`` writes crops of eight Kodak pictures side by side. The folder has
@@ -36,8 +36,8 @@ CORRELATION_DB = (24.0, 26.0, 28.0)
 """PSNR for which tokens are counted, and at which WebP's size is taken."""
 WEBP_DB = 32.0
 """PSNR at which WebP's size is taken to compare it with the tokens of a fixed tau."""
-CLIP_STEP = {"research": 10, "ship": 60}
-"""Every how many frames of a clip one is measured: those that were never trained on more closely."""
+CLIP_STEP = 30
+"""Every how many frames of a clip one is measured."""
 CROPS = {
     "kodim03": (250, 150),
     "kodim05": (290, 130),
@@ -68,7 +68,7 @@ class PictureSet(NamedTuple):
 
 
 def picture_sets(data: Path) -> dict[str, PictureSet]:
-    """The sets of a data folder; none of their pictures was trained on unless the title says so."""
+    """The sets of a data folder; all of their pictures are for evaluation only."""
     from tatok_edge.training.held_out import HELD_OUT_FILES
 
     kodak = list_images(data / "eval" / "kodak")
@@ -81,17 +81,14 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
 
         return read
 
-    def clips(use: str) -> Callable[[], Iterator[tuple[str, Image]]]:
-        def read() -> Iterator[tuple[str, Image]]:
-            with (data / "videos" / "manifest.csv").open(newline="") as file:
-                names = [row["file"] for row in csv.DictReader(file) if row["use"] == use]
-            for name in names:
-                with open_source(str(data / "videos" / name)) as source:
-                    for number, frame in enumerate(source):
-                        if number % CLIP_STEP[use] == 0:
-                            yield f"{name}#{number}", frame.image
-
-        return read
+    def clips() -> Iterator[tuple[str, Image]]:
+        with (data / "videos" / "manifest.csv").open(newline="") as file:
+            names = [row["file"] for row in csv.DictReader(file) if row["use"] == "evaluate"]
+        for name in names:
+            with open_source(str(data / "videos" / name)) as source:
+                for number, frame in enumerate(source):
+                    if number % CLIP_STEP == 0:
+                        yield f"{name}#{number}", frame.image
 
     held = [data / "train" / name for name in sorted(HELD_OUT_FILES)]
     return {
@@ -101,10 +98,8 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
         ),
         "kodak-256": PictureSet(f"Kodak, centre crops of 256x256 ({len(kodak)} pictures)", pictures(kodak, 256)),
         "held-out": PictureSet(f"Held-out pictures of the training set ({len(held)})", pictures(held)),
-        "clips": PictureSet(f"Frames of clips, never trained on (every {CLIP_STEP['research']}th)", clips("research")),
-        "clips-trained": PictureSet(
-            f"Frames of clips of which 24 each were training pictures (every {CLIP_STEP['ship']}th)", clips("ship")
-        ),
+        # Models shipped until November 2026 were trained on 24 frames of each of some clips; newer models on none.
+        "clips": PictureSet(f"Frames of clips, for evaluation only (every {CLIP_STEP}th)", clips),
     }
 
 
@@ -454,9 +449,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
-    parser.add_argument(
-        "--sets", nargs="*", default=["kodak", "kodak-refined", "kodak-256", "held-out", "clips", "clips-trained"]
-    )
+    parser.add_argument("--sets", nargs="*", default=["kodak", "kodak-refined", "kodak-256", "held-out", "clips"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--crops", type=Path, help="also write crops side by side, as a JPEG")
     args = parser.parse_args()

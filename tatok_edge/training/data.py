@@ -70,7 +70,8 @@ def _files(root: Path, suffixes: set[str], use: Use) -> tuple[dict[Path, str], s
     if manifest.exists():
         rows = [row for row in _manifest(manifest) if Path(row["file"]).suffix.lower() in suffixes]
         held = held_out_names([row["file"] for row in rows])
-        chosen = [row for row in rows if use == "all" or row.get("use") == "ship"]
+        allowed = {"ship"} if use == "ship" else {row.get("use") for row in rows} - {"evaluate"}
+        chosen = [row for row in rows if row.get("use") in allowed]
         return {root / row["file"]: row.get("source_repo", "") for row in chosen}, {root / name for name in held}
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes) if root.is_dir() else []
     held = held_out_names([str(p.relative_to(root)) for p in found])
@@ -105,7 +106,8 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
 
     Args:
         data: Folder with ``train/manifest.csv`` and ``videos/manifest.csv``, or any folder of images and videos.
-        use: ``"ship"`` takes only manifest rows whose terms allow to ship a model trained on them.
+        use: ``"ship"`` takes only manifest rows whose terms allow to ship a model trained on them; ``"all"`` takes
+            every row but those with ``use`` = ``evaluate``.
         held_out: Return the held-out stills instead of the training pictures.
     """
     if sorted(data.glob("pack-*.safetensors")):

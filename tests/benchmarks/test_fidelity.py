@@ -139,9 +139,9 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 def test_the_sets_of_the_shared_data(fidelity: ModuleType) -> None:
     sets = fidelity.picture_sets(SHARED)
-    assert list(sets) == ["kodak", "kodak-refined", "kodak-256", "held-out", "clips", "clips-trained"]
+    assert list(sets) == ["kodak", "kodak-refined", "kodak-256", "held-out", "clips"]
     first = {name: next(chosen.read()) for name, chosen in sets.items()}
     assert first["kodak"][0] == "kodim01.png" and first["kodak"][1].shape == (512, 768, 3)
     assert first["kodak-256"][1].shape == (256, 256, 3)
     np.testing.assert_array_equal(first["kodak"][1][128:384, 256:512], first["kodak-256"][1])
-    assert first["clips"][0] == "apple_handheld.mp4#0" and first["clips-trained"][0] == "bottles_static.mp4#0"
+    assert first["clips"][0] == "bottles_static.mp4#0"
