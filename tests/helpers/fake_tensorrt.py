@@ -1,9 +1,9 @@
 """A GPU and a TensorRT on the CPU, for tests of what runs engines.
 
-The GPU is that of ``test_device.py`` made strict: work waits on its stream until somebody synchronizes, so what is read
+The GPU is that of ``fake_cuda.py`` made strict: work waits on its stream until somebody synchronizes, so what is read
 too early, or overwritten too early, is wrong; memory has guards around it; pointers and sizes are checked. TensorRT has
-exactly the names of ``tensorrt_api.py``, "engines" are the ONNX graphs of the bundle, and ONNX Runtime computes them
-on that memory. The CUDA kernels are those of the block emulator, and wait on the stream like everything else.
+exactly the names of ``runtime/tensorrt/api.py``, "engines" are the ONNX graphs of the bundle, and ONNX Runtime computes
+them on that memory. The CUDA kernels are those of the block emulator, and wait on the stream like everything else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import test_device
 from numpy.typing import NDArray
 
+from helpers import fake_cuda
 from tatok_edge.export.engines.profiles import graph_profiles, parse_profiles
 from tatok_edge.model.bundle import GRAPHS, Bundle
 from tatok_edge.runtime.cuda import device as device_module
@@ -52,7 +52,7 @@ PROFILES = {
 # --- the GPU --------------------------------------------------------------------------------------
 
 
-class Gpu(test_device.World):
+class Gpu(fake_cuda.World):
     """A GPU whose streams are lazy. Counts what is allocated, and fails where it is told to."""
 
     def __init__(self, *, integrated: bool = False, graphs: bool = True) -> None:
@@ -112,20 +112,20 @@ class Gpu(test_device.World):
 
     def driver(self) -> Any:
         """A stand-in for ``cuda.bindings.driver``."""
-        made = test_device.bindings(self)
+        made = fake_cuda.bindings(self)
 
         def free(kept: dict[int, Any], pointer: int) -> tuple[Any]:
             self.needs_context("free")
             del kept[pointer]
             self.check_guard(pointer)
-            return (test_device.OK,)
+            return (fake_cuda.OK,)
 
         def synchronize(stream: int) -> tuple[Any]:
             self.needs_context("use")
             assert self.recording is None, "waiting for a stream that is being recorded"
             assert stream in self.streams
             self.run(stream)
-            return (test_device.OK,)
+            return (fake_cuda.OK,)
 
         def to_device(target: int, source: int, nbytes: int, stream: int) -> tuple[Any]:
             assert self.holds(target, nbytes)
@@ -141,7 +141,7 @@ class Gpu(test_device.World):
 
         def begin(stream: int, mode: str) -> tuple[Any]:
             if not self.graphs_work:
-                return (test_device.Status("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),)
+                return (fake_cuda.Status("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),)
             self.captures += 1
             return begun(stream, mode)
 
@@ -150,7 +150,7 @@ class Gpu(test_device.World):
             self.launches += 1
             for work in self.graphs[graph]:
                 self.enqueue(stream, work)
-            return (test_device.OK,)
+            return (fake_cuda.OK,)
 
         def record(event: int, stream: int) -> tuple[Any]:
             self.recorded[event] = stream
@@ -167,7 +167,7 @@ class Gpu(test_device.World):
         made.cuEventRecord, made.cuStreamWaitEvent = record, wait
         attribute, move, begun = made.cuDeviceGetAttribute, made.cuMemcpyDtoDAsync, made.cuStreamBeginCapture
         made.cuDeviceGetAttribute = lambda kind, device: (
-            (test_device.OK, int(self.integrated)) if kind == "INTEGRATED" else attribute(kind, device)
+            (fake_cuda.OK, int(self.integrated)) if kind == "INTEGRATED" else attribute(kind, device)
         )
         made.cuMemFree = lambda pointer: free(self.memory, pointer)
         made.cuMemFreeHost = lambda pointer: free(self.host, pointer)
@@ -181,7 +181,7 @@ class Gpu(test_device.World):
         if implementation == "cuda-python":
             return Device(CudaPython(driver))
         self.by_pycuda = True  # it frees without asking
-        module, library = test_device.pycuda_modules(self, driver)
+        module, library = fake_cuda.pycuda_modules(self, driver)
         return Device(PyCuda(module, library))
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.engine_files import PLAN, found, make, sha
+from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt.engines import (
-    EngineManifest,
     EngineMismatch,
     Found,
     Plugin,
@@ -33,52 +34,8 @@ from tatok_edge.runtime.tensorrt.engines import (
     store,
 )
 
-PLAN = bytes(range(256)) * 40
 GRAPHS = ("context", "patch_encoder")
-
-
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 W, P = sha("weights")[:12], sha("plugin")[:12]
-
-
-def make(**changes: Any) -> EngineManifest:
-    values: dict[str, Any] = {
-        "model": "tatok-s8",
-        "tag": "0123456789abcdef",
-        "graph": "patch_encoder",
-        "onnx_sha256": sha("weights"),
-        "built_sha256": sha("converted"),
-        "precision": "fp16",
-        "flavour": "trt",
-        "version": "10.3.0",
-        "sms": ("8.7",),
-        "profile_set": sha("profiles"),
-        "profiles": (
-            {"features": ShapeRange((1, 1056), (64, 1056), (64, 1056))},
-            {"features": ShapeRange((65, 1056), (576, 1056), (576, 1056))},
-        ),
-        "plugin": Plugin("TaTokDTF", "1", "/opt/plugin.so", sha("plugin")),
-        "engine_bytes": len(PLAN),
-        "engine_sha256": hashlib.sha256(PLAN).hexdigest(),
-        "notes": {"edges": [64, 576], "histogram": [[10, 3]]},
-    }
-    return EngineManifest(**(values | changes))
-
-
-def found(**changes: Any) -> Found:
-    values: dict[str, Any] = {
-        "model": "tatok-s8",
-        "onnx_sha256": sha("weights"),
-        "flavour": "trt",
-        "version": "10.3.0",
-        "sm": "8.7",
-        "plugin_version": "1",
-        "plugin_sha256": sha("plugin"),
-    }
-    return Found(**(values | changes))
 
 
 # --- what is checked before deserialisation -------------------------------------------------------
@@ -360,18 +317,19 @@ STORE = """
 import sys, resource
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-import test_engines
+from helpers import engine_files
 from tatok_edge.errors import BackendError
+from tatok_edge.runtime.tensorrt import engines
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk does, writing fails half-way
 try:
-    test_engines.store(Path(sys.argv[1]), test_engines.make(), test_engines.PLAN)
+    engines.store(Path(sys.argv[1]), engine_files.make(), engine_files.PLAN)
 except BackendError as error:
     print(error)
 """
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    done = run_python(STORE, tmp_path / "", Path(__file__).parent, cwd=tmp_path)
+    done = run_python(STORE, tmp_path / "", ROOT / "tests", cwd=tmp_path)
     assert "cannot be written (File too large): name another folder with -o or $TATOK_ENGINES" in done.stdout, (
         done.stderr
     )
