@@ -37,7 +37,7 @@ test: $(VENV)/.tools
 	$(BIN)/pytest --durations=20
 
 explore: $(VENV)/.tools
-	$(BIN)/pytest --hypothesis-profile=explore tests
+	TATOK_HYPOTHESIS=explore $(BIN)/pytest -m hypothesis
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -17,9 +17,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
 
-settings.register_profile("default", max_examples=50, deadline=None)
-settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("explore", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("TATOK_HYPOTHESIS", "default"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 
 from tatok_edge.evaluation.folder import evaluate_pictures, summarize
 from tatok_edge.evaluation.metrics import psnr
@@ -136,9 +136,8 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
     assert 1 <= found["at_quality"]["28"]["all_tokens"] < 5  # the busiest
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 def test_the_sets_of_the_shared_data(fidelity: ModuleType) -> None:
-    sets = fidelity.picture_sets(SHARED)
+    sets = fidelity.picture_sets(shared(""))
     assert list(sets) == ["kodak", "kodak-refined", "kodak-256", "held-out", "clips"]
     first = {name: next(chosen.read()) for name, chosen in sets.items()}
     assert first["kodak"][0] == "kodim01.png" and first["kodak"][1].shape == (512, 768, 3)

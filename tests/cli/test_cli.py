@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import ROOT, SHARED
+from helpers.paths import ROOT, shared
 
 from tatok_edge.cli.main import main
 from tatok_edge.format.container import Reader, Writer
@@ -69,14 +69,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "small.ttk"
     assert main(["encode", SMALL, "-o", str(path), "--keep", "0.35"]) == 0
     return path
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of shared pictures and clips."""
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not here: the shared pictures and clips are needed")
-    return SHARED
 
 
 def command() -> list[str]:
@@ -448,8 +440,8 @@ def test_bench_stream(tatok: Run) -> None:
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_video_that_breaks_off_is_kept_up_to_there(tatok: Run, shared: Path) -> None:
-    data = (shared / "videos" / "bear_pan.mp4").read_bytes()
+def test_video_that_breaks_off_is_kept_up_to_there(tatok: Run) -> None:
+    data = shared("videos/bear_pan.mp4").read_bytes()
     Path("cut.mp4").write_bytes(data[: len(data) // 3])
     result = tatok("encode", "cut.mp4", "-o", "a.ttk", "--keep", "0.1", "--json")
     one_line(result, 1, r"cut\.mp4 breaks off after \d+ of 82 frames; a\.ttk holds the \d+ frames that are good")
@@ -711,8 +703,8 @@ def test_tcp_example_recovers_from_a_lost_packet(tmp_path: Path) -> None:
 # --- real pictures and clips ---------------------------------------------------------------------
 
 
-def test_every_shared_clip(tatok: Run, shared: Path) -> None:
-    clips = sorted((shared / "videos").glob("*.mp4"))
+def test_every_shared_clip(tatok: Run) -> None:
+    clips = sorted(shared("videos").glob("*.mp4"))
     assert len(clips) == 20
     quality = []
     for clip in clips:
@@ -726,12 +718,12 @@ def test_every_shared_clip(tatok: Run, shared: Path) -> None:
     assert min(quality) > 17
 
 
-def test_all_kodak_pictures(tatok: Run, shared: Path) -> None:
-    result = tatok("encode", shared / "eval" / "kodak", "-o", "kodak.ttk", "--keep", "0.35", "--json")
+def test_all_kodak_pictures(tatok: Run) -> None:
+    result = tatok("encode", shared("eval/kodak"), "-o", "kodak.ttk", "--keep", "0.35", "--json")
     assert result.code == 0
     assert result.json["frames"] == 24
     assert tatok("decode", "kodak.ttk", "-o", "kodak").code == 0
-    originals = sorted((shared / "eval" / "kodak").glob("*.png"))
+    originals = sorted(shared("eval/kodak").glob("*.png"))
     decoded = sorted(Path("kodak").iterdir())
     quality = [psnr(load(a), load(b)) for a, b in zip(originals, decoded, strict=True)]
     assert np.mean(quality) > 23

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import ROOT
+from helpers.paths import ROOT, shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +37,6 @@ from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.sources.synthetic import Scene, render
 
-SHARED = ROOT.parent / "shared" / "data" / "videos"
 BUDGET = ["--tau", "0.8"]
 FRAMES = {"a.mp4": 9, "b.mp4": 6, "pictures": 4}
 
@@ -159,9 +158,7 @@ def test_every_format_holds_the_tokens_of_every_frame(
 
 
 def test_real_videos_decode_from_the_data_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not here: the shared clips are needed")
-    videos = [SHARED / "highway_static.mp4", SHARED / "dog_static.mp4"]
+    videos = [shared("videos/highway_static.mp4"), shared("videos/dog_static.mp4")]
     (tmp_path / "list.txt").write_text("# two clips\n" + "\n".join(map(str, videos)) + "\n\n")
     result = run("list.txt", "-o", "tokens", *BUDGET, "--frames", 4, "--workers", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 
 onnx = pytest.importorskip("onnx", reason="converting graphs needs onnx")
 
@@ -48,7 +48,6 @@ from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.engines import EngineManifest, EngineSet
 from tatok_edge.sources.open import open_source
 
-HIGHWAY = SHARED / "videos" / "highway_static.mp4"
 PROFILES = {
     "format_version": 1,
     "tokens": [16, 40, 120],
@@ -152,14 +151,14 @@ def test_the_fp16_graphs_pass(
     assert any("patch_encoder" in text and "at least 99.9% are needed" in text for text in strict.failures)
 
 
-@pytest.mark.skipif(not HIGHWAY.is_file(), reason="the shared clips are not here")
 def test_on_a_real_clip(bundle: Bundle, graphs: dict[str, bytes], half: dict[str, Any], reference: Any) -> None:
+    clip = shared("videos/highway_static.mp4")
     session = OnnxSession(
         {name: precision.emulate(graph).SerializeToString() for name, graph in half.items()}, threads=1
     )
     size = [{"batch": [1, 1, 1], "height": [256, 256, 256], "width": [320, 320, 320]}]
     result = check(
-        bundle, reference, session, read_frames(str(HIGHWAY), 2), "fp16", {"frames": size, "tokens": [100, 1280]}
+        bundle, reference, session, read_frames(str(clip), 2), "fp16", {"frames": size, "tokens": [100, 1280]}
     )
     assert result.ok, result.failures
     assert result.end_to_end["reference_db"] > 25

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,8 +27,6 @@ from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder, choose
 from tatok_edge.tokens.budget import TokenBudget
-
-VIDEOS = SHARED / "videos"
 
 
 @pytest.fixture
@@ -173,7 +171,7 @@ def test_a_stream_refines_its_tokens(tokenizer: Tokenizer, seed: int | None) -> 
 
 
 def test_refined_streams_take_fewer_tokens_for_the_same_picture(tokenizer: Tokenizer) -> None:
-    with open_source(VIDEOS / "bear_pan.mp4") as source:
+    with open_source(shared("videos/bear_pan.mp4")) as source:
         frames = [frame.image for _, frame in zip(range(24), source, strict=False)]
     tokens, quality = {}, {}
     for passes in (0, 4):
@@ -398,7 +396,9 @@ def test_a_bundle_without_refiner_says_how_to_make_it(folder: Path) -> None:
             lambda: loaded.encode(picture(), budget=TokenBudget(refine=1)),
             lambda: StreamEncoder(loaded, budget=TokenBudget(refine=1)),
         ):
-            with pytest.raises(BundleError, match=r"add one with 'python -m tatok_edge\.export\.bundle\.refiner .* refine 0"):
+            with pytest.raises(
+                BundleError, match=r"add one with 'python -m tatok_edge\.export\.bundle\.refiner .* refine 0"
+            ):
                 attempt()
         loaded.encode(picture())
 

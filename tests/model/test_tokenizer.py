@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,6 @@ from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
 Image = np.ndarray
-KODAK = SHARED / "eval" / "kodak"
 SIZES = [(32, 32), (33, 47), (256, 256), (100, 640), (63, 32), (97, 95)]
 """Heights and widths."""
 
@@ -45,9 +44,8 @@ def kodak() -> list[Image]:
     """256x256 crops of four photographs."""
     crops = []
     for number in (3, 7, 19, 23):
-        image = cv2.imread(str(KODAK / f"kodim{number:02d}.png"))
-        if image is None:
-            pytest.skip(f"{KODAK} is not here: the Kodak photographs are needed")
+        image = cv2.imread(str(shared(f"eval/kodak/kodim{number:02d}.png")))
+        assert image is not None
         crops.append(np.ascontiguousarray(image[128:384, 128:384, ::-1]))
     return crops
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +22,6 @@ from tatok_edge.sources.live import scales_new_sizes
 from tatok_edge.sources.open import find_cameras, list_images, open_source, read_image
 from tatok_edge.sources.source import RisingClock
 from tatok_edge.sources.synthetic import Scene, render
-
-CLIPS = SHARED / "videos"
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +202,7 @@ def test_stop_ends_a_video_before_the_next_frame(clip: Path) -> None:
 
 
 def test_video_that_breaks_off_delivers_what_is_whole(tmp_path: Path) -> None:
-    whole = CLIPS / "bear_pan.mp4"
-    if not whole.exists():
-        pytest.skip(f"{whole} is not here: the clip of shared/data is needed")
+    whole = shared("videos/bear_pan.mp4")
     path = tmp_path / "cut.mp4"
     data = whole.read_bytes()
     path.write_bytes(data[: len(data) // 2])

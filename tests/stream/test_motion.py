@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream import encoder as stream_encoder
 from tatok_edge.tokens.budget import TokenBudget
-
-VIDEOS = SHARED / "videos"
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +179,7 @@ def test_a_pan_costs_vectors_instead_of_tokens(
 
 @pytest.mark.parametrize("name", ["bear_pan", "paraglide_follow"])
 def test_a_real_pan_takes_fewer_tokens(tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = VIDEOS / f"{name}.mp4"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the shared clips are needed")
-    with open_source(path) as source:
+    with open_source(shared(f"videos/{name}.mp4")) as source:
         images = [frame.image for _, frame in zip(range(20), source, strict=False)]
     moving, pictures, _ = run(tokenizer, images)
     assert loss_of(tokenizer, images, pictures) < 0.7

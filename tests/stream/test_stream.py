@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,6 @@ from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
 Image = np.ndarray
-VIDEOS = SHARED / "videos"
 
 
 def same(a: StreamState | None, b: StreamState | None) -> bool:
@@ -42,10 +41,7 @@ def same(a: StreamState | None, b: StreamState | None) -> bool:
 
 def clip(name: str, count: int) -> list[Image]:
     """The first frames of a real clip."""
-    path = VIDEOS / f"{name}.mp4"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the shared clips are needed")
-    with open_source(path) as source:
+    with open_source(shared(f"videos/{name}.mp4")) as source:
         return [frame.image for _, frame in zip(range(count), source, strict=False)]
 
 
@@ -409,10 +405,7 @@ def test_stream_of_a_file_loses_no_frame(tokenizer: Tokenizer, shared_clip: Path
 
 @pytest.fixture(scope="module")
 def shared_clip() -> Path:
-    path = VIDEOS / "dashcam_freeway_short.mp4"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the shared clips are needed")
-    return path
+    return shared("videos/dashcam_freeway_short.mp4")
 
 
 def test_the_bandwidth_is_kept_in_every_second(tokenizer: Tokenizer) -> None:

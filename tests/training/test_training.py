@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import coder_reference as plain
-from helpers.paths import SHARED
+from helpers.paths import shared
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
@@ -168,20 +168,21 @@ def test_held_out_names_are_fixed() -> None:
     assert len(held_out_names(names[:9])) == 0
 
 
-def test_the_list_of_held_out_pictures_holds_for_the_shared_training_set() -> None:
+def test_pictures_of_the_list_are_held_out() -> None:
     assert len(HELD_OUT_FILES) == 200
     some = sorted(HELD_OUT_FILES)[:3]
     others = [f"images/other_{number}.webp" for number in range(100)]
     assert held_out_names(others + some) == set(some)
-    # Those that were held out before there was a list: nothing was trained on that is now on it.
-    manifest = SHARED / "train" / "manifest.csv"
-    if manifest.exists():
-        with manifest.open(newline="") as file:
-            names = [row["file"] for row in csv.DictReader(file)]
-        assert set(names) >= HELD_OUT_FILES == held_out_names(names)
-        first = [name for name in names if not name.startswith("images/robo_")]  # the pictures that came later
-        by_hash = sorted(first, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:200]
-        assert set(by_hash) == HELD_OUT_FILES
+
+
+def test_the_list_of_held_out_pictures_holds_for_the_shared_training_set() -> None:
+    """The list has the pictures that were held out before there was a list: no model was trained on any of them."""
+    with shared("train/manifest.csv").open(newline="") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    assert set(names) >= HELD_OUT_FILES == held_out_names(names)
+    first = [name for name in names if not name.startswith("images/robo_")]  # the pictures that came later
+    by_hash = sorted(first, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:200]
+    assert set(by_hash) == HELD_OUT_FILES
 
 
 # --- packs ---------------------------------------------------------------------------------------
