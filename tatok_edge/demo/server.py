@@ -30,8 +30,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from tatok_edge.demo.engine import Choice, Engine, View
+from tatok_edge.demo.engine import Choice, Engine
 from tatok_edge.demo.messages import MAX_JPEG, MessageError, flag, parse, string, whole
+from tatok_edge.demo.views import View
 from tatok_edge.errors import InputError
 
 MAX_PAGES: Final = 16

@@ -44,11 +44,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tatok_edge.demo import engine as engine_module
+from tatok_edge.demo import recordings as recordings_module
 from tatok_edge.demo import server as server_module
-from tatok_edge.demo.engine import HELD, MOVED, TOKEN, UPDATED, Engine, map_of, scaled
+from tatok_edge.demo.engine import Choice, Engine
 from tatok_edge.demo.feeds import Played, RecordingFeed, Shot, SourceFeed, decode_jpeg
 from tatok_edge.demo.messages import MAX_JPEG, MAX_TEXT, MessageError, Settings, jpeg_size, parse
 from tatok_edge.demo.server import Door, Hub, address_of, application, door_of, is_loopback, listen
+from tatok_edge.demo.views import HELD, MOVED, TOKEN, UPDATED, map_of, scaled
 
 CAMERA = "synthetic:width=160,height=96,fps=20,live=1"
 PATCHES, CELLS = 20 * 12, 5 * 3
@@ -88,7 +90,7 @@ class Demo:
     def reset(self) -> None:
         self.engine.record(False)
         self.engine.change({key: value for key, value in Settings().report().items() if key != "version"})
-        self.engine.choose(engine_module.Choice())
+        self.engine.choose(Choice())
 
     def close(self) -> None:
         self.hub.end()
@@ -546,7 +548,7 @@ def test_a_full_disk_ends_the_recording_and_keeps_the_picture(demo: Demo, monkey
 
 
 def test_a_recording_ends_by_itself(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LONGEST_RECORDING", 0.2)
+    monkeypatch.setattr(recordings_module, "LONGEST_RECORDING", 0.2)
     with demo.open() as page:
         page.until(lambda page: bool(page.state))
         before = len(page.state["recordings"])
@@ -557,7 +559,7 @@ def test_a_recording_ends_by_itself(demo: Demo, monkeypatch: pytest.MonkeyPatch)
 def test_a_recording_that_vanished_or_is_damaged_goes_back_to_the_camera(demo: Demo) -> None:
     assert demo.folder is not None
     (demo.folder / "broken.ttk").write_bytes(b"\x89TTK\r\n\x1a\njunk")
-    demo.engine._list_recordings()
+    demo.engine.recordings.find()
     with demo.open() as page:
         page.until(lambda page: "broken.ttk" in page.state.get("recordings", []))
         page.send("source", name="recording", recording="broken.ttk")

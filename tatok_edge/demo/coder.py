@@ -1,0 +1,111 @@
+"""Encodes the pictures of a camera with the settings of the pages, and decodes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from tatok_edge.demo.messages import Settings
+from tatok_edge.errors import InputError
+from tatok_edge.geometry import Image
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.stream.decoder import StreamDecoder
+from tatok_edge.stream.encoder import KeyframeTooLarge, StreamEncoder
+from tatok_edge.stream.pipeline import SMALLEST_PACKET, SPENT_AT_ONCE, RateControl
+from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
+
+EVERY_TOKEN: Final = TokenBudget(min_tokens=1 << 24, score="entropy")
+"""Budget of the fixed-rate mode: all tokens. The entropy score costs no time, and ranks nothing here."""
+
+Tokens = TokenFrame | DeltaFrame
+
+
+class LiveCoder:
+    """Encoder and decoder of one camera."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._tokenizer = tokenizer
+        self.restart(settings)
+
+    def restart(self, settings: Settings) -> None:
+        """Take a new encoder and decoder."""
+        self._encoder = StreamEncoder(self._tokenizer, max_loss_db=settings.max_loss_db)
+        self._decoder = StreamDecoder(self._tokenizer)
+        self._mode = settings.mode
+        self._rate: RateControl | None = None
+        self.picture: Image | None = None
+        """The last decoded picture."""
+
+    def follow(self, settings: Settings, *, restarted: bool) -> None:
+        """Restart when the mode has changed; after a gap of the camera, take a keyframe."""
+        if settings.mode != self._mode:
+            self.restart(settings)
+        elif restarted:
+            self.request_keyframe()
+
+    def request_keyframe(self) -> None:
+        """Make the next frame a keyframe."""
+        self._encoder.request_keyframe()
+
+    def encode(
+        self, image: Image, settings: Settings, *, index: int, timestamp_us: int, sent: Iterable[tuple[int, int]]
+    ) -> tuple[Tokens, bytes] | None:
+        """Tokens and packet of a picture; None where too little of the bandwidth is left.
+
+        Args:
+            image: RGB, uint8 ``(H, W, 3)``.
+            settings: Mode, budget and bandwidth.
+            index: Number of the frame.
+            timestamp_us: Time of the frame in microseconds.
+            sent: Times in microseconds and bits of earlier packets, for a bandwidth that begins with this frame.
+
+        Raises:
+            InputError: The bandwidth is too small for one keyframe.
+        """
+        if settings.mode == "fixed":
+            frame = self._tokenizer.encode(image, budget=EVERY_TOKEN, index=index, timestamp_us=timestamp_us)
+            return frame, self._tokenizer.pack(frame)
+        encoder = self._encoder
+        encoder.max_loss_db = settings.max_loss_db
+        encoder.budget = budget = settings.budget
+        rate = self._rate_control(settings, sent)
+        if rate is not None:
+            left = rate.left(timestamp_us)
+            if left < SMALLEST_PACKET:
+                return None
+            encoder.budget = replace(budget, max_bits=max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET))
+        try:
+            encoded = encoder.encode(image, index=index, timestamp_us=timestamp_us)
+        except KeyframeTooLarge as error:
+            if rate is None or error.bits > rate.bits:
+                raise InputError(
+                    f"{settings.max_kbps:g} kbit/s are too few for {image.shape[1]}x{image.shape[0]} pixels: "
+                    f"a keyframe needs {error.bits / 1000:.1f} kbit"
+                ) from None
+            if error.bits > left:
+                return None
+            encoder.budget = replace(budget, max_bits=error.bits)
+            encoded = encoder.encode(image, index=index, timestamp_us=timestamp_us)
+        if rate is not None:
+            rate.spend(timestamp_us, 8 * len(encoded.packet))
+        return encoded.tokens, encoded.packet
+
+    def _rate_control(self, settings: Settings, sent: Iterable[tuple[int, int]]) -> RateControl | None:
+        """Keeps the bandwidth; a new one counts the earlier packets."""
+        if settings.max_kbps is None:
+            self._rate = None
+        elif self._rate is None or self._rate.bits != int(settings.max_kbps * 1000):
+            self._rate = RateControl(settings.max_kbps)
+            for when, bits in sent:
+                self._rate.spend(when, bits)
+        return self._rate
+
+    def decode(self, tokens: Tokens, packet: bytes) -> None:
+        """Decode what :meth:`encode` gave, into ``picture``."""
+        if isinstance(tokens, TokenFrame) and self._mode == "fixed":
+            self.picture = self._tokenizer.decode(tokens)
+        else:
+            self.picture = self._decoder.decode(packet).image

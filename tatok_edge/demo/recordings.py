@@ -1,0 +1,125 @@
+"""The folder of recordings: lists them, and writes one at a time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+from tatok_edge.demo.messages import MessageError
+from tatok_edge.demo.views import Audience
+from tatok_edge.errors import TaTokError
+from tatok_edge.format.container import Writer
+from tatok_edge.model.tokenizer import Tokenizer
+
+LONGEST_RECORDING: Final = 3600.0
+"""A recording ends by itself after so many seconds: a forgotten page must not fill the disk."""
+MAX_LISTED: Final = 200
+"""Newest recordings that a page can choose from."""
+
+
+class Recordings:
+    """Recordings of the demo. Pages ask for one from any thread; the engine's thread writes it.
+
+    Args:
+        folder: Folder of the recordings; None allows none.
+        tokenizer: The model.
+        audience: The pages.
+    """
+
+    def __init__(self, folder: Path | None, tokenizer: Tokenizer, audience: Audience) -> None:
+        self._folder, self._tokenizer, self._audience = folder, tokenizer, audience
+        self._wanted = False
+        self._writer: Writer | None = None
+        self._begun = 0.0
+        self.names: list[str] = []
+        """File names, newest first."""
+        self.find()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether there is a folder for recordings."""
+        return self._folder is not None
+
+    @property
+    def current(self) -> str | None:
+        """File name of the recording in progress."""
+        writer = self._writer
+        return None if writer is None else writer.path.name
+
+    def path(self, name: str) -> Path:
+        """Path of one of ``names``."""
+        assert self._folder is not None
+        return self._folder / name
+
+    def find(self) -> None:
+        """List the folder."""
+        if self._folder is None:
+            return
+        found = [path for path in self._folder.glob("*.ttk") if path.is_file()]
+        # By name: names begin with the time, and files that were copied have new times.
+        self.names = sorted((path.name for path in found), reverse=True)[:MAX_LISTED]
+
+    def request(self, on: bool) -> None:
+        """Begin or end a recording, with the next picture.
+
+        Raises:
+            MessageError: There is no folder for it.
+        """
+        if on and self._folder is None:
+            raise MessageError("nothing can be recorded: start 'tatok demo' with --record-to FOLDER")
+        self._wanted = on
+
+    def follow(self, source: str | None) -> bool:
+        """Begin or end a recording as requested; returns whether one has just begun.
+
+        Args:
+            source: Name of the camera; None where a recording is played, which is not recorded again.
+        """
+        wanted = self._wanted and source is not None
+        if self._writer is not None and (not wanted or time.monotonic() - self._begun > LONGEST_RECORDING):
+            self._wanted = False
+            self.end()
+        elif self._writer is None and wanted:
+            return self._begin(source or "")
+        return False
+
+    def _begin(self, source: str) -> bool:
+        name = time.strftime("tatok-%Y%m%d-%H%M%S")
+        path, count = self.path(f"{name}.ttk"), 1
+        while path.exists() or path.with_name(f"{path.name}.part").exists():
+            count += 1
+            path = self.path(f"{name}-{count}.ttk")
+        metadata = {"source": source, "backend": self._tokenizer.backend.name}
+        try:
+            self._writer = Writer(path, self._tokenizer.entropy_model, name=self._tokenizer.name, metadata=metadata)
+        except TaTokError as error:
+            self._wanted = False
+            self._audience.tell(str(error))
+            return False
+        self._begun = time.monotonic()
+        self._audience.changed()
+        return True
+
+    def write(self, packet: bytes) -> None:
+        """Add a packet to the recording in progress, if any; an error ends the recording."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.write_packet(packet)
+        except TaTokError as error:
+            self._wanted = False
+            self._audience.tell(f"the recording has ended: {error}")
+            self.end()
+
+    def end(self) -> None:
+        """End the recording in progress, if any."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.close(partial=True)
+        except TaTokError as error:
+            self._audience.tell(str(error))
+        self.find()
+        self._audience.changed()
