@@ -11,12 +11,11 @@ analytic start::
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any, get_args
 
+import common
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -227,23 +226,17 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     paths = list_images(args.folder)
     variants = read_runs(args.runs, paths)
     report = {"pictures": len(paths), "variants": variants, "findings": findings(variants)}
-    text = markdown(report)
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "ablations.md").write_text(text)
+    common.publish("ablations", report, markdown(report), args.out)
 
 
 if __name__ == "__main__":

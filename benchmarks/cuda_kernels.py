@@ -7,14 +7,13 @@ their emulation on the CPU, so that the script cannot rot, and every figure is "
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +40,7 @@ CONTEXT = 96
 REPEATS, LAUNCHES = 20, 10
 DTF_TARGET_US = 60.0
 GATHER_TARGET = 0.6
-"""What the project asks for: token filtering of 32 frames of 4,800 tokens, and the gather's share of copy bandwidth."""
+"""Goals: time of token filtering for 32 frames of 4,800 tokens, and the gather's share of the copy bandwidth."""
 
 
 class Memory:
@@ -79,13 +78,13 @@ class Case:
     name: str
     work: str
     nbytes: int
-    """That it must read and write at least."""
+    """Least number of bytes that it reads and writes."""
     launch: Callable[[int], None]
-    """On a stream."""
+    """Launches it on a stream."""
 
 
-def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int) -> list[Case]:
-    """Every kernel for a batch of frames whose sides are multiples of 32."""
+def arrays(memory: Memory, images: int, height: int, width: int) -> tuple[Frames, dict[str, int], int]:
+    """Inputs and outputs of the kernels: the frames, the other arrays by name, and the number of kept patches."""
     rng = np.random.default_rng(0)
     rows, columns = height // 8, width // 8
     patches, cells = rows * columns, (rows // 4) * (columns // 4)
@@ -95,10 +94,9 @@ def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int
     old = np.ascontiguousarray(np.stack([picture] * images) + rng.integers(0, 9, (images, height, width, 3), np.uint8))
     scores = rng.gamma(0.7, 4.0, (images, patches)).astype(np.float32)
     positions = np.flatnonzero(rng.random(total) < 0.5).astype(np.int32)
-    codes = rng.integers(0, LEVELS, (len(positions), 6)).astype(np.int32)
     kept = len(positions)
-    state_values = images * 8 * patches
-    p = {
+    codes = rng.integers(0, LEVELS, (kept, 6)).astype(np.int32)
+    named = {
         "scores": memory.put(scores),
         "half": memory.put(scores.astype(np.float16)),
         "indices": memory.empty((images, patches), np.int32),
@@ -121,6 +119,14 @@ def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int
         "log2": memory.put(-rng.exponential(3, (images, sum(LEVELS), patches)).astype(np.float32)),
         "bits": memory.empty((kept,), np.float32),
     }
+    return frames, named, kept
+
+
+def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int) -> list[Case]:
+    """Every kernel for a batch of frames whose sides are multiples of 32."""
+    patches, cells = (height // 8) * (width // 8), (height // 32) * (width // 32)
+    total, state_values = images * patches, images * 8 * patches
+    frames, p, kept = arrays(memory, images, height, width)
     limits = DtfLimits.make(tau=0.6)
     frame_bytes = images * height * width * 3
     size = f"{images} x {width}x{height}"
@@ -385,8 +391,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for cuda_kernels.json and cuda_kernels.md")
+    parser = common.parser(__doc__)
     options = parser.parse_args()
     try:
         device = open_device()
@@ -395,12 +400,7 @@ def main() -> None:
     else:
         with device:
             results = measured(device)
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "cuda_kernels.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        (options.out / "cuda_kernels.md").write_text(text, "utf-8")
+    common.publish("cuda_kernels", results, table(results), options.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 from tatok_edge.datasets import open_dataset
@@ -135,13 +135,12 @@ def killed_equals(inputs: list[str], folder: Path, *options: object) -> bool:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("videos", type=Path, help="folder of videos")
     parser.add_argument("--frames", type=int, default=10_000, help="frames of the large data set (default: 10000)")
     parser.add_argument("--scale-frames", type=int, default=250, help="frames per clip where workers are timed")
     parser.add_argument("--scale-clips", type=int, default=8, help="clips where workers are timed")
     parser.add_argument("--no-ray", action="store_true", help="leave Ray out")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     videos = sorted(map(str, args.videos.glob("*.mp4")))
     with tempfile.TemporaryDirectory() as name:
@@ -179,10 +178,10 @@ def main() -> None:
         engines = ["local"] if args.no_ray else ["local", "ray"]
         report["workers"] = []
         for engine in engines:
-            common = ("-o", folder / "scale", "--threads", 1, "--engine", engine)
-            start = seconds("synthetic:frames=1,width=96,height=64", *common, "--workers", 1)
+            options = ("-o", folder / "scale", "--threads", 1, "--engine", engine)
+            start = seconds("synthetic:frames=1,width=96,height=64", *options, "--workers", 1)
             one, two = (
-                seconds(*clips, *common, "--frames", args.scale_frames, "--workers", workers) for workers in (1, 2)
+                seconds(*clips, *options, "--frames", args.scale_frames, "--workers", workers) for workers in (1, 2)
             )
             report["workers"].append(
                 {
@@ -197,12 +196,7 @@ def main() -> None:
         if not args.no_ray:
             limit = min(args.scale_frames, 60)
             report["killed_ray_worker_equal"] = killed_equals(clips[:4], folder, "--frames", limit)
-    text = table(report)
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "datasets.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "datasets.md").write_text(text)
+    common.publish("datasets", report, table(report), args.out)
 
 
 def table(report: dict[str, Any]) -> str:

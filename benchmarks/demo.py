@@ -7,7 +7,6 @@ a headless Chromium shows them (needs playwright and Chromium; it shares the mac
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import common
 import numpy as np
 from websockets.sync.client import connect
 
@@ -201,20 +201,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--threads", type=int, help="threads of the networks")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each run")
     parser.add_argument("--changes", type=int, default=40, help="changes of a slider")
     parser.add_argument("--picture", type=Path, help="also take the picture for docs/demo.md (needs Pillow)")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     report = run(options.threads, options.seconds, options.changes, options.picture)
-    text = markdown(report)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / "demo.md").write_text(text)
+    common.publish("demo", report, markdown(report), options.out)
 
 
 if __name__ == "__main__":

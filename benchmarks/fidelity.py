@@ -7,14 +7,13 @@ and .png; ``--crops docs/crops.jpg`` writes crops of eight Kodak pictures side b
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import cv2
 import numpy as np
 
@@ -445,12 +444,11 @@ def crop_sheet(tokenizer: Tokenizer, kodak: Path) -> Image:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--sets", nargs="*", default=["kodak", "kodak-refined", "kodak-256", "held-out", "clips"])
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--crops", type=Path, help="also write crops side by side, as a JPEG")
     args = parser.parse_args()
     if unknown := sorted(set(args.sets) - set(picture_sets(args.data))):
@@ -466,12 +464,8 @@ def main() -> None:
         if not args.sets:
             return
         report = measure(tokenizer, args.data, args.sets)
-    text = markdown(report)
-    print(text)
+    common.publish("fidelity", report, markdown(report), args.out)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "fidelity.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "fidelity.md").write_text(text)
         (args.out / "fidelity.csv").write_text(table(report))
         plot(report, args.out / "fidelity.png")
 

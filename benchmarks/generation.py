@@ -13,8 +13,6 @@ time. The distances compare rows of this table; they are not those of the Incept
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -385,7 +384,7 @@ def markdown(report: dict[str, Any] | None) -> str:
 def main() -> None:
     """Command line."""
     defaults = Setup()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="folder of pictures, as the training takes it")
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="outputs of trainings")
     parser.add_argument("--use", choices=("ship", "all"), default="ship")
@@ -394,7 +393,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     for name in ("tau", "lr"):
         parser.add_argument(f"--{name}", type=float, default=getattr(defaults, name))
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     setup = Setup(**{name: getattr(args, name) for name in Setup.__dataclass_fields__})
     report = None
@@ -415,13 +413,7 @@ def main() -> None:
             "setup": {name: getattr(setup, name) for name in Setup.__dataclass_fields__},
             "results": results,
         }
-    text = markdown(report)
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "generation.md").write_text(text)
-        if report is not None:
-            (args.out / "generation.json").write_text(json.dumps(report, indent=1) + "\n")
+    common.publish("generation", report, markdown(report), args.out)
 
 
 if __name__ == "__main__":

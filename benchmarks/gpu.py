@@ -7,14 +7,13 @@ cannot run is "not run", with the reason. ``--device cpu --repeats 1`` is a dry 
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import common
 import numpy as np
 from numpy.typing import NDArray
 
@@ -198,25 +197,19 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="of PyTorch (default: a GPU)")
     parser.add_argument("--size", default="640x480", metavar="WxH", help="multiples of 32 (default: 640x480)")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), metavar="N,...")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="folder for gpu.json and gpu.md")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     if width % 32 or height % 32:
         parser.error(f"--size must be multiples of 32, got {options.size}")
     batches = tuple(map(int, options.batches.split(",")))
     report = measured(open_bundle(options.model), (width, height), batches, options.device, options.repeats)
-    text = markdown(report)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / "gpu.md").write_text(text)
+    common.publish("gpu", report, markdown(report), options.out)
 
 
 if __name__ == "__main__":

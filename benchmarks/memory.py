@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import common
 import cv2
 
 from tatok_edge.evaluation.speed import machine
@@ -54,11 +53,10 @@ def peak_rss(source: str, model: str) -> float:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("clip")
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--frames", type=int, help="use only the first frames of the clip")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         once, often = Path(folder) / "once.mp4", Path(folder) / "often.mp4"
@@ -78,11 +76,7 @@ def main() -> None:
         f"| the same ten times over | {figures['ten_times']:.0f} MB ({report['growth']:+.1%}) |\n"
         f"| 640x480 camera clip | {figures['vga']:.0f} MB |\n"
     )
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "memory.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "memory.md").write_text(text)
+    common.publish("memory", report, text, args.out)
 
 
 if __name__ == "__main__":

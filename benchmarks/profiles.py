@@ -8,14 +8,14 @@ the machine need not be quiet.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import common
 
 from tatok_edge.export.engines.profiles import (
     BUCKETS,
@@ -207,25 +207,19 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of clips")
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--frames", type=int, help="only so many frames of each clip")
     parser.add_argument("--clips", type=int, help="only so many clips")
-    parser.add_argument("--out", type=Path, help="folder for profiles.json and profiles.md")
     options = parser.parse_args()
     clips = sorted(options.folder.glob("*.mp4"))[: options.clips]
     if not clips:
         raise SystemExit(f"{options.folder}: no clips (*.mp4)")
     with Tokenizer.load(options.model, backend="onnxruntime", threads=options.threads) as tokenizer:
         report = run(tokenizer, clips, options.frames)
-    text = markdown(report)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "profiles.json").write_text(json.dumps(report) + "\n")
-        (options.out / "profiles.md").write_text(text)
+    common.publish("profiles", report, markdown(report), options.out, indent=None)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ quality.md and quality.png, and side-by-side crops with ``--crops DIR``. Needs `
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
 import cv2
 import numpy as np
 from fidelity import decode, encode_avif, encode_jpeg, encode_webp
@@ -239,23 +238,18 @@ def crops(tokenizer: Tokenizer, folder: Path, out: Path, write: Callable[[Path, 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--crops", type=Path)
     args = parser.parse_args()
     with Tokenizer.load(args.model, threads=args.threads) as tokenizer:
         report = measure(tokenizer, args.folder)
         if args.crops:
             crops(tokenizer, args.folder, args.crops, lambda path, image: cv2.imwrite(str(path), image[:, :, ::-1]))
-    text = markdown(report)
-    print(text)
+    common.publish("quality", report, markdown(report), args.out)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "quality.md").write_text(text)
         with (args.out / "quality.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(report["results"][0]))
             writer.writeheader()

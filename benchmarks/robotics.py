@@ -7,7 +7,6 @@ reads the tokens with ``rosbags`` and ``mcap-ros2-support``, which know nothing 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tatok_edge.robotics.topics import TokenDecoder, image_from_message
 from tatok_edge.sources.source import SourceFrame
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+import common
 from make_bag import write_bag
 
 CAMERA = "/camera/image_raw"
@@ -158,16 +158,12 @@ def _yes(value: bool) -> str:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("clip", type=Path)
     parser.add_argument("--messages", type=int, default=600)
-    parser.add_argument("--out", type=Path, help="folder for robotics.json and robotics.md")
     args = parser.parse_args()
     result = measure(args.clip, args.messages)
-    if args.out:
-        (args.out / "robotics.json").write_text(json.dumps(result, indent=2) + "\n")
-        (args.out / "robotics.md").write_text(table(result))
-    print(table(result))
+    common.publish("robotics", result, table(result), args.out)
     kept = result["times_kept_in_tokens"] and result["times_kept_in_decoded"] and result["other_topic_untouched"]
     read = all(found == result["messages"] for found in result["read_by"].values())
     return 0 if kept and read and result["times_smaller"] >= GOAL else 1

@@ -6,15 +6,13 @@ extra: onnx to count operations, PyTorch to compare with.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -344,20 +342,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--out", type=Path, help="folder for speed.json and speed.md")
     args = parser.parse_args()
     with Tokenizer.load(args.model, threads=args.threads) as tokenizer:
         report = run(tokenizer, args.repeats)
-    text = markdown(report)
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "speed.md").write_text(text)
+    common.publish("speed", report, markdown(report), args.out)
 
 
 if __name__ == "__main__":

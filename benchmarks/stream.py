@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from numpy.typing import NDArray
 
@@ -399,7 +400,7 @@ def whole_figures(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of clips with their manifest.csv")
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
@@ -413,18 +414,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
     parser.add_argument("--memory-frames", type=int, default=27000, help="frames of the memory run (30 min at 15/s)")
     parser.add_argument("--no-reader", action="store_true", help="leave out the transformer, which needs PyTorch")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with Tokenizer.load(options.model, threads=options.threads, precision=options.precision) as tokenizer:
         report = run(tokenizer, options.folder, options)
-    text = markdown(report)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = "stream" + ("" if options.precision == "fp32" else f"-{options.precision}")
-        name += "-refined" if options.refine else ""
-        (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / f"{name}.md").write_text(text)
+    name = "stream" + ("" if options.precision == "fp32" else f"-{options.precision}")
+    name += "-refined" if options.refine else ""
+    common.publish(name, report, markdown(report), options.out)
 
 
 if __name__ == "__main__":

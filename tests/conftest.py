@@ -38,7 +38,9 @@ def script() -> Callable[[str], ModuleType]:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(_ROOT / Path(path).parent)  # as Python does for a script
+            spec.loader.exec_module(module)
         return module
 
     return load

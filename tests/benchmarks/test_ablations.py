@@ -1,5 +1,6 @@
 """The comparison of the variants of the model, with tiny ones that were not trained."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_comparison(
     ablations.main()
     text = (tmp_path / "ablations.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    report = ablations.json.loads((tmp_path / "ablations.json").read_text())
+    report = json.loads((tmp_path / "ablations.json").read_text())
     results = {name: variant["results"] for name, variant in report["variants"].items()}
     patches, cells = 20 * 16, 5 * 4
     for name, tokens in (("patch8", patches), ("patch16", patches / 4)):
