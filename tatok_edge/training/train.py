@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from tatok_edge.geometry import PATCH
 from tatok_edge.training.config import CONFIGS, ModelConfig, Variant, variant_of
-from tatok_edge.training.data import CropSource, DataError, Use, centre_crops, read_pictures, write_packs
+from tatok_edge.training.curves import plot_curves
+from tatok_edge.training.data import CropSource, DataError, Picture, Use, centre_crops, read_pictures, write_packs
 from tatok_edge.training.entropy import CROP as FIT_CROP
 from tatok_edge.training.entropy import fit as fit_entropy
 from tatok_edge.training.model import TaTok, analytic_start, grid_to_pixels
@@ -336,31 +337,103 @@ def train_step(state: State, source: CropSource, options: Options, progress: flo
 LOG_COLUMNS = ("step", "seconds", "loss", "mse", "mean_mse", "bits", "psnr_all", "grad_norm", "lr")
 
 
-def plot_curves(log: Path, evaluations: Path, out: Path) -> None:
-    """Loss and PSNR over time from the two CSV files, as a PNG."""
-    import matplotlib
+class _Progress:
+    """How far a run is: the steps or minutes of its options, the log, and the progress bar."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def __init__(self, options: Options, state: State, log: Path) -> None:
+        self._options, self._state, self._log = options, state, log
+        self._sums: dict[str, list[float]] = {}
+        self._last = time.monotonic()
+        self._bar = tqdm(
+            total=100.0, unit="%", disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {elapsed}{postfix}"
+        )
 
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with evaluations.open(newline="") as file:
-        points = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    steps = [int(row["step"]) for row in rows]
-    axes[0].plot(steps, [float(row["loss"]) for row in rows], lw=0.8)
-    axes[0].set(title="training loss", xlabel="step", yscale="log")
-    axes[1].plot(steps, [float(row["bits"]) for row in rows], lw=0.8)
-    axes[1].set(title="information per patch token (bits)", xlabel="step")
-    for key in points[0] if points else ():
-        if key.startswith("psnr_information") or key == "psnr_globals_only":
-            axes[2].plot([int(p["step"]) for p in points], [float(p[key]) for p in points], marker=".", label=key[5:])
-    axes[2].set(title="held-out PSNR (dB)", xlabel="step")
-    axes[2].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    def share(self) -> float:
+        """Used share of the steps or minutes; 1 at the end."""
+        options, state = self._options, self._state
+        by_steps = state.step / options.steps if options.steps else 0.0
+        by_time = state.seconds / (options.minutes * 60) if options.minutes else 0.0
+        return max(by_steps, by_time)
+
+    def count(self, parts: dict[str, Tensor]) -> float:
+        """Count a step; returns its seconds. Every 50 steps, the means go to the log and the bar.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        state = self._state
+        for key, value in parts.items():
+            number = float(value)
+            if not math.isnan(number):
+                self._sums.setdefault(key, []).append(number)
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        state.seconds += seconds
+        if state.step % 50 == 0:
+            means = {key: sum(v) / len(v) for key, v in self._sums.items() if v}
+            row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
+            _append(self._log, {key: row.get(key, math.nan) for key in LOG_COLUMNS})
+            self._sums.clear()
+            self._bar.n = min(100.0, 100 * self.share())
+            self._bar.set_postfix_str(f"step {state.step} loss {means['loss']:.4f} bits {means['bits']:.1f}")
+            if not math.isfinite(means["loss"]):
+                raise FloatingPointError(f"the loss is {means['loss']} at step {state.step}: lower --lr")
+        return seconds
+
+    def skip(self) -> None:
+        """Leave out the time since the last step: evaluating is not training time."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """End the bar; a run too short for the log gets one row."""
+        self._bar.close()
+        if not self._log.exists():
+            _append(self._log, dict.fromkeys(LOG_COLUMNS, math.nan) | {"step": self._state.step})
+
+
+def _start_from(state: State, init: Path) -> None:
+    """Take the averaged weights of the checkpoint ``init``."""
+    start, _ = load_model(init)
+    if start.config != state.model.config:
+        raise CheckpointError(
+            f"{init}: made with config {start.config.name!r}; give the same --config, and no --variant"
+        )
+    for model in (state.model, state.ema):
+        model.load_state_dict(start.state_dict())
+
+
+def _record(source: CropSource, pictures: list[Picture], state: State, init: Path | None) -> dict[str, object]:
+    """Facts about a run for its checkpoints and summary: pictures, size of the model, hardware, earlier runs."""
+    record: dict[str, object] = {
+        "pictures": len(source),
+        "sources": dict(Counter(p.source for p in pictures)),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "hardware": torch.cuda.get_device_name()
+        if source.device.type == "cuda"
+        else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+    if init is not None:
+        before = read_metadata(init)
+        earlier = before.get("record")
+        record["init"] = {
+            "steps": before["step"],
+            "hours": round(float(before["seconds"]) / 3600, 3),  # type: ignore[arg-type]
+            **({"init": earlier["init"]} if isinstance(earlier, dict) and "init" in earlier else {}),
+        }
+    return record
+
+
+def _for_export(options: Options, state: State, source: CropSource, held: Tensor) -> dict[str, Tensor]:
+    """What the export needs beside the weights: the fitted entropy model, and samples to compare the graphs with."""
+    if options.variant != "tatok":
+        return {}
+    tables = fit_entropy(
+        state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
+    )
+    final = {f"entropy.{name}": torch.from_numpy(table).contiguous() for name, table in tables.items()}
+    final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return final
 
 
 def run(
@@ -392,102 +465,36 @@ def run(
         for path in (log_path, evaluation_path):
             path.unlink(missing_ok=True)
         if init is not None:
-            start, _ = load_model(init)
-            if start.config != state.model.config:
-                raise CheckpointError(
-                    f"{init}: made with config {start.config.name!r}; give the same --config, and no --variant"
-                )
-            for model in (state.model, state.ema):
-                model.load_state_dict(start.state_dict())
+            _start_from(state, init)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-    def progress() -> float:
-        by_steps = state.step / options.steps if options.steps else 0.0
-        by_time = state.seconds / (options.minutes * 60) if options.minutes else 0.0
-        return max(by_steps, by_time)
-
-    record: dict[str, object] = {
-        "pictures": len(source),
-        "sources": dict(Counter(p.source for p in pictures)),
-        "parameters": sum(p.numel() for p in state.model.parameters()),
-        "hardware": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-    }
-    if init is not None:
-        before = read_metadata(init)
-        earlier = before.get("record")
-        record["init"] = {
-            "steps": before["step"],
-            "hours": round(float(before["seconds"]) / 3600, 3),  # type: ignore[arg-type]
-            **({"init": earlier["init"]} if isinstance(earlier, dict) and "init" in earlier else {}),
-        }
+    record = _record(source, pictures, state, init)
     print(json.dumps({**record, **asdict(options)}), flush=True)
 
-    def assess() -> dict[str, float]:
+    def checkpoint_now(final: dict[str, Tensor] | None = None) -> dict[str, float]:
         results = evaluate(state.ema, held)
         _append(evaluation_path, {"step": state.step, "seconds": round(state.seconds, 1), **results})
-        return results
-
-    def checkpoint_now(final: dict[str, Tensor] | None = None) -> dict[str, float]:
-        results = assess()
         save_checkpoint(checkpoint, state, options, {"record": record, "evaluation": results}, final)
         plot_curves(log_path, evaluation_path, out / "curves.png")
         return results
 
-    sums: dict[str, list[float]] = {}
-    last = time.monotonic()
+    progress = _Progress(options, state, log_path)
     since_checkpoint = 0.0
-    bar = tqdm(total=100.0, unit="%", disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {elapsed}{postfix}")
-    while progress() < 1.0:
-        parts = train_step(state, source, options, progress())
-        for key, value in parts.items():
-            number = float(value)
-            if not math.isnan(number):
-                sums.setdefault(key, []).append(number)
-        now = time.monotonic()
-        state.seconds += now - last
-        since_checkpoint += now - last
-        last = now
-        if state.step % 50 == 0:
-            means = {key: sum(v) / len(v) for key, v in sums.items() if v}
-            row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
-            _append(log_path, {key: row.get(key, math.nan) for key in LOG_COLUMNS})
-            sums.clear()
-            bar.n = min(100.0, 100 * progress())
-            bar.set_postfix_str(f"step {state.step} loss {means['loss']:.4f} bits {means['bits']:.1f}")
-            if not math.isfinite(means["loss"]):
-                raise FloatingPointError(f"the loss is {means['loss']} at step {state.step}: lower --lr")
+    while progress.share() < 1.0:
+        since_checkpoint += progress.count(train_step(state, source, options, progress.share()))
         if on_step is not None:
             on_step(state.step)
         if since_checkpoint > checkpoint_minutes * 60:
             checkpoint_now()
             since_checkpoint = 0.0
-            last = time.monotonic()  # evaluating is not training time
-    bar.close()
-    if not log_path.exists():
-        _append(log_path, dict.fromkeys(LOG_COLUMNS, math.nan) | {"step": state.step})
+            progress.skip()
+    progress.close()
     checkpoint_now()
-    final: dict[str, Tensor] = {}
-    if options.variant == "tatok":  # what the export needs
-        tables = fit_entropy(
-            state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
-        )
-        final = {f"entropy.{name}": torch.from_numpy(table).contiguous() for name, table in tables.items()}
-        # The export compares the graphs with PyTorch on these.
-        final["samples"] = ((held[:8] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    results = checkpoint_now(final)
-    summary: dict[str, object] = {
-        **record,
-        **asdict(options),
-        "step": state.step,
-        "hours": state.seconds / 3600,
-        **results,
-    }
+    results = checkpoint_now(_for_export(options, state, source, held))
+    hours = {"step": state.step, "hours": state.seconds / 3600}
+    summary: dict[str, object] = {**record, **asdict(options), **hours, **results}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
