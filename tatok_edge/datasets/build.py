@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from tatok_edge.cli.progress import Progress
+from tatok_edge.datasets.assembly import Assembly
 from tatok_edge.datasets.clips import Clip, find_clips
-from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, Assembly, module_of
+from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
 from tatok_edge.datasets.local import run_here, run_processes
 from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
 from tatok_edge.datasets.tokens import narrow
-from tatok_edge.datasets.worker import Done, Engine, Job, Settings
+from tatok_edge.datasets.worker import Done, EncodeOptions, Engine, Job
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import Bundle, open_bundle
@@ -252,7 +253,7 @@ def _encode(
 ) -> tuple[dict[int, str], int]:
     """Runs the engine; gives the reasons of the clips that are left out, and the number of frames of the others."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    settings = Settings(
+    encoding = EncodeOptions(
         folder=str(work.absolute()),
         model=options.model if not Path(options.model).exists() else str(Path(options.model).absolute()),
         backend=options.backend,
@@ -268,7 +269,7 @@ def _encode(
     rates: dict[str, float | None] = {}
     done = clips - len(jobs)
     with Progress("encoding", None) as progress:
-        for event in engine(settings, jobs, workers, stopped):
+        for event in engine(encoding, jobs, workers, stopped):
             running[event.number] = event.frames
             if isinstance(event, Done):
                 frames += running.pop(event.number)

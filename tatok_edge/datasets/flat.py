@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.datasets.formats import BLOCK_FRAMES, Assembly
+from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.parts import Column, Part, sync
 from tatok_edge.datasets.tokens import FRAME_DTYPE, FrameTokens, RaggedTokens, check_offsets, frame_tokens, offsets32
 from tatok_edge.errors import FormatError
@@ -54,7 +54,7 @@ def table_of(part: Part, number: int) -> NDArray[np.void]:
     return table
 
 
-class Reader:
+class FlatReader:
     """Maps the files of a flat data set.
 
     Raises:

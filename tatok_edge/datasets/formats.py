@@ -1,45 +1,30 @@
-"""What every format of data set has in common: what a writer gets, and which writer and reader belong to a name."""
+"""The formats of data sets: their names, and the modules that write and read them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tatok_edge.datasets.parts import Part
+from tatok_edge.datasets.clip_reader import FrameReader
 from tatok_edge.errors import BackendError
 
 METADATA = "metadata.json"
-"""Where the metadata are; LeRobot has a place of its own for them."""
+"""File of the metadata, except in the LeRobot format."""
 LEROBOT_METADATA = "meta/tatok.json"
 FORMAT_VERSION = 1
 FORMATS = ("flat", "parquet", "webdataset", "lerobot")
-
-BLOCK_FRAMES = 1024
-"""Most frames that are in memory at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assembly:
-    """What a writer makes a data set of."""
-
-    parts: Sequence[Part]
-    """The clips, in order."""
-    folder: Path
-    """Folder to write to; empty."""
-    metadata: dict[str, Any]
-    """What is known of the whole; the writer may add to it and to the records in ``clips``."""
-    shard_bytes: int
-    """A file is followed by a new one once it is so large."""
-    tick: Callable[[int], None]
-    """To be called after each clip with the number of those that are done; raises to end the work."""
+_READERS = {
+    "flat": "FlatReader",
+    "parquet": "ParquetReader",
+    "webdataset": "WebDatasetReader",
+    "lerobot": "LeRobotReader",
+}
 
 
 def module_of(name: str) -> ModuleType:
-    """The module that writes and reads a format.
+    """The module that writes and reads a format; it is imported on first use.
 
     Raises:
         BackendError: A package that it needs is not installed.
@@ -50,3 +35,20 @@ def module_of(name: str) -> ModuleType:
         except ModuleNotFoundError:
             raise BackendError(f"the format '{name}' needs pyarrow: pip install 'tatok-edge[datasets]'") from None
     return importlib.import_module(f"tatok_edge.datasets.{name}")
+
+
+def open_reader(name: str, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> FrameReader:
+    """Opens the frames of a data set.
+
+    Args:
+        name: Its format.
+        folder: Its folder.
+        metadata: Its metadata, checked.
+        clips: First frame, and frame after the last, of each clip.
+
+    Raises:
+        FormatError: It is damaged.
+        BackendError: A package that the format needs is not installed.
+    """
+    reader: FrameReader = getattr(module_of(name), _READERS[name])(folder, metadata, clips)
+    return reader

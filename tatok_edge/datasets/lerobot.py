@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tatok_edge.datasets.formats import Assembly
-from tatok_edge.datasets.parquet import RowGroups, Shards
+from tatok_edge.datasets.assembly import Assembly
+from tatok_edge.datasets.parquet import RowGroupReader, Shards
 from tatok_edge.datasets.parts import Part, sync
-from tatok_edge.datasets.reading import ClipReader
-from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
-from tatok_edge.errors import FormatError, InputError
+from tatok_edge.datasets.tokens import offsets32
+from tatok_edge.errors import InputError
 
 CODEBASE_VERSION = "v3.0"
 CHUNK_FILES = 1000
@@ -252,31 +251,23 @@ def _write_table(path: Path, table: pa.Table) -> None:
     sync(path)
 
 
-class Reader(ClipReader):
+class LeRobotReader(RowGroupReader):
     """Reads episodes, without the padding."""
 
-    def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:
-        super().__init__(clips)
-        self._folder = folder
-        self._types = {name: np.dtype(kind) for name, kind in metadata["types"].items()}
-        self._groups = RowGroups(folder, metadata["clips"], _FILE)
+    file_name = _FILE
 
-    def load(self, number: int) -> RaggedTokens:
-        table = self._groups.read(number)
+    def arrays(self, table: pa.Table) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
-        try:
-            for name, column in _PADDED.items():
-                counts = table.column(f"observation.n_{'globals' if column == 'globals' else 'tokens'}").to_numpy()
-                padded = _fixed(table.column(name))
-                arrays[column] = padded[np.arange(padded.shape[1]) < counts[:, None]].astype(self._types[column])
-                offsets = offsets32(np.cumsum([0, *counts], dtype=np.int64))
-                arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
-            arrays["indices"] = table.column("source_frame").to_numpy()
-            arrays["timestamps_us"] = table.column("source_timestamp_us").to_numpy()
-            arrays["sizes"] = _fixed(table.column("observation.size"))
-        except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
-            raise FormatError(f"{self._folder}: clip {number} cannot be read ({error})") from None
-        return ragged_from(arrays, number, str(self._folder))
+        for name, column in _PADDED.items():
+            counts = table.column(f"observation.n_{'globals' if column == 'globals' else 'tokens'}").to_numpy()
+            padded = _fixed(table.column(name))
+            arrays[column] = padded[np.arange(padded.shape[1]) < counts[:, None]].astype(self.types[column])
+            offsets = offsets32(np.cumsum([0, *counts], dtype=np.int64))
+            arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
+        arrays["indices"] = table.column("source_frame").to_numpy()
+        arrays["timestamps_us"] = table.column("source_timestamp_us").to_numpy()
+        arrays["sizes"] = _fixed(table.column("observation.size"))
+        return arrays
 
 
 def _fixed(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -14,23 +14,25 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, Event, Job, Settings
+from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, EncodeOptions, Event, Job
 from tatok_edge.errors import BackendError, TaTokError
 
 POLL_SECONDS = 0.2
 """Longest time to notice that the work shall stop."""
 
 
-def run_here(settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+def run_here(options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
     """Encodes in this process; see :class:`tatok_edge.datasets.worker.Engine`."""
-    encoder = ClipEncoder(settings)
+    encoder = ClipEncoder(options)
     for job in jobs:
         if stopped():
             return
         yield from encoder.encode(job, stopped)
 
 
-def run_processes(settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+def run_processes(
+    options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]
+) -> Iterator[Event]:
     """Encodes in ``workers`` processes of this machine; see :class:`tatok_edge.datasets.worker.Engine`.
 
     A worker that dies is replaced and its clip begun again.
@@ -41,7 +43,7 @@ def run_processes(settings: Settings, jobs: list[Job], workers: int, stopped: Ca
     try:
         while True:
             while waiting and len(pool) < workers:
-                pool.append(_Worker.start(settings, waiting.popleft()))
+                pool.append(_Worker.start(options, waiting.popleft()))
             if not pool or stopped():
                 return
             for ready in wait([worker.pipe for worker in pool], timeout=POLL_SECONDS):
@@ -88,11 +90,11 @@ class _Worker:
     job: Job
 
     @classmethod
-    def start(cls, settings: Settings, job: Job) -> _Worker:
+    def start(cls, options: EncodeOptions, job: Job) -> _Worker:
         # Not forked: threads of ONNX Runtime and OpenCV do not survive that.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, settings, os.getpid()), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, options, os.getpid()), daemon=True)
         # Ctrl-C goes to all processes of a terminal; the parent decides what becomes of it. Blocked here, it is blocked
         # in the worker from its first instruction on.
         resource_tracker.ensure_running()  # it starts with the first process, and lifts the block
@@ -117,10 +119,10 @@ class _Worker:
         return self.process.exitcode
 
 
-def _serve(pipe: Any, settings: Settings, parent: int) -> None:
+def _serve(pipe: Any, options: EncodeOptions, parent: int) -> None:
     """The life of a worker process."""
     try:
-        encoder = ClipEncoder(settings)
+        encoder = ClipEncoder(options)
         while (job := pipe.recv()) is not None:
             for event in encoder.encode(job, lambda: os.getppid() != parent):
                 pipe.send(event)

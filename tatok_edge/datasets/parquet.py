@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tatok_edge.datasets.formats import BLOCK_FRAMES, Assembly
+from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
+from tatok_edge.datasets.clip_reader import ClipReader
 from tatok_edge.datasets.parts import Column, Part, sync
-from tatok_edge.datasets.reading import ClipReader
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
 
@@ -141,47 +141,27 @@ class Shards:
             self._close()
 
 
-class Reader(ClipReader):
-    """Reads the row groups of a clip."""
-
-    def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:
-        super().__init__(clips)
-        self._folder = folder
-        self._types = {name: np.dtype(kind) for name, kind in metadata["types"].items()}
-        self._groups = RowGroups(folder, metadata["clips"], _FILE)
-
-    def load(self, number: int) -> RaggedTokens:
-        table = self._groups.read(number)
-        arrays: dict[str, NDArray[Any]] = {}
-        try:
-            for name, column in _LISTS.items():
-                values, offsets = flatten(table.column(name))
-                arrays[column] = values.astype(self._types[column], copy=False)
-                if column != "positions":
-                    arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
-            arrays["indices"] = table.column("frame_index").to_numpy()
-            arrays["timestamps_us"] = table.column("timestamp_us").to_numpy()
-            arrays["sizes"] = np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
-        except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
-            raise FormatError(f"{self._folder}: clip {number} cannot be read ({error})") from None
-        return ragged_from(arrays, number, str(self._folder))
-
-
-class RowGroups:
-    """Finds and reads the row groups of clips.
+class RowGroupReader(ClipReader):
+    """Reads the row groups of a clip; a subclass knows the columns.
 
     Raises:
         FormatError: A record does not say where its clip is.
     """
 
-    def __init__(self, folder: Path, records: list[dict[str, Any]], name: re.Pattern[str]) -> None:
+    file_name: ClassVar[re.Pattern[str]]
+    """Allowed names of the files."""
+
+    def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:
+        super().__init__(clips)
         self._folder = folder
+        self.types = {name: np.dtype(kind) for name, kind in metadata["types"].items()}
+        """Type of each array of tokens."""
         self._places: list[tuple[str, range]] = []
-        for record in records:
+        for record in metadata["clips"]:
             file, first, count = (record.get(key) for key in ("file", "row_group", "row_groups"))
             if not (
                 isinstance(file, str)
-                and name.fullmatch(file)
+                and self.file_name.fullmatch(file)
                 and isinstance(first, int)
                 and isinstance(count, int)
                 and 0 <= first <= first + count < 1 << 31
@@ -189,12 +169,20 @@ class RowGroups:
                 raise FormatError(f"{folder}: a record of a clip does not say where its rows are")
             self._places.append((file, range(first, first + count)))
 
-    def read(self, number: int) -> pa.Table:
-        """The rows of a clip.
+    def arrays(self, table: pa.Table) -> dict[str, NDArray[Any]]:
+        """The arrays of :func:`ragged_from` from the rows of a clip."""
+        raise NotImplementedError
 
-        Raises:
-            FormatError: They are not there, or damaged.
-        """
+    def load(self, number: int) -> RaggedTokens:
+        table = self._read(number)
+        try:
+            arrays = self.arrays(table)
+        except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
+            raise FormatError(f"{self._folder}: clip {number} cannot be read ({error})") from None
+        return ragged_from(arrays, number, str(self._folder))
+
+    def _read(self, number: int) -> pa.Table:
+        """The rows of a clip."""
         file, groups = self._places[number]
         path = self._folder / file
         try:
@@ -204,6 +192,24 @@ class RowGroups:
                 return parquet.read_row_groups(list(groups))
         except (OSError, pa.ArrowException) as error:
             raise FormatError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+class ParquetReader(RowGroupReader):
+    """Reads the columns of :func:`write`."""
+
+    file_name = _FILE
+
+    def arrays(self, table: pa.Table) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, column in _LISTS.items():
+            values, offsets = flatten(table.column(name))
+            arrays[column] = values.astype(self.types[column], copy=False)
+            if column != "positions":
+                arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
+        arrays["indices"] = table.column("frame_index").to_numpy()
+        arrays["timestamps_us"] = table.column("timestamp_us").to_numpy()
+        arrays["sizes"] = np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
+        return arrays
 
 
 def flatten(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.int32]]:

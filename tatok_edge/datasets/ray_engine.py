@@ -10,15 +10,15 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from tatok_edge.datasets.local import POLL_SECONDS
-from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, Event, Job, Settings
+from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, EncodeOptions, Event, Job
 from tatok_edge.errors import BackendError
 
 
 class _Actor:
     """One tokenizer in a process of Ray's."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._encoder = ClipEncoder(settings)
+    def __init__(self, options: EncodeOptions) -> None:
+        self._encoder = ClipEncoder(options)
 
     def encode(self, job: Job) -> Done | OSError:
         try:
@@ -29,7 +29,7 @@ class _Actor:
         return done
 
 
-def run_ray(settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+def run_ray(options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
     """Encodes with ``workers`` actors; see :class:`tatok_edge.datasets.worker.Engine`.
 
     Where ``RAY_ADDRESS`` is set or Ray already runs in this process, its cluster is used, whose machines must all see
@@ -40,27 +40,27 @@ def run_ray(settings: Settings, jobs: list[Job], workers: int, stopped: Callable
         import ray
     except ModuleNotFoundError:
         raise BackendError("the engine 'ray' needs Ray: pip install 'tatok-edge[scale]'") from None
-    threads = settings.threads or 1
+    threads = options.threads or 1
     ours = not ray.is_initialized()
     if ours:
-        options: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         if not os.environ.get("RAY_ADDRESS"):
-            options = {"address": "local", "num_cpus": workers * threads, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+            given = {"address": "local", "num_cpus": workers * threads, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **given)
     try:
         # What Ray says of dead actors goes to standard output, whatever its settings; that is for results here.
         with redirect_stdout(sys.stderr):
-            yield from _run(ray, settings, jobs, min(workers, len(jobs)), threads, stopped)
+            yield from _run(ray, options, jobs, min(workers, len(jobs)), threads, stopped)
     finally:
         if ours:
             ray.shutdown()
 
 
 def _run(
-    ray: Any, settings: Settings, jobs: list[Job], workers: int, threads: int, stopped: Callable[[], bool]
+    ray: Any, options: EncodeOptions, jobs: list[Job], workers: int, threads: int, stopped: Callable[[], bool]
 ) -> Iterator[Event]:
     remote = ray.remote(num_cpus=threads, max_restarts=-1, max_task_retries=ATTEMPTS - 1)(_Actor)
-    actors = [remote.remote(settings) for _ in range(workers)]
+    actors = [remote.remote(options) for _ in range(workers)]
     waiting = iter(jobs)
     running: dict[Any, tuple[Any, Job]] = {}
 

@@ -7,11 +7,10 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
+from tatok_edge.datasets.clip_reader import FrameReader
+from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, open_reader
 from tatok_edge.datasets.tokens import FrameTokens, RaggedTokens
 from tatok_edge.errors import FormatError, InputError
 
@@ -33,14 +32,6 @@ class ClipInfo:
     """Its frame rate, if known."""
 
 
-class _Reader(Protocol):
-    """Reads the frames of one format."""
-
-    def frame(self, number: int) -> FrameTokens: ...
-
-    def clip(self, number: int) -> RaggedTokens: ...
-
-
 class TokenDataset:
     """A data set of tokens: a sequence of frames, in clips. Make one with :func:`open_dataset`.
 
@@ -50,7 +41,7 @@ class TokenDataset:
     a PyTorch ``DataLoader``.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: _Reader) -> None:
+    def __init__(self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: FrameReader) -> None:
         self.path = path
         """Its folder."""
         self.metadata = metadata
@@ -140,8 +131,8 @@ def open_dataset(path: str | Path) -> TokenDataset:
         raise InputError(f"{path}: is no data set of tokens (it has no {METADATA}); 'tatok dataset' makes one")
     metadata = _read_metadata(where)
     clips = _clips(metadata, where)
-    module = module_of(metadata["format"])
-    reader = module.Reader(folder, metadata, [(clip.first, clip.first + clip.frames) for clip in clips])
+    spans = [(clip.first, clip.first + clip.frames) for clip in clips]
+    reader = open_reader(metadata["format"], folder, metadata, spans)
     return TokenDataset(folder, metadata, clips, reader)
 
 
@@ -200,35 +191,3 @@ def _clips(metadata: dict[str, Any], where: Path) -> list[ClipInfo]:
 
 def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-
-class ClipReader:
-    """Frames of a format that is read clip by clip: the last one stays in memory.
-
-    Args:
-        clips: First frame, and frame after the last, of each clip.
-    """
-
-    def __init__(self, clips: list[tuple[int, int]]) -> None:
-        self._starts = np.asarray([start for start, _ in clips], np.int64)
-        self.spans = clips
-        self._last: tuple[int, RaggedTokens] | None = None
-
-    def load(self, number: int) -> RaggedTokens:
-        """Reads a clip."""
-        raise NotImplementedError
-
-    def clip(self, number: int) -> RaggedTokens:
-        """One clip."""
-        if self._last is None or self._last[0] != number:
-            tokens = self.load(number)
-            start, stop = self.spans[number]
-            if len(tokens) != stop - start:
-                raise FormatError(f"clip {number} has {len(tokens)} frames, the metadata say {stop - start}")
-            self._last = number, tokens
-        return self._last[1]
-
-    def frame(self, number: int) -> FrameTokens:
-        """One frame."""
-        clip = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self.clip(clip)[number - self.spans[clip][0]]

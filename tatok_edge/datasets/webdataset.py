@@ -16,10 +16,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
+from tatok_edge.datasets.clip_reader import ClipReader
 from tatok_edge.datasets.flat import COLUMNS
-from tatok_edge.datasets.formats import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.parts import Column, Part, sync
-from tatok_edge.datasets.reading import ClipReader
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
 
@@ -113,7 +113,7 @@ class _Chain:
         return data
 
 
-class Reader(ClipReader):
+class WebDatasetReader(ClipReader):
     """Reads the shards with the standard library."""
 
     def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:

@@ -21,7 +21,7 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EncodeOptions:
     """What is the same for all clips."""
 
     folder: str
@@ -84,7 +84,7 @@ class Engine(Protocol):
     """
 
     def __call__(
-        self, settings: Settings, jobs: list[Job], workers: int, stopped: Callable[[], bool]
+        self, options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]
     ) -> Iterator[Event]: ...
 
 
@@ -96,9 +96,9 @@ class ClipEncoder:
         BackendError: The backend cannot run here.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._tokenizer = Tokenizer.load(settings.model, backend=settings.backend, threads=settings.threads)
+    def __init__(self, options: EncodeOptions) -> None:
+        self._options = options
+        self._tokenizer = Tokenizer.load(options.model, backend=options.backend, threads=options.threads)
 
     def encode(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Encodes a clip frame by frame, so that memory does not grow with its length.
@@ -114,15 +114,15 @@ class ClipEncoder:
         Raises:
             OSError: The part cannot be written.
         """
-        settings = self._settings
+        options = self._options
         writer = None
         frames = 0
         reported = time.monotonic()
         try:
-            with open_clip(job.source, settings.fps) as source:
+            with open_clip(job.source, options.fps) as source:
                 if source.live:
                     raise SourceError(f"{job.source}: a live source has no end; record it first")
-                writer = PartWriter(Path(settings.folder) / PARTS, job.number, self._tokenizer.vocabulary)
+                writer = PartWriter(Path(options.folder) / PARTS, job.number, self._tokenizer.vocabulary)
                 problem = None
                 for frame in source:
                     if stopped():
@@ -130,7 +130,7 @@ class ClipEncoder:
                     writer.write(
                         self._tokenizer.encode(
                             frame.image,
-                            budget=settings.budget,
+                            budget=options.budget,
                             index=frame.index,
                             timestamp_us=frame.timestamp_us,
                         )
@@ -139,11 +139,11 @@ class ClipEncoder:
                     if time.monotonic() - reported >= REPORT_SECONDS:
                         reported = time.monotonic()
                         yield Progressed(job.number, frames)
-                    if frames == settings.frames:
+                    if frames == options.frames:
                         break
                 else:
                     problem = source.problem
-                writer.commit(name=job.name, source=job.source, fps=source.fps or settings.fps, problem=problem)
+                writer.commit(name=job.name, source=job.source, fps=source.fps or options.fps, problem=problem)
             yield Done(job.number, frames)
         except TaTokError as error:
             yield Done(job.number, 0, left_out=str(error))

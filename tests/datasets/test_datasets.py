@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 from tatok_edge import TokenBudget, TokenFrame, Tokenizer, open_source
 from tatok_edge.cli.main import main
 from tatok_edge.datasets import FrameTokens, RaggedTokens, TokenDataset, open_dataset
+from tatok_edge.datasets.assembly import Assembly
 from tatok_edge.datasets.build import Options, _metadata, _plan
 from tatok_edge.datasets.clips import find_clips
-from tatok_edge.datasets.formats import FORMATS, METADATA, Assembly, module_of
+from tatok_edge.datasets.formats import FORMATS, METADATA, module_of
 from tatok_edge.datasets.parts import Part, PartWriter
 from tatok_edge.errors import FormatError, InputError, TaTokError
 from tatok_edge.geometry import cell_grid, patch_grid

@@ -1,0 +1,29 @@
+"""What a writer of any format gets: the encoded clips, the folder to write to, and the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tatok_edge.datasets.parts import Part
+
+BLOCK_FRAMES = 1024
+"""Most frames that are in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The content of a data set."""
+
+    parts: Sequence[Part]
+    """The clips, in order."""
+    folder: Path
+    """Folder to write to; empty."""
+    metadata: dict[str, Any]
+    """Facts about the whole data set; the writer may add to them and to the records in ``clips``."""
+    shard_bytes: int
+    """Size in bytes at which a file is followed by a new one."""
+    tick: Callable[[int], None]
+    """Call it after each clip with the number of written clips; it raises to end the work."""
