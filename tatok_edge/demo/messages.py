@@ -1,4 +1,4 @@
-"""What a page may ask for over its socket: small JSON objects, checked before anything acts on them."""
+"""Messages of a page over its socket: small JSON objects. Each is checked before use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from tatok_edge.errors import InputError
 from tatok_edge.stream.encoder import MAX_LOSS_DB
@@ -14,52 +14,53 @@ from tatok_edge.stream.pipeline import SMALLEST_KBPS
 from tatok_edge.tokens.budget import TokenBudget
 
 MAX_TEXT: Final = 4096
-"""Largest text message in characters."""
+"""Length of the longest text message in characters."""
 MAX_JPEG: Final = 1 << 20
-"""Largest webcam picture in bytes."""
+"""Size of the largest webcam picture in bytes."""
 SIZES: Final = (64, 1920)
-"""Smallest and largest length of a picture's longer side in pixels."""
+"""Smallest and largest length of the longer side of a picture in pixels."""
 MAX_SIDE_RATIO: Final = 16
-"""A JPEG picture may be so many times longer than wide."""
+"""Largest ratio of the sides of a JPEG picture."""
 MAX_KBPS: Final = 1e6
 MAX_NUMBER: Final = 1 << 53
-"""Whole numbers above this are no longer exact in a browser."""
+"""Browsers store larger whole numbers inexactly."""
 
 Mode = Literal["adaptive", "fixed"]
+Typed = TypeVar("Typed")
 
 
 class MessageError(InputError):
-    """A message that is not one of those a page may send."""
+    """A wrong message from a page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the sliders of the page set."""
+    """Settings of the sliders of the page."""
 
     tau: float = 1.0
-    """Share of the score that the tokens keep; see :class:`TokenBudget`."""
+    """Share of the total score to keep; see :class:`TokenBudget`."""
     keep: float = 1.0
-    """Largest share of the patches that get a token in one frame."""
+    """Largest share of patches with a token in one frame."""
     max_tokens: int | None = None
     """Largest number of patch tokens in one frame."""
     max_loss_db: float = MAX_LOSS_DB
-    """Loss of PSNR against all tokens of every frame; see :class:`StreamEncoder`."""
+    """Allowed loss of PSNR against all tokens of every frame; see :class:`StreamEncoder`."""
     max_kbps: float | None = None
-    """Bandwidth in kbit/s that every second keeps within."""
+    """Largest bandwidth of any second, in kbit/s; None for no limit."""
     mode: Mode = "adaptive"
-    """Only what changes costs tokens, or every token of every frame."""
+    """``"adaptive"`` sends tokens for changed patches only, ``"fixed"`` sends all tokens of every frame."""
     size: int = 320
-    """Length of the longer side of the pictures in pixels; larger ones are scaled down."""
+    """Length of the longer side of the pictures in pixels; larger pictures are scaled down."""
     version: int = 0
-    """Rises with every change."""
+    """Number of changes so far."""
 
     @property
     def budget(self) -> TokenBudget:
-        """The limits for each packet."""
+        """Budget of each packet."""
         return TokenBudget(tau=self.tau, keep=self.keep, max_tokens=self.max_tokens)
 
     def changed(self, changes: dict[str, Any]) -> Settings:
-        """These settings with ``changes``, as the page sends them.
+        """These settings with the ``changes`` of a page.
 
         Raises:
             MessageError: An unknown setting, or a value outside its range; the message says what is allowed.
@@ -77,10 +78,10 @@ class Settings:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """A text message as an object with a ``type``.
+    """Parse a text message: a JSON object with a ``type``.
 
     Raises:
-        MessageError: It is too long, no JSON, or no object with a type.
+        MessageError: The message is too long, no JSON, or no object with a type.
     """
     if len(text) > MAX_TEXT:
         raise MessageError(f"a message has at most {MAX_TEXT} characters, got {len(text)}")
@@ -97,45 +98,39 @@ def whole(message: dict[str, Any], name: str, low: int = 0, high: int = MAX_NUMB
     """The whole number ``name`` of a message.
 
     Raises:
-        MessageError: It is missing, no whole number, or outside ``low`` to ``high``.
+        MessageError: The number is missing, not whole, or not from ``low`` to ``high``.
     """
     return _integer(name, message.get(name), low, high)
 
 
 def flag(message: dict[str, Any], name: str) -> bool:
-    """The true or false ``name`` of a message.
+    """The boolean ``name`` of a message.
 
     Raises:
-        MessageError: It is missing or neither.
+        MessageError: The value is missing or no boolean.
     """
-    value = message.get(name)
-    if not isinstance(value, bool):
-        raise MessageError(f"{name} must be true or false, got {_shown(value)}")
-    return value
+    return _typed(message, name, bool, "true or false")
 
 
 def string(message: dict[str, Any], name: str) -> str:
     """The text ``name`` of a message.
 
     Raises:
-        MessageError: It is missing or no text.
+        MessageError: The value is missing or no text.
     """
-    value = message.get(name)
-    if not isinstance(value, str):
-        raise MessageError(f"{name} must be text, got {_shown(value)}")
-    return value
+    return _typed(message, name, str, "text")
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a JPEG picture from its header, so that a huge one is refused ahead of decoding it.
+    """Width and height of a JPEG picture, from its header: a huge picture is refused without decoding.
 
     Raises:
-        MessageError: It is no JPEG picture, or of a size that the page never sends.
+        MessageError: It is no JPEG picture, or its size is not allowed.
     """
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # padding ahead of a marker
+        if marker == 0xFF:  # padding before a marker
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
@@ -157,9 +152,16 @@ def _refuse(constant: str) -> float:
 
 
 def _shown(value: object) -> str:
-    """A value that a page sent, short enough for a message."""
+    """A value from a page, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _typed(message: dict[str, Any], name: str, kind: type[Typed], what: str) -> Typed:
+    value = message.get(name)
+    if not isinstance(value, kind):
+        raise MessageError(f"{name} must be {what}, got {_shown(value)}")
+    return value
 
 
 def _real(name: str, value: object, low: float, high: float) -> float:
@@ -169,7 +171,7 @@ def _real(name: str, value: object, low: float, high: float) -> float:
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
-    # JavaScript has one type of number: 3.0 is whole.
+    # JavaScript has one type of number: 3.0 is a whole number.
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from helpers.memory import peak_memory
 from helpers.paths import ROOT, shared
 
 from tatok_edge.cli.main import main
@@ -261,13 +262,7 @@ def test_folder_of_pictures_of_several_sizes(tatok: Run, tmp_path: Path) -> None
 
 def test_memory_does_not_grow_with_the_length_of_the_clip(tmp_path: Path) -> None:
     def peak(frames: int) -> float:
-        code = (
-            "import resource; from tatok_edge.cli.main import main; "
-            f"assert main(['encode', 'synthetic:frames={frames},width=96,height=64', '-o', 'a.ttk']) == 0; "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return float(done.stdout.splitlines()[-1])
+        return peak_memory("encode", f"synthetic:frames={frames},width=96,height=64", "-o", "a.ttk", cwd=tmp_path)
 
     assert peak(200) <= 1.05 * peak(20)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.dataset_runs import BUDGET, FRAMES, command, contents, failed, run, terminal, wait_for
+from helpers.memory import peak_memory
 from helpers.paths import ROOT, shared
 
 from tatok_edge import TokenFrame, Tokenizer, open_source
@@ -100,13 +101,8 @@ def test_example_trains_a_prior(clips: Path, flat: Path, tmp_path: Path) -> None
 
 def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path: Path) -> None:
     def peak(frames: int) -> float:
-        code = (
-            "import resource; from tatok_edge.cli.main import main; "
-            f"assert main(['dataset', 'synthetic:frames={frames},width=96,height=64', '-o', 'd{frames}',"
-            " '--workers', '1']) == 0; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return float(done.stdout.splitlines()[-1])
+        source = f"synthetic:frames={frames},width=96,height=64"
+        return peak_memory("dataset", source, "-o", f"d{frames}", "--workers", "1", cwd=tmp_path)
 
     assert peak(200) <= 1.05 * peak(20)
 
