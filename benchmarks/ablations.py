@@ -31,7 +31,7 @@ from tatok_edge.training.train import load_model, select
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
 SHOWN = (1.0, 0.5, 0.35, 0.25, 0.1)
 SAME = ("config", "use", "seed", "batch", "crop", "lr", "prior_weight", "rate_weight", "mean_weight", "seam_weight")
-"""Options that must not differ between the runs."""
+"""Options that must be the same in all runs."""
 TITLES = {
     "tatok": "TaTok",
     "patch8": "(a) fixed rate, patch 8: no globals, no prior",
@@ -60,8 +60,8 @@ class Curve:
 
 
 def scores(image: Tensor, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
-    """What ranks the patches ``(1, h, w)``: the two scores that look at the patch, and chance."""
-    # As the tokenizer does it: the error of the mean pixels, over means of 2x2.
+    """Scores of the patches ``(1, h, w)``: residual, information and random."""
+    # As in the tokenizer: the error of the mean, averaged over 2x2 pixels.
     error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
     residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1)
     return {
@@ -116,11 +116,11 @@ def at_share(points: list[dict[str, float]], share: float) -> dict[str, float]:
 
 
 def findings(variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the comparison says; None where a curve does not reach that far."""
+    """Results of the comparison; None where a curve does not reach the value."""
     model, bare = variants["tatok"]["results"], variants["no-globals"]["results"]
     fine, coarse = (at_share(variants[name]["results"]["all"], 1.0) for name in ("patch8", "patch16"))
     ours = curve(model["residual"])
-    # Whatever serves it best, chance included: without globals the residual is only the distance from grey.
+    # With its best score, random included: without global tokens the residual is only the distance from grey.
     without = [curve(points) for points in bare.values()]
     needed = ours.tokens_for(fine["psnr_db"])
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: the option ``--out``, and how results are printed and written."""
+"""Parts of all benchmark scripts: the option ``--out``, and printing and writing the results."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ GATHER_TARGET = 0.6
 
 
 class Memory:
-    """Arrays where the kernels can reach them: on the GPU, or on the host for the emulation."""
+    """Arrays of the kernels: on the GPU, or on the host for the emulation."""
 
     def __init__(self, device: Device | None) -> None:
         self.device = device
@@ -152,7 +152,7 @@ def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int
         Case(
             "gather of features",
             f"{size}, {kept} rows",
-            # Every row is written; each needs its column of the maps, and its own 64 pixels of the frame.
+            # Each row is written; it reads one column of the maps, and 64 pixels of the frame.
             kept * ((960 + CONTEXT) * 4 + (192 + CONTEXT) * 4 + 192 + 4),
             lambda s: kernels.gather_features(
                 *(frames, p["context"], CONTEXT, p["mean"], p["positions"], kept, p["features"]), stream=s
@@ -197,7 +197,7 @@ def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int
 
 
 def median_us(device: Device, stream: int, launch: Callable[[int], None]) -> float:
-    """Median time of one launch in microseconds, of graphs of several where there are graphs (no launch cost)."""
+    """Median time of one launch in microseconds; with CUDA graphs of several launches if possible (no launch cost)."""
 
     def many() -> None:
         for _ in range(LAUNCHES):
@@ -333,7 +333,7 @@ def measured(device: Device) -> dict[str, Any]:
 
 
 def targets(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """Whether the figures are what the project asks for."""
+    """Whether the figures reach the goals."""
     batch = {row["kernel"]: row for row in rows if row["work"].startswith("32 x")}
     return {
         f"token filtering of 32 frames of 4,800 tokens within {DTF_TARGET_US:.0f} us": (

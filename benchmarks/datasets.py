@@ -34,7 +34,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object) -> dict[str, Any]:
-    """What ``tatok dataset`` reports."""
+    """Report of ``tatok dataset``."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"tatok dataset failed: {done.stderr}")
@@ -64,7 +64,7 @@ def tree_rss(root: int) -> float:
 
 
 def peak_rss(*arguments: object) -> tuple[float, dict[str, Any]]:
-    """Peak memory in MB of ``tatok dataset`` with all its workers, and what it reports."""
+    """Peak memory in MB of ``tatok dataset`` with all its workers, and its report."""
     peak = 0.0
     with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -76,7 +76,7 @@ def peak_rss(*arguments: object) -> tuple[float, dict[str, Any]]:
 
 
 def frames_of(video: str) -> int:
-    """Number of frames that a video says it has."""
+    """Number of frames of a video, from its header."""
     with open_source(video) as source:
         return source.frames or 0
 
@@ -117,7 +117,7 @@ def random_access(path: Path) -> dict[str, float]:
 
 
 def killed_equals(inputs: list[str], folder: Path, *options: object) -> bool:
-    """Whether a run whose first worker is killed in the middle gives the bytes of an undisturbed one."""
+    """Whether a run has the same bytes when its first worker is killed in the middle."""
     run(*inputs, "-o", folder / "whole", *options, "--workers", 1, "--threads", 1)
     target = folder / "killed"
     parts = Path(f"{target}.partial") / "parts"
@@ -147,7 +147,7 @@ def main() -> None:
         folder = Path(name)
         report: dict[str, Any] = {"machine": machine(), "budget": dict([BUDGET])}
 
-        # The same clips again under other names, until there are frames enough.
+        # The same clips under more names, until there are enough frames.
         lengths = [frames_of(video) for video in videos]
         links: list[str] = []
         total = 0

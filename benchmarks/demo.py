@@ -97,7 +97,7 @@ def watch(url: str, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def browse(url: str, seconds: float, changes: int, picture: Path | None) -> dict[str, Any] | None:
-    """The same in a headless Chromium, and the time from a slider to the picture; None where there is no browser."""
+    """The same in a headless Chromium, and the time from a slider to the picture; None without a browser."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     try:
         from playwright.sync_api import sync_playwright
@@ -116,7 +116,7 @@ def browse(url: str, seconds: float, changes: int, picture: Path | None) -> dict
         latency = page.evaluate("samples.map(sample => sample.shown_ms).filter(value => value !== null)")
         times = []
         for number in range(changes):
-            # Each change is one that the next frame must follow: from no patch token at all to all, and back.
+            # The next frame must show each change: from no patch tokens to all, and back.
             page.evaluate(
                 "value => { sliderMs = null; const slider = document.getElementById('slider-keep');"
                 "slider.value = value; slider.dispatchEvent(new Event('input')); }",
@@ -134,7 +134,7 @@ def browse(url: str, seconds: float, changes: int, picture: Path | None) -> dict
 
 
 def take_picture(page: Any, path: Path) -> None:
-    """The page as it is in use, for the documentation: adaptive, fixed rate, and adaptive again."""
+    """Picture of the page for the documentation: adaptive, fixed rate, and adaptive again."""
     from PIL import Image
 
     page.click("#defaults")

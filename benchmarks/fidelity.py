@@ -29,14 +29,14 @@ from tatok_edge.tokens.budget import TokenBudget
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
 TAUS = (0.95, 0.9, 0.8)
 AVIF_RANGE = (0.05, 0.15)
-"""Bits per pixel over which AVIF is compared."""
+"""Range of bits per pixel for the comparison with AVIF."""
 CORRELATION_TAU = 0.9
 CORRELATION_DB = (24.0, 26.0, 28.0)
-"""PSNR for which tokens are counted, and at which WebP's size is taken."""
+"""PSNR for the counts of tokens and the sizes of WebP."""
 WEBP_DB = 32.0
-"""PSNR at which WebP's size is taken to compare it with the tokens of a fixed tau."""
+"""PSNR of the WebP size that is compared with the tokens of a fixed tau."""
 CLIP_STEP = 30
-"""Every how many frames of a clip one is measured."""
+"""Distance of the measured frames of a clip."""
 CROPS = {
     "kodim03": (250, 150),
     "kodim05": (290, 130),
@@ -112,7 +112,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def encode_plain_jpeg(image: Image, quality: int) -> bytes:
-    """JPEG as most programs write it: with the standard's Huffman tables."""
+    """JPEG with the Huffman tables of the standard, as most programs write it."""
     return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
@@ -166,7 +166,7 @@ def codec_curves(pictures: Iterator[tuple[str, Image]]) -> dict[str, list[dict[s
 
 
 def bd_rates(results: list[dict[str, Any]], codecs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """BD-rate in percent of our bits against every codec, with the range of PSNR that it is over."""
+    """BD-rate in percent of our bits against every codec, with its range of PSNR."""
     rows = [row for row in results if row["keep"] is not None]
     ours = Curve([r["bits_per_pixel"] for r in rows], [r["psnr_db"] for r in rows])
     found = {}

@@ -38,7 +38,7 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What decides a run; the same for every tokenizer."""
+    """Options of a run; the same for every tokenizer."""
 
     side: int = 128
     """Pictures are square crops of this many pixels."""
@@ -51,7 +51,7 @@ class Setup:
     layers: int = 8
     heads: int = 6
     samples: int = 5_000
-    """Pictures that the distances are over: as many real as generated ones."""
+    """Number of real pictures, and of generated pictures, for the distances."""
     seed: int = 0
 
 
@@ -107,7 +107,7 @@ def tokenize(model: TaTok, image: Tensor, tau: float) -> Sequences:
     codes = torch.cat([global_codes, encoded.codes.flatten(2).transpose(1, 2).long()], 1)
     chosen = torch.cat([keep.new_ones(len(image), global_codes.shape[1]), keep], 1)
     places = chosen.shape[1]
-    # Kept places in ascending order, the others as the end after them.
+    # Kept places in ascending order, then ends.
     place = torch.arange(places, device=image.device).expand_as(chosen)
     positions = torch.where(chosen, place, places).sort(1).values
     lengths = chosen.sum(1)
@@ -142,7 +142,7 @@ def detokenize(model: TaTok, tokens: Sequences, side: int) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Causal self-attention and an MLP, with normalisation ahead of each."""
+    """Causal self-attention and an MLP, each after a normalisation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Layer(nn.Module):
             if cache:
                 key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
             cache[:] = [key, value]
-        # With a cache, the single new token may look at all before it.
+        # With a cache, the new token attends to all tokens before it.
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.before_mlp(x))
@@ -206,7 +206,7 @@ class SequencePrior(nn.Module):
         last = F.pad(tokens.positions[:, :-1], (1, 0), value=-1)
         step = torch.arange(tokens.positions.shape[1], device=hidden.device)
         with_end = (step <= tokens.lengths[:, None]).flatten()
-        # Behind the end nothing is allowed; those rows are left out.
+        # After the end no position is allowed; these rows are left out.
         logits = self.place_logits(hidden, last).float().flatten(0, 1)[with_end]
         total = F.cross_entropy(logits, tokens.positions.flatten()[with_end], reduction="sum")
         real = step < tokens.lengths[:, None]
@@ -299,7 +299,7 @@ def crops(source: CropSource, setup: Setup, seed: int) -> Iterator[Tensor]:
 
 
 def run(model: TaTok, source: CropSource, setup: Setup, features: Features) -> dict[str, Any]:
-    """Train the prior on one tokenizer's sequences, and measure what it draws."""
+    """Train the prior on the sequences of one tokenizer, and measure its samples."""
     device = source.device
     torch.manual_seed(setup.seed)
     model = model.to(device).eval()
@@ -324,7 +324,7 @@ def run(model: TaTok, source: CropSource, setup: Setup, features: Features) -> d
                 progress.update(step + 1, f"{bits:.0f} bits per picture")
     trained = time.perf_counter() - start
     prior.eval()
-    # The same real pictures for every tokenizer, none of the batches that the prior saw.
+    # The same real pictures for every tokenizer; the prior was not trained on them.
     batches = -(-setup.samples // setup.batch)
     generator = torch.Generator(device).manual_seed(setup.seed)
     real, rebuilt, drawn, seconds = [], [], [], 0.0
@@ -358,7 +358,7 @@ NAMES = {
 
 
 def markdown(report: dict[str, Any] | None) -> str:
-    """The table; with open rows where nothing was run."""
+    """The table; rows without a run are open."""
     lines = [
         "| tokenizer | tokens per picture | bits per picture | rFID | gFID | ms to draw a picture |",
         "|---|---|---|---|---|---|",

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def row(what: str, batch: int, size: str, milliseconds: float | None = None, note: str = "") -> Row:
-    """One line of the table; without a time it was not run."""
+    """One row of the table; a row without a time was not run."""
     value = NOT_RUN if milliseconds is None else round(milliseconds, 3)
     return {"what": what, "batch": batch, "size": size, "ms_per_frame": value, "note": note}
 
@@ -57,7 +57,7 @@ def median_ms(call: Callable[[], object], synchronize: Callable[[], object], rep
 
 
 def torch_device(wanted: Device) -> tuple[str | None, str]:
-    """Name of the PyTorch device to use, or None and why there is none."""
+    """Name of the PyTorch device, or None and the reason."""
     try:
         import torch
     except ImportError:
@@ -158,7 +158,7 @@ def _flavour_rows(
 def measured(
     bundle: Bundle, size: tuple[int, int], batches: Sequence[int], wanted: Device, repeats: int
 ) -> dict[str, Any]:
-    """All rows, and what they were measured on."""
+    """All rows, and the machine."""
     image = test_image(*size)
     device, why = torch_device(wanted)
     name = "none"

@@ -23,7 +23,7 @@ VGA = "synthetic:frames=60,width=640,height=480"
 
 
 def loop_clip(source: str, path: Path, times: int, frames: int | None) -> None:
-    """Write the frames of a source ``times`` times over as a video of the same coding."""
+    """Write the frames of a source ``times`` times into one video."""
     writer = None
     for _ in range(times):
         with open_source(source) as opened:

@@ -36,22 +36,22 @@ COUNTS = (4, 8)
 TAU = 0.5
 """Budget of single frames: the default of ``tatok build --calibrate-as frames``."""
 RIG = ("bottles_static", "cups_static", "coffee_static", "dog_static")
-"""Clips that are also taken for the cameras of one rig."""
+"""Clips that are also used as the cameras of one rig."""
 GOAL, GOAL_RATIO = 0.15, 0.5
-"""Calibrated buckets shall waste at most so much, and at most such a share of what equal widths waste."""
+"""Goals: largest waste of calibrated buckets, alone and relative to the waste of buckets of equal width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one clip or rig asks of the patch encoder."""
+    """Calls of the patch encoder by one clip or rig."""
 
     name: str
     histogram: Mapping[int, int]
-    """How often each number of rows occurs in a call."""
+    """Counts of the numbers of rows in a call."""
     most: int
     """Largest number of rows."""
     halves: tuple[Mapping[int, int], Mapping[int, int]]
-    """The same of its first and second half."""
+    """The same counts for the first and the second half."""
 
 
 def load_of(name: str, cameras: Sequence[TokenCounts]) -> Load:
@@ -60,12 +60,12 @@ def load_of(name: str, cameras: Sequence[TokenCounts]) -> Load:
     parts = []
     for first, last in ((0, length), (0, length // 2), (length // 2, length)):
         cut = [
-            # A stream looks at whole frames most often in the beginning; either half gets half of these calls.
+            # A stream encodes whole frames mostly at the beginning; each half gets half of these calls.
             TokenCounts(c.counts[first:last], c.width, c.height, c.probes * (last - first) // length)
             for c in cameras
         ]
         single, steps = histogram_of(cut)
-        # Of a rig, the frames of all cameras go through one call; whole frames go alone.
+        # In a rig, one call encodes the frames of all cameras; whole frames are encoded alone.
         whole = Counter[int]()
         for camera in cut:
             whole[camera.width // PATCH * (camera.height // PATCH)] += camera.probes
@@ -129,7 +129,7 @@ def pooled(loads: Sequence[Load]) -> dict[str, Any]:
 
 
 def met(figures: Mapping[str, float]) -> bool:
-    """Whether buckets are as good as the project asks for."""
+    """Whether the buckets reach the goals."""
     return figures["calibrated"] <= GOAL and figures["calibrated"] <= GOAL_RATIO * figures["equal"]
 
 

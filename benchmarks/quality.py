@@ -31,11 +31,11 @@ KEEPS = (1.0, 0.5, 0.35, 0.25, 0.1)
 PASSES = 8
 """Passes of refining."""
 SMOOTH = 2.0
-"""A place is smooth where the original's mean gradient over 16x16 pixels is below this many grey levels."""
+"""Smooth areas: the mean gradient of the original over 16x16 pixels is below so many grey levels."""
 
 
 def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> TokenFrame:
-    """As many tokens, chosen at random."""
+    """A frame with ``count`` tokens, chosen at random."""
     frame = result.frame
     chosen = np.sort(rng.choice(frame.n_tokens, count, replace=False)).astype(np.int32)
     return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
@@ -90,7 +90,7 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         for number, path in enumerate(paths):
             image = read_image(path)
             pixels = image.shape[0] * image.shape[1]
-            # All patches, those without any information too.
+            # All patches, also those without information.
             by_information, by_residual = (
                 tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size, score=score))
                 for score in ("information", "residual")

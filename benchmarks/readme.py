@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 def summary() -> str:
-    """The figures that matter most, one line each."""
+    """The most important figures, one line each."""
     quality, streams, refined, speed = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "stream", "stream-refined", "speed")
     )
@@ -89,7 +89,7 @@ def summary() -> str:
 
 
 def filled(text: str, sections: dict[str, str], where: str) -> str:
-    """A page's text with every marked section replaced by its table."""
+    """The text of a page with its table in every marked section."""
     for name, table in sections.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):

@@ -33,11 +33,11 @@ from make_bag import write_bag
 
 CAMERA = "/camera/image_raw"
 GOAL = 20.0
-"""Times that the token topic is to be smaller than the raw one."""
+"""Goal: the raw topic is so many times larger than the token topic."""
 
 
 def to_and_fro(clip: Path, count: int) -> Iterator[SourceFrame]:
-    """So many frames of a clip: forwards, then backwards, and so on, so that nothing jumps."""
+    """``count`` frames of a clip: forwards, then backwards, and so on, so that no frame jumps."""
     with open_source(clip) as source:
         frames = list(source)
     step_us = round(np.median(np.diff([frame.timestamp_us for frame in frames])))
@@ -73,7 +73,7 @@ def times(path: Path, topic: str) -> list[tuple[int, int, int, int, str]]:
 
 
 def readers(path: Path, topic: str, tokenizer: Tokenizer) -> dict[str, int]:
-    """Packets of the topic that foreign readers give us and that decode to whole pictures."""
+    """Numbers of packets that other readers of bags deliver and that decode to complete pictures."""
     store = get_typestore(Stores.ROS2_HUMBLE)
     decoder, found = TokenDecoder(tokenizer), {"rosbags": 0, "mcap-ros2-support": 0}
     with AnyReader([path], default_typestore=store) as reader:
@@ -87,7 +87,7 @@ def readers(path: Path, topic: str, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def measure(clip: Path, count: int) -> dict[str, Any]:
-    """Everything about one bag."""
+    """All figures of one bag."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw, tokens, decoded = (folder / f"{part}.mcap" for part in ("raw", "tokens", "decoded"))

@@ -104,7 +104,7 @@ def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dic
 
 
 def eager_graphs(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The networks in eager PyTorch, taking the tensors of the graphs."""
+    """The networks in eager PyTorch, with the inputs and outputs of the graphs."""
     try:
         import torch
 
@@ -150,7 +150,7 @@ def stage_times(tokenizer: Tokenizer, width: int, height: int, budget: TokenBudg
 
 
 def openvino_decoders(bundle: Bundle, threads: int) -> dict[str, Any]:
-    """The decoder in fp32 and int8 in OpenVINO, where it is installed, to see what another engine would bring."""
+    """The decoder in fp32 and int8 in OpenVINO, if it is installed, for comparison."""
     try:
         import openvino
     except ImportError:
@@ -204,7 +204,7 @@ def time_decoders(tokenizer: Tokenizer, repeats: int) -> list[dict[str, Any]]:
 
 
 def time_refining(tokenizer: Tokenizer, repeats: int) -> list[dict[str, Any]]:
-    """Encoding a third of the tokens with more and more passes, beside decoding; a row per size."""
+    """Time of encoding a third of the tokens by number of passes, and of decoding; a row per size."""
     rows = []
     for width, height in SIZES:
         image = test_image(width, height)

@@ -33,9 +33,9 @@ from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
 
 EVERY_PATCH = TokenBudget(min_tokens=1 << 24, score="entropy")
-"""The fixed-rate tokenizer; the score costs nothing and decides nothing."""
+"""Budget of the fixed-rate tokenizer: all tokens. The entropy score costs no time, and ranks nothing here."""
 PSNR_STEP = 4
-"""PSNR is measured on every so many-th frame."""
+"""Distance of the frames whose PSNR is measured."""
 LAYERS, WIDTH, HEADS = 12, 384, 6
 READ_FRAMES = (5, 10, 20)
 OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
@@ -45,7 +45,7 @@ OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
 
 
 def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget, limit: int | None) -> dict[str, Any]:
-    """Everything that is measured on one clip."""
+    """All figures of one clip."""
     fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
     unpacked_ms, stream_unpacked_ms = [], []
     fixed_db, stream_db, tokens, globals_, vectors, updated, bits = [], [], [], [], [], [], 0
@@ -111,7 +111,7 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget,
 
 
 class Reader:
-    """A plain causal transformer with a cache of keys and values; random weights do for timing."""
+    """A plain causal transformer with a cache of keys and values; random weights are enough for timing."""
 
     def __init__(self, threads: int | None) -> None:
         import torch
@@ -147,7 +147,7 @@ class Reader:
         start, past, times = time.perf_counter(), 0, []
         for count in counts:
             x = torch.randn(count, WIDTH)
-            # Tokens of a frame see those before them in the frame, and all of earlier frames.
+            # A token attends to the tokens before it in its frame, and to all earlier frames.
             mask = torch.ones(count, past + count, dtype=torch.bool).tril(past)
             for layer, (keys, values) in zip(self._layers, caches, strict=True):
                 if not count:
@@ -181,7 +181,7 @@ def detection(tokenizer: Tokenizer, images: list[Image], budget: TokenBudget, tr
 
     seen = updated = patches = 0
     for number, image in enumerate(images):
-        # Room above and below, so that the object and the noise are not clipped.
+        # Pixels far from 0 and 255, so that the object and the noise are not clipped.
         scene = image.astype(np.float32) * ((255 - 2 * CONTRAST) / 255) + CONTRAST
         encoder = StreamEncoder(tokenizer, budget=budget, keyframe_interval=0)
         encoder.encode(noisy(scene))
@@ -204,7 +204,7 @@ def detection(tokenizer: Tokenizer, images: list[Image], budget: TokenBudget, tr
 
 
 def fork(encoder: StreamEncoder) -> StreamEncoder:
-    """A copy that goes on from the same entries."""
+    """A copy with the same entries."""
     kept = {id(encoder.tokenizer): encoder.tokenizer, id(encoder._key_requested): encoder._key_requested}
     return copy.deepcopy(encoder, kept)
 
@@ -371,7 +371,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def whole_figures(report: dict[str, Any]) -> list[str]:
-    """What is not measured clip by clip, as lines of Markdown."""
+    """Figures that do not belong to one clip, as lines of Markdown."""
     found, cameras_, memory_ = report["detection"], report["cameras"], report["memory"]
     lines = [
         "",

@@ -1,4 +1,4 @@
-"""What a writer of any format gets: the encoded clips, the folder to write to, and the metadata."""
+"""Input of a writer of any format: the encoded clips, the folder for the files, and the metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tatok_edge.datasets.parts import Part
 
 BLOCK_FRAMES = 1024
-"""Most frames that are in memory at a time."""
+"""Largest number of frames in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Makes a data set: clips to parts on any engine, parts to the files of a format, and that again after a kill.
+"""Makes a data set: encodes clips into parts, then writes the parts as files of a format. A killed run can go on.
 
-While it is in the making, everything is in ``OUT.partial``. Each clip becomes a part there as soon as it is whole; at
-the end the parts are put together in the order of the clips, so that the result depends neither on the engine nor on
-the number of workers, and the folder is renamed to ``OUT``.
+All work happens in the folder ``OUT.partial``. Each encoded clip is a part there. At the end the parts are written in
+the order of the clips, so the result does not depend on the engine or the number of workers. Then the folder is renamed
+to ``OUT``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOCK = "lock"
 
 
 class Interrupted(Exception):
-    """The work was asked to stop; what was whole is kept."""
+    """The run was stopped; its complete clips are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +57,25 @@ class Options:
     model: str = "tatok-s8"
     """Name or path of the bundle."""
     backend: str = "auto"
-    """What runs the networks."""
+    """Backend of the networks."""
     threads: int | None = None
-    """Threads of each worker; None shares the cores between the workers."""
+    """Threads of each worker; None divides the cores among the workers."""
     budget: TokenBudget = TokenBudget()  # noqa: RUF009  # frozen
-    """How many tokens a frame may have."""
+    """Limits on the tokens of a frame."""
     frames: int | None = None
-    """Most frames of a clip."""
+    """Largest number of frames of a clip."""
     fps: float | None = None
-    """Frame rate of what has none: folders of pictures, bags."""
+    """Frame rate of clips without one: folders of pictures, bags."""
     workers: int | None = None
-    """Workers; None takes one per core, and no more than there are clips."""
+    """Number of workers; None takes one per core, but at most one per clip."""
     engine: str = "local"
     """One of :data:`ENGINES`."""
     shard_bytes: int | None = None
-    """A file of Parquet, WebDataset or LeRobot is followed by a new one once it is so large."""
+    """Size in bytes at which a new file begins (Parquet, WebDataset, LeRobot)."""
     resume: bool = False
-    """Go on with what an earlier run of the same inputs and options left."""
+    """Continue an earlier run with the same inputs and options."""
     force: bool = False
-    """Replace a data set that exists, and what an earlier run left."""
+    """Replace an existing data set, and remove an unfinished run."""
 
 
 def make_dataset(
@@ -89,21 +89,21 @@ def make_dataset(
     Args:
         inputs: See :func:`tatok_edge.datasets.clips.find_clips`.
         output: Folder to make.
-        options: How.
-        stopped: Asked now and then whether to give up.
+        options: Format, model, budget, workers.
+        stopped: Called now and then; True ends the run.
 
     Returns:
-        The metadata of the data set, and in ``"run"`` what this run did.
+        The metadata of the data set, and figures of this run under ``"run"``.
 
     Raises:
-        InputError: The inputs or options make no sense, or the output exists.
-        SourceError: No clip at all could be encoded.
-        Interrupted: ``stopped`` said so; :attr:`Options.resume` goes on.
-        OSError: Something cannot be written; :attr:`Options.resume` goes on.
+        InputError: The inputs or options are wrong, or the output exists.
+        SourceError: No clip could be encoded.
+        Interrupted: ``stopped`` returned True; :attr:`Options.resume` continues.
+        OSError: A file cannot be written; :attr:`Options.resume` continues.
     """
     start = time.perf_counter()
     _check_options(options)
-    module = module_of(options.format)  # is what it needs installed?
+    module = module_of(options.format)  # fails early if a package is missing
     clips = find_clips(inputs)
     bundle = open_bundle(options.model)
     plan = _plan(clips, bundle, options)
@@ -144,7 +144,7 @@ def _check_options(options: Options) -> None:
 
 
 def _plan(clips: Sequence[Clip], bundle: Bundle, options: Options) -> dict[str, Any]:
-    """Everything that decides what the data set will hold, down to the last byte."""
+    """All inputs that the bytes of the data set depend on."""
     budget = options.budget
     return {
         "format": options.format,
@@ -168,10 +168,10 @@ def _digest(plan: dict[str, Any]) -> str:
 
 
 def _check_output(target: Path, work: Path, plan: dict[str, Any], options: Options) -> dict[str, Any] | None:
-    """Whether the output may be made; gives its metadata where it is there already and complete.
+    """Checks the output; returns its metadata if it exists and is complete.
 
     Raises:
-        InputError: It may not.
+        InputError: The output must not be written.
     """
     if not target.name or not target.absolute().parent.is_dir():
         raise InputError(f"{target}: the folder {target.absolute().parent} does not exist; create it first")
@@ -210,7 +210,7 @@ def _metadata_of(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _lock(path: Path, target: Path) -> Iterator[None]:
-    """Keeps a second run out; the system lets go of it when this process ends, however it ends."""
+    """Keeps other runs out; the operating system unlocks when this process ends, even when it is killed."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,10 +220,10 @@ def _lock(path: Path, target: Path) -> Iterator[None]:
 
 
 def _begin(work: Path, plan: dict[str, Any], options: Options) -> None:
-    """Prepares the folder of work.
+    """Prepares the working folder.
 
     Raises:
-        InputError: It belongs to other inputs or options.
+        InputError: The folder belongs to other inputs or options.
     """
     path = work / _PLAN
     if options.force:
@@ -251,7 +251,7 @@ def _encode(
     module: Any,
     stopped: Callable[[], bool],
 ) -> tuple[dict[int, str], int]:
-    """Runs the engine; gives the reasons of the clips that are left out, and the number of frames of the others."""
+    """Encodes the clips; returns why clips were left out, by number, and the number of encoded frames."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     encoding = EncodeOptions(
         folder=str(work.absolute()),
@@ -276,7 +276,7 @@ def _encode(
                 done += 1
                 if event.left_out is not None:
                     left_out[event.number] = event.left_out
-                elif options.format == "lerobot":  # told at the second clip, not after the last
+                elif options.format == "lerobot":  # a wrong rate is reported at the second clip, not after the last
                     part = Part.find(work / PARTS, event.number)
                     assert part is not None
                     rates = rates or {part.info["name"]: part.info["fps"]}
@@ -305,7 +305,7 @@ def _assemble(
     module: Any,
     stopped: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Puts the parts together."""
+    """Writes the parts as the files of the format."""
     found = [Part.find(work / PARTS, number) for number in range(len(clips))]
     parts = [part for part in found if part is not None]
     if not parts:
@@ -331,7 +331,7 @@ def _assemble(
             path.write_text(json.dumps(metadata, indent=1) + "\n")
             sync(path)
         except BaseException:
-            # The parts are all that is needed to write it again, and a full disk has better uses.
+            # The parts are enough to write it again, and the disk may be full.
             shutil.rmtree(folder, ignore_errors=True)
             raise
     return metadata

@@ -1,4 +1,4 @@
-"""Readers of frames: the protocol of all formats, and the base of those that are read clip by clip."""
+"""The protocol of all readers, and the base of readers that load whole clips."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FrameReader(Protocol):
 
 
 class ClipReader:
-    """Frames of a format that is read clip by clip: the last one stays in memory.
+    """Base of readers that load whole clips; the last clip stays in memory.
 
     Args:
         clips: First frame, and frame after the last, of each clip.

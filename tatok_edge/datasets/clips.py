@@ -1,4 +1,4 @@
-"""Which clips a data set is made of: videos, folders of pictures and bags, one by one, by folder or in a list."""
+"""Finds the clips of a data set: videos, folders of pictures and bags, given one by one, by folder or in a list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tatok_edge.sources.source import Source
 
 BAG_SUFFIXES = (".mcap", ".db3")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
-"""Endings of what is taken from a folder of videos; a file that is named itself may have any."""
+"""Endings of the videos that are taken from a folder; a video that is given by its own path may have any ending."""
 LIST_SUFFIX = ".txt"
 """Ending of a file that lists paths, one a line."""
 MAX_LIST_BYTES = 64 << 20
@@ -22,26 +22,26 @@ MAX_LIST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip: what a sequence model sees as one sequence of frames."""
+    """One clip: one sequence of frames for a sequence model."""
 
     name: str
     """Its name in the data set: its path from the folder that all inputs share."""
     source: str
-    """What to open: see :func:`open_clip`."""
+    """Path or name for :func:`open_clip`."""
 
 
 def find_clips(inputs: Sequence[str]) -> list[Clip]:
-    """The clips that inputs stand for, in the order in which they are given; those of a folder in natural order.
+    """The clips of some inputs, in their order; the clips of a folder in natural order.
 
     Args:
-        inputs: Each the path of a video, of a folder of pictures, of a bag (all its image topics, or ``BAG#/TOPIC``),
-            of a folder with any of these in it at any depth, of a ``.txt`` file with one path a line (``#`` begins a
-            comment), or ``synthetic:...``.
+        inputs: Each is one of these: the path of a video; of a folder of pictures; of a bag (all its image topics, or
+            one as ``BAG#/TOPIC``); of a folder with any of these at any depth; of a ``.txt`` file with one path a line
+            (``#`` begins a comment); or ``synthetic:...``.
 
     Raises:
-        InputError: One is missing, holds nothing or is named twice; the message says which.
+        InputError: An input is missing, is empty or is named twice; the message says which one.
     """
-    found: list[tuple[str, Path | None]] = []  # the source, and the folder that its name is relative to
+    found: list[tuple[str, Path | None]] = []  # the source, and the folder above it
     for name in _expanded(inputs):
         if name.partition(":")[0] == "synthetic":
             found.append((name, None))
@@ -88,8 +88,8 @@ def open_clip(source: str, fps: float | None) -> Source:
     """Opens the source of a clip.
 
     Args:
-        source: What :func:`tatok_edge.open_source` opens, or a bag, with ``#`` and the topic behind it.
-        fps: Frame rate of what has none.
+        source: Source of a :class:`Clip`: a name for :func:`tatok_edge.open_source`, or ``BAG#/TOPIC``.
+        fps: Frame rate of folders of pictures.
 
     Raises:
         SourceError: It cannot be opened.
@@ -110,14 +110,14 @@ def _topic(source: str) -> tuple[Path, str] | None:
 
 
 def _sources(path: Path) -> list[str]:
-    """The clips in what is a clip: one, or for a bag one per image topic."""
+    """The clips of one path: one, or for a bag one per image topic."""
     if not _is_bag(path):
         return [str(path)]
     from tatok_edge.robotics.bags.bag import IMAGE_TYPES, Bag
 
     with Bag(path) as bag:
         topics = list(bag.topics(IMAGE_TYPES))
-    # One without images is still there to be opened, which says what it holds instead.
+    # A bag without images becomes a clip, too: opening it fails with a message that names its topics.
     return [f"{path}#{topic}" for topic in topics] or [str(path)]
 
 
@@ -154,7 +154,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _is_clip(folder: Path) -> bool:
-    """Whether a folder is itself a clip: it holds pictures, or is a bag."""
+    """Whether a folder is one clip: a folder of pictures, or a bag."""
     return _holds_pictures(folder) or _is_bag(folder)
 
 

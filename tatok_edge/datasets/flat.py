@@ -1,4 +1,4 @@
-"""The flat format: plain arrays in files that are mapped into memory, so that any frame is there at once.
+"""The flat format: plain arrays in files that are mapped into memory. Any frame is read at once.
 
 See ``docs/datasets.md`` for the layout, byte by byte.
 """
@@ -48,7 +48,7 @@ def write(assembly: Assembly) -> None:
 
 
 def table_of(part: Part, number: int) -> NDArray[np.void]:
-    """The rows of a part's frames, as clip ``number`` of the data set."""
+    """The frame table of a part, as clip ``number`` of the data set."""
     table = part.table.copy()
     table["clip"] = number
     return table

@@ -1,7 +1,7 @@
-"""LeRobot data sets (layout v3.0): one episode per clip, tokens padded to one length with their number beside them.
+"""LeRobot data sets (layout v3.0): one episode per clip, tokens padded to one length, with their number.
 
-LeRobot takes features of one fixed shape only, so ragged tokens are padded with -1, which is no token. ``lerobot``
-itself is not needed.
+Features of LeRobot have one fixed shape, so tokens are padded with -1, which is no token id. The package ``lerobot`` is
+not needed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CHUNK_FILES = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 TASK = "video"
-"""LeRobot wants a task per frame; ours are not of a robot."""
+"""LeRobot needs a task for each frame; videos have none."""
 PADDING = -1
 RATE_TOLERANCE = 1e-3
-"""Rates that differ by less are one: containers round them."""
+"""Frame rates with a smaller relative difference count as equal: containers round them."""
 ROWS = 256
-"""Most padded frames that are in memory at a time."""
+"""Largest number of padded frames in memory at a time."""
 _FILE = re.compile(r"data/chunk-\d{3,}/file-\d{3,}\.parquet")
 _PADDED = {"observation.tokens": "ids", "observation.positions": "positions", "observation.globals": "globals"}
 
@@ -43,7 +43,7 @@ def write(assembly: Assembly) -> None:
     """Writes the data set.
 
     Raises:
-        InputError: The clips have no frame rate, or not the same one.
+        InputError: A clip has no frame rate, or the clips have different ones.
     """
     fps = frame_rate({part.info["name"]: part.info["fps"] for part in assembly.parts})
     widest = {"tokens": 2, "globals": 2}  # LeRobot takes a shape of (1,) for a number
@@ -105,19 +105,19 @@ def write(assembly: Assembly) -> None:
 
 
 def _data_path(number: int) -> str:
-    """The name of a data file from its running number."""
+    """The path of data file ``number``."""
     chunk, file = divmod(number, CHUNK_FILES)
     return DATA_PATH.format(chunk_index=chunk, file_index=file)
 
 
 def frame_rate(rates: Mapping[str, float | None]) -> int | float:
-    """The frame rate that all clips share.
+    """The common frame rate of all clips.
 
     Args:
         rates: Rate of each clip by its name.
 
     Raises:
-        InputError: A clip has none, or another one.
+        InputError: A clip has no frame rate, or the clips have different ones.
     """
     first, rate = next(iter(rates.items()))
     for name, other in rates.items():
@@ -145,7 +145,7 @@ def _features(tokens: int, cells: int) -> dict[str, dict[str, Any]]:
         "observation.size": feature("int32", 2, ["width", "height"]),
         "source_frame": feature("int64"),
         "source_timestamp_us": feature("int64"),
-        # What LeRobot itself puts into every data set.
+        # Features of every LeRobot data set.
         "timestamp": feature("float32"),
         "frame_index": feature("int64"),
         "episode_index": feature("int64"),
@@ -212,7 +212,7 @@ class _Statistics:
         self._count += len(array)
 
     def report(self) -> dict[str, Any]:
-        """As LeRobot's ``stats.json`` has it."""
+        """The figures in the layout of ``stats.json`` of LeRobot."""
         assert self._sums is not None
         mean = self._sums[0] / self._count
         deviation = np.sqrt(np.maximum(self._sums[1] / self._count - np.square(mean), 0))
@@ -221,7 +221,7 @@ class _Statistics:
 
 
 def _tasks() -> pa.Table:
-    """The table of tasks, which pandas reads with the task as its index."""
+    """The table of tasks; in pandas, its index is the task."""
     table = pa.table({"task_index": pa.array([0], pa.int64()), "task": pa.array([TASK])})
     text = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
     about = {
@@ -252,7 +252,7 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 class LeRobotReader(RowGroupReader):
-    """Reads episodes, without the padding."""
+    """Reads episodes and removes the padding."""
 
     file_name = _FILE
 

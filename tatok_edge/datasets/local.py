@@ -1,4 +1,4 @@
-"""Engines of this machine: this process, or several of them."""
+"""Encodes clips on this machine: in this process, or in several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tatok_edge.datasets.worker import ATTEMPTS, ClipEncoder, Done, EncodeOption
 from tatok_edge.errors import BackendError, TaTokError
 
 POLL_SECONDS = 0.2
-"""Longest time to notice that the work shall stop."""
+"""Longest time, in seconds, until a request to stop is noticed."""
 
 
 def run_here(options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
@@ -35,7 +35,7 @@ def run_processes(
 ) -> Iterator[Event]:
     """Encodes in ``workers`` processes of this machine; see :class:`tatok_edge.datasets.worker.Engine`.
 
-    A worker that dies is replaced and its clip begun again.
+    When a worker dies, another one begins its clip again.
     """
     waiting = deque(jobs)
     deaths: Counter[int] = Counter()
@@ -83,7 +83,7 @@ def _cause_of_death(job: Job, code: int | None) -> str:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that encodes, and the clip that it is at."""
+    """A process that encodes, and its current clip."""
 
     process: BaseProcess
     pipe: Connection
@@ -91,13 +91,13 @@ class _Worker:
 
     @classmethod
     def start(cls, options: EncodeOptions, job: Job) -> _Worker:
-        # Not forked: threads of ONNX Runtime and OpenCV do not survive that.
+        # Spawned, not forked: threads of ONNX Runtime and OpenCV do not survive a fork.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, options, os.getpid()), daemon=True)
-        # Ctrl-C goes to all processes of a terminal; the parent decides what becomes of it. Blocked here, it is blocked
-        # in the worker from its first instruction on.
-        resource_tracker.ensure_running()  # it starts with the first process, and lifts the block
+        # Ctrl-C goes to all processes of a terminal, but only the parent may act on it. The worker inherits the blocked
+        # signal from its first instruction on.
+        resource_tracker.ensure_running()  # it would start with the first process, and end the block
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -108,7 +108,7 @@ class _Worker:
         return cls(process, ours, job)
 
     def give(self, job: Job | None) -> None:
-        """Sends the next clip, or that there is none; that the worker has died is noticed when it is read from."""
+        """Sends the next clip, or None at the end. A dead worker is noticed later, when its pipe is read."""
         self.job = job or self.job
         with suppress(OSError):
             self.pipe.send(job)
@@ -120,7 +120,7 @@ class _Worker:
 
 
 def _serve(pipe: Any, options: EncodeOptions, parent: int) -> None:
-    """The life of a worker process."""
+    """Main function of a worker process."""
     try:
         encoder = ClipEncoder(options)
         while (job := pipe.recv()) is not None:
@@ -130,5 +130,5 @@ def _serve(pipe: Any, options: EncodeOptions, parent: int) -> None:
         return
     except (OSError, TaTokError) as error:
         pipe.send(error)
-    except Exception as error:  # a bug: told in the parent, as if it had happened there
+    except Exception as error:  # a bug: raised again in the parent
         pipe.send(BackendError(f"a worker failed with an unexpected {type(error).__name__}: {error}"))

@@ -1,5 +1,5 @@
-"""Parquet: one row per frame, tokens as ``list<uint16>`` (or ``list<uint32>``), as Arrow, Ray Data, pandas, DuckDB
-and Spark read them.
+"""Parquet: one row per frame, tokens as ``list<uint16>`` (or ``list<uint32>``). Arrow, Ray Data, pandas, DuckDB and
+Spark read it.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def _table(
 
 
 class Shards:
-    """Writes Parquet files one after the other; a context manager.
+    """Writes Parquet files one after the other; use it in a ``with`` statement.
 
     Args:
-        folder: Where to.
+        folder: Folder of the files.
         name_of: Gives the name of a file from its number.
-        schema: Of the rows.
-        shard_bytes: A file that is so large is followed by a new one.
+        schema: Schema of the rows.
+        shard_bytes: Size in bytes at which a new file begins.
     """
 
     def __init__(self, folder: Path, name_of: Callable[[int], str], schema: pa.Schema, shard_bytes: int) -> None:
@@ -94,19 +94,19 @@ class Shards:
         self._groups = 0
 
     def place(self) -> tuple[str, int]:
-        """The file, relative to the folder, and the row group that come next; opens the file."""
+        """Place of the next row group: the file, relative to the folder, and its number there. Opens the file."""
         if self._writer is None:
             path = self._folder / self._name_of(len(self.paths))
             path.parent.mkdir(parents=True, exist_ok=True)
             self.paths.append(path)
-            # Through a file of Python's, so that a full disk is the same error everywhere.
+            # Through a file object of Python, so that a full disk always raises an OSError.
             self._file = path.open("wb")
             self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
             self._groups = 0
         return self.paths[-1].relative_to(self._folder).as_posix(), self._groups
 
     def write(self, table: pa.Table) -> None:
-        """Writes a row group; after :meth:`place`."""
+        """Writes a row group; call :meth:`place` before."""
         assert self._writer is not None
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self._groups += 1
@@ -137,15 +137,15 @@ class Shards:
         if kind is None:
             self._close()
             return
-        with suppress(OSError):  # what went wrong first is what to tell
+        with suppress(OSError):  # the first error is the one to report
             self._close()
 
 
 class RowGroupReader(ClipReader):
-    """Reads the row groups of a clip; a subclass knows the columns.
+    """Reads the row groups of a clip; a subclass reads the columns.
 
     Raises:
-        FormatError: A record does not say where its clip is.
+        FormatError: The record of a clip does not name its file and row groups.
     """
 
     file_name: ClassVar[re.Pattern[str]]
@@ -213,7 +213,7 @@ class ParquetReader(RowGroupReader):
 
 
 def flatten(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The values of a list column, and where those of each row begin."""
+    """The values of a list column, and the offset of each row."""
     values: list[NDArray[Any]] = []
     counts: list[NDArray[Any]] = [np.zeros(1, np.int64)]
     for chunk in _chunks(column):

@@ -1,7 +1,7 @@
-"""One encoded clip on the disk, while a data set is in the making: the flat arrays of its frames and what is known.
+"""Parts: encoded clips on disk while a data set is being made. A part holds the arrays of its frames and its facts.
 
-A part is a folder that is written under another name and renamed when it is whole, so that there is either all of a
-clip or nothing, whoever dies in between.
+A part is a folder. It is written under a temporary name and renamed at the end. So a part is either complete or absent,
+even when a worker dies.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PARTS = "parts"
 """Folder of the parts inside the folder of work."""
 INFO = "part.json"
 MAX_SIZES = 64
-"""Different frame sizes that are counted one by one."""
+"""Largest number of frame sizes that the metadata list."""
 
 Column = Literal["ids", "positions", "globals"]
 _OFFSETS_OF: dict[Column, int] = {"ids": 0, "positions": 0, "globals": 1}
 
 
 class PartWriter:
-    """Writes the frames of a clip as they come: nothing but their offsets is held in memory.
+    """Writes the frames of a clip one by one; only their offsets and times stay in memory.
 
     Args:
         folder: The folder of all parts.
@@ -48,7 +48,7 @@ class PartWriter:
         self._temporary.mkdir(parents=True)
         self._types: dict[Column, np.dtype[Any]] = {
             "ids": narrow(vocabulary),
-            # Which width the whole data set needs is known only at the end.
+            # The type for the whole data set is known only at the end.
             "positions": np.dtype("<u4"),
             "globals": narrow(vocabulary),
         }
@@ -71,10 +71,10 @@ class PartWriter:
         self._frames.append((frame.timestamp_us, frame.index, self._number, frame.width, frame.height))
 
     def commit(self, **info: Any) -> dict[str, Any]:
-        """Puts the part in its place, with ``info`` beside it; where another worker was first, that one's is kept.
+        """Completes the part, with the facts ``info``. If another worker was faster, its part is kept.
 
         Raises:
-            OSError: It cannot be written; nothing is left of it.
+            OSError: The part cannot be written; nothing of it stays on disk.
         """
         try:
             offsets = np.asarray(self._offsets, "<i8")
@@ -102,25 +102,25 @@ class PartWriter:
         return record
 
     def abort(self) -> None:
-        """Throws away what was written; nothing happens after :meth:`commit`."""
+        """Removes an incomplete part; does nothing after :meth:`commit`."""
         for file in self._files.values():
-            with suppress(OSError):  # a full disk: what is buffered cannot be written, nor need it be
+            with suppress(OSError):  # a full disk: the buffers cannot be written, and need not be
                 file.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is whole."""
+    """A complete part."""
 
     path: Path
     """Its folder."""
     info: dict[str, Any]
-    """What was known when it was written."""
+    """Facts about the clip, from :meth:`PartWriter.commit`."""
 
     @classmethod
     def find(cls, folder: Path, number: int) -> Part | None:
-        """The part of a clip, None where there is none yet."""
+        """The part of clip ``number``; None if it is not there."""
         path = folder / f"{number:06d}"
         try:
             return cls(path, json.loads((path / INFO).read_text()))
@@ -134,7 +134,7 @@ class Part:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where the tokens and the global tokens of each frame begin, ``(frames + 1, 2)``."""
+        """Offsets of the patch tokens and the global tokens of each frame, ``(frames + 1, 2)``."""
         return np.fromfile(self.path / "offsets.bin", "<i8").reshape(-1, 2)
 
     @cached_property
@@ -143,14 +143,14 @@ class Part:
         return np.fromfile(self.path / "frames.bin", FRAME_DTYPE)
 
     def read(self, column: Column, start: int, stop: int) -> UIntArray:
-        """The values of the frames from ``start`` to before ``stop``."""
+        """The values of frames ``start`` to ``stop - 1``."""
         kind = np.dtype(self.info["types"][column])
         first, last = (int(self.offsets[frame, _OFFSETS_OF[column]]) for frame in (start, stop))
         # Read, not mapped: mapped pages count as memory of the process.
         return np.fromfile(self.path / f"{column}.bin", kind, last - first, offset=first * kind.itemsize)
 
     def blocks(self, frames: int) -> Iterator[tuple[int, int]]:
-        """Ranges of at most so many frames."""
+        """Start and stop of ranges with at most ``frames`` frames."""
         for start in range(0, self.frames, frames):
             yield start, min(start + frames, self.frames)
 

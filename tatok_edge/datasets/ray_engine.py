@@ -1,4 +1,4 @@
-"""The same workers as actors of Ray, on this machine or a cluster. Needs ``pip install 'tatok-edge[scale]'``."""
+"""Encodes clips in actors of Ray, on this machine or a cluster. Needs ``pip install 'tatok-edge[scale]'``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tatok_edge.errors import BackendError
 
 
 class _Actor:
-    """One tokenizer in a process of Ray's."""
+    """One tokenizer in a process of Ray."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._encoder = ClipEncoder(options)
@@ -24,7 +24,7 @@ class _Actor:
         try:
             *_, done = self._encoder.encode(job)
         except OSError as error:
-            return error  # as a value, so that it arrives as it is
+            return error  # returned, because Ray wraps raised errors
         assert isinstance(done, Done)
         return done
 
@@ -32,9 +32,9 @@ class _Actor:
 def run_ray(options: EncodeOptions, jobs: list[Job], workers: int, stopped: Callable[[], bool]) -> Iterator[Event]:
     """Encodes with ``workers`` actors; see :class:`tatok_edge.datasets.worker.Engine`.
 
-    Where ``RAY_ADDRESS`` is set or Ray already runs in this process, its cluster is used, whose machines must all see
-    the inputs and the output under the same paths; otherwise Ray is started here and ended afterwards. An actor that
-    dies is started again by Ray, which also begins its clip again.
+    If ``RAY_ADDRESS`` is set or Ray already runs in this process, its cluster is used. All its machines must see the
+    inputs and the output under the same paths. Otherwise Ray is started here, and ended afterwards. When an actor dies,
+    Ray starts it and its clip again.
     """
     try:
         import ray
@@ -48,7 +48,7 @@ def run_ray(options: EncodeOptions, jobs: list[Job], workers: int, stopped: Call
             given = {"address": "local", "num_cpus": workers * threads, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **given)
     try:
-        # What Ray says of dead actors goes to standard output, whatever its settings; that is for results here.
+        # Ray always prints messages about dead actors on standard output, which is for results here.
         with redirect_stdout(sys.stderr):
             yield from _run(ray, options, jobs, min(workers, len(jobs)), threads, stopped)
     finally:

@@ -1,4 +1,4 @@
-"""Reads data sets of tokens of any format; the flat one and WebDataset need nothing but numpy."""
+"""Reads data sets of tokens of any format; the flat format and WebDataset need only numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClipInfo:
     """A clip of a data set."""
 
     name: str
-    """Its path from the folder that all inputs shared."""
+    """Its path, relative to the common folder of all inputs."""
     first: int
     """Number of its first frame in the data set."""
     frames: int
@@ -33,19 +33,19 @@ class ClipInfo:
 
 
 class TokenDataset:
-    """A data set of tokens: a sequence of frames, in clips. Make one with :func:`open_dataset`.
+    """A data set of tokens: a sequence of frames, in clips. Open one with :func:`open_dataset`.
 
     ``dataset[i]`` is a frame, ``for frame in dataset`` gives them all, ``dataset.clip(k)`` is a whole clip and
-    ``dataset.batch([i, j, ...])`` some frames without padding. The flat format is read in any order at the same speed;
-    the others hold the last clip in memory, so read them clip by clip. Safe to use from forked and spawned workers of
-    a PyTorch ``DataLoader``.
+    ``dataset.batch([i, j, ...])`` is some frames without padding. The flat format has the same speed in any order. The
+    other formats hold the last clip in memory, so read them clip by clip. Forked and spawned workers of a PyTorch
+    ``DataLoader`` may use it.
     """
 
     def __init__(self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: FrameReader) -> None:
         self.path = path
         """Its folder."""
         self.metadata = metadata
-        """Everything that its metadata say."""
+        """Its metadata."""
         self.clips = clips
         """Its clips, in order."""
         self._reader = reader
@@ -53,7 +53,7 @@ class TokenDataset:
 
     @property
     def model_tag(self) -> bytes:
-        """Tag of the model that made the tokens, and that decodes them."""
+        """Tag of the model that encoded the frames; only this model decodes the tokens."""
         return bytes.fromhex(self.metadata["model"]["tag"])
 
     @property
@@ -84,7 +84,7 @@ class TokenDataset:
         """All frames of clip ``number``, end to end.
 
         Raises:
-            InputError: It has more than 2^31 - 1 tokens; take its frames one by one.
+            InputError: The clip has more than 2^31 - 1 tokens; read its frames one by one.
         """
         if not -len(self.clips) <= number < len(self.clips):
             raise IndexError(f"clip {number} of {len(self.clips)}")
@@ -96,15 +96,15 @@ class TokenDataset:
             yield self._reader.clip(number)
 
     def batch(self, numbers: Iterable[int]) -> RaggedTokens:
-        """Some frames end to end, as variable-length attention takes them; a copy.
+        """Some frames end to end, for variable-length attention; a copy.
 
         Raises:
-            InputError: There are none, or they have more than 2^31 - 1 tokens.
+            InputError: There are no frames, or they have more than 2^31 - 1 tokens.
         """
         return RaggedTokens.join([self[number] for number in numbers])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy in another process (a spawned DataLoader worker) opens the files again.
+        # Another process (a spawned DataLoader worker) opens the files again.
         return open_dataset, (str(self.path.absolute()),)
 
     def __repr__(self) -> str:
@@ -115,15 +115,15 @@ class TokenDataset:
 
 
 def open_dataset(path: str | Path) -> TokenDataset:
-    """Opens what ``tatok dataset`` wrote, in whatever format.
+    """Opens a data set of ``tatok dataset``, of any format.
 
     Args:
         path: The folder.
 
     Raises:
         InputError: There is no data set.
-        FormatError: It is damaged, or newer than this version.
-        BackendError: Its format needs a package that is not installed; the message says which.
+        FormatError: The data set is damaged, or of a newer format version.
+        BackendError: The format needs a package that is not installed; the message names it.
     """
     folder = Path(path)
     where = next((folder / name for name in (METADATA, LEROBOT_METADATA) if (folder / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""The tokens of one frame and of many, in the narrow types that data sets hold them in."""
+"""The tokens of one frame and of many frames, in the integer types of the data sets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tatok_edge.tokens.frame import TokenFrame
 FRAME_DTYPE = np.dtype(
     [("timestamp_us", "<i8"), ("index", "<i8"), ("clip", "<u4"), ("width", "<u2"), ("height", "<u2")]
 )
-"""What is known of a frame beside its tokens, 24 bytes: time in microseconds, number in its source, number of its clip
-in the data set, size in pixels."""
+"""Facts about a frame beside its tokens, 24 bytes: time in microseconds, number in its source, number of its clip in
+the data set, size in pixels."""
 
 UIntArray = NDArray[np.unsignedinteger[Any]]
 
 
 def narrow(limit: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """The type of numbers from 0 to below ``limit``: uint16 where it holds them, else uint32 (little endian)."""
+    """Type for numbers from 0 to ``limit - 1``: uint16 if they fit, else uint32 (little endian)."""
     return np.dtype("<u2") if limit <= 1 << 16 else np.dtype("<u4")
 
 
@@ -47,13 +47,13 @@ class FrameTokens:
     """Number of its clip in the data set."""
 
     def token_frame(self, model: bytes) -> TokenFrame:
-        """The frame as :meth:`tatok_edge.Tokenizer.decode` takes it.
+        """The frame for :meth:`tatok_edge.Tokenizer.decode`.
 
         Args:
             model: Tag of the model, :attr:`TokenDataset.model_tag`.
 
         Raises:
-            InputError: The tokens are not those of such a frame: the data set is damaged.
+            InputError: The tokens do not fit the frame: the data set is damaged.
         """
         return TokenFrame(
             ids=self.ids.astype(np.int32),
@@ -79,11 +79,11 @@ class RaggedTokens:
     positions: UIntArray
     """Raster index of each token in the patch grid of its frame ``(T,)``."""
     cu_seqlens: NDArray[np.int32]
-    """Where the tokens of each frame begin, int32 ``(B + 1,)``; the last entry is T."""
+    """Offset of the tokens of each frame, int32 ``(B + 1,)``; the last entry is T."""
     global_ids: UIntArray
     """Ids of the global tokens of all frames ``(G,)``."""
     cu_globals: NDArray[np.int32]
-    """Where the global tokens of each frame begin, int32 ``(B + 1,)``; the last entry is G."""
+    """Offset of the global tokens of each frame, int32 ``(B + 1,)``; the last entry is G."""
     frames: NDArray[np.void]
     """Times, numbers and sizes ``(B,)``, of :data:`FRAME_DTYPE`."""
 
@@ -125,10 +125,10 @@ def frame_tokens(ids: UIntArray, positions: UIntArray, global_ids: UIntArray, ro
 
 
 def offsets32(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Offsets as attention kernels take them.
+    """Offsets as int32, the type of attention kernels.
 
     Raises:
-        InputError: They reach beyond 2^31 - 1.
+        InputError: An offset is larger than 2^31 - 1.
     """
     if int(offsets[-1]) > np.iinfo(np.int32).max:
         raise InputError(f"a batch holds at most 2^31 - 1 tokens, got {int(offsets[-1])}; take fewer frames")
@@ -136,7 +136,7 @@ def offsets32(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def check_offsets(offsets: NDArray[np.integer[Any]], total: int, where: str) -> None:
-    """Checks offsets that were read from a file: they rise from 0 to ``total``.
+    """Checks offsets from a file: they must rise from 0 to ``total``.
 
     Raises:
         FormatError: They do not.
@@ -146,7 +146,7 @@ def check_offsets(offsets: NDArray[np.integer[Any]], total: int, where: str) -> 
 
 
 def ragged_from(arrays: dict[str, NDArray[Any]], number: int, where: str) -> RaggedTokens:
-    """A clip from its arrays, which come from a file.
+    """A clip from its arrays, as they were read from a file.
 
     Raises:
         FormatError: They do not fit each other.

@@ -39,7 +39,7 @@ def write(assembly: Assembly) -> None:
             record = assembly.metadata["clips"][number]
             if tar is None:
                 shards.append(assembly.folder / f"shard-{len(shards):06d}.tar")
-                # The plain format: everything that reads tar files reads it, and nothing in it depends on the machine.
+                # The plain USTAR format: every tar reader takes it, and its bytes do not depend on the machine.
                 tar = tarfile.open(shards[-1], "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
             record["shard"] = shards[-1].name
             record["key"] = key = f"{number:06d}"
@@ -72,12 +72,12 @@ def write(assembly: Assembly) -> None:
 
 
 def _about(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What makes the tokens of a sample readable where only the shard is at hand."""
+    """Facts that are needed to read the tokens of a sample from the shard alone."""
     return {name: metadata[name] for name in ("format_version", "model", "vocabulary", "levels", "patch", "cell")}
 
 
 def _add_column(tar: tarfile.TarFile, name: str, part: Part, column: Column, kind: np.dtype[Any]) -> None:
-    """Adds an array of a part, some frames at a time."""
+    """Adds an array of a part, block by block."""
     count = int(part.info["globals" if column == "globals" else "tokens"])
     header = io.BytesIO()
     fields = {"descr": kind.str, "fortran_order": False, "shape": (count,)}
@@ -92,7 +92,7 @@ def _add(tar: tarfile.TarFile, name: str, size: int, data: IO[bytes] | _Chain) -
     info.size = size
     if isinstance(data, io.BytesIO):
         data.seek(0)
-    tar.addfile(info, data)  # type: ignore[arg-type]  # all it calls is read()
+    tar.addfile(info, data)  # type: ignore[arg-type]  # it calls only read()
 
 
 class _Chain:
@@ -127,7 +127,7 @@ class WebDatasetReader(ClipReader):
                 raise FormatError(f"{folder}: a record of a clip does not say where its sample is")
             self._places.append((shard, key))
         self._members: dict[str, dict[str, tuple[int, int]]] = {}
-        """Of each shard that was opened: where its members are, first byte and size."""
+        """First byte and size of each member of the shards opened so far."""
 
     def load(self, number: int) -> RaggedTokens:
         shard, key = self._places[number]

@@ -1,4 +1,4 @@
-"""What every worker does, whatever engine runs it: one tokenizer, and one clip after the other."""
+"""The work of a worker, on any engine: it encodes one clip after the other with one tokenizer."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.tokens.budget import TokenBudget
 
 REPORT_SECONDS = 0.5
-"""Time between two reports of the frames that are done in a long clip."""
+"""Seconds between two reports of the progress in a clip."""
 ATTEMPTS = 3
-"""How often a clip is begun whose worker dies before it is left out."""
+"""A clip is left out after the deaths of so many workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """What is the same for all clips."""
+    """How to encode: the same for all clips."""
 
     folder: str
-    """Folder of work, which every worker can write to."""
+    """Working folder; every worker can write to it."""
     model: str
     """Name or path of the bundle."""
     backend: str
-    """What runs the networks."""
+    """Backend of the networks."""
     threads: int | None
-    """Threads of each worker; None leaves it to the backend."""
+    """Threads of each worker; None takes the default of the backend."""
     budget: TokenBudget
-    """How many tokens a frame may have."""
+    """Limits on the tokens of a frame."""
     frames: int | None
-    """Most frames of a clip; None takes all."""
+    """Largest number of frames of a clip; None takes all."""
     fps: float | None
-    """Frame rate of what has none: folders of pictures, bags."""
+    """Frame rate of clips without one: folders of pictures, bags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Job:
     name: str
     """Its name in the data set."""
     source: str
-    """What to open."""
+    """Path or name for :func:`tatok_edge.datasets.clips.open_clip`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """Frames of a clip that are done so far."""
+    """Progress in a clip: its number, and the frames encoded so far."""
 
     number: int
     frames: int
@@ -62,24 +62,24 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A clip that is finished, or left out."""
+    """End of a clip: it was encoded, or left out."""
 
     number: int
     frames: int
     left_out: str | None = None
-    """Why there is no part of it."""
+    """Why the clip was left out."""
 
 
 Event = Progressed | Done
 
 
 class Engine(Protocol):
-    """Runs :class:`ClipEncoder` over jobs, in any order, on so many workers.
+    """Encodes jobs with :class:`ClipEncoder`, in any order, on some workers.
 
-    It yields what happens, and ends early, without a trace of half-written clips in the way, when ``stopped`` says so.
+    It yields events. When ``stopped`` returns True, it ends early; half-written clips do no harm.
 
     Raises:
-        BackendError: The workers do not run at all.
+        BackendError: No worker can run.
         OSError: A worker cannot write (a full disk).
     """
 
@@ -89,7 +89,7 @@ class Engine(Protocol):
 
 
 class ClipEncoder:
-    """Encodes clips into parts; holds the tokenizer.
+    """Encodes clips into parts with one tokenizer.
 
     Raises:
         BundleError: The model cannot be loaded.
@@ -101,15 +101,15 @@ class ClipEncoder:
         self._tokenizer = Tokenizer.load(options.model, backend=options.backend, threads=options.threads)
 
     def encode(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Encodes a clip frame by frame, so that memory does not grow with its length.
+        """Encodes a clip frame by frame; memory does not grow with its length.
 
         Args:
             job: The clip.
-            stopped: Asked before every frame whether to give up.
+            stopped: Called before every frame; True ends the work.
 
         Yields:
-            How far it is now and then, and at last what became of it; nothing more where it was given up. A clip that
-            cannot be read or encoded is left out.
+            The progress now and then, and :class:`Done` at the end, unless the work was stopped. A clip that cannot be
+            read or encoded is left out.
 
         Raises:
             OSError: The part cannot be written.

@@ -46,7 +46,7 @@ class Engine:
 
     Args:
         tokenizer: The model.
-        spec: What :func:`open_source` takes, or a ``.ttk`` file.
+        spec: Name of a source for :func:`open_source`, or a ``.ttk`` file.
         audience: The pages.
         opened: The source, if it is open already.
         record_to: Folder of the recordings; None allows none.
@@ -85,13 +85,13 @@ class Engine:
         self._coder = LiveCoder(tokenizer, self.settings)
         self._thread = threading.Thread(target=self._run, name="tatok demo")
 
-    # --- asked for by pages, from any thread ------------------------------------------------------
+    # --- requests of pages, from any thread ------------------------------------------------------
 
     def change(self, changes: dict[str, Any]) -> Settings:
         """Change settings, from the next picture on.
 
         Raises:
-            MessageError: One of them cannot be.
+            MessageError: A setting is unknown or out of range.
         """
         with self._lock:
             self.settings = self.settings.changed(changes)
@@ -117,7 +117,7 @@ class Engine:
                 self._feed.stop()
 
     def left(self, owner: int) -> None:
-        """A page has gone; if it gave its webcam, the source is shown again."""
+        """A page has closed; if its webcam is shown, show the source again."""
         with self._lock:
             mine = self._choice.owner == owner
         if mine:
@@ -134,7 +134,7 @@ class Engine:
         self.recordings.request(on)
 
     def offer(self, owner: int, data: bytes) -> None:
-        """A webcam picture, as JPEG, from the page that was chosen for it; late ones from others are ignored."""
+        """Take a webcam picture, as JPEG, from page ``owner``; ignored unless this webcam is shown."""
         with self._lock:
             feed = self._feed
             if isinstance(feed, WebcamFeed) and self._shown_choice.owner == owner:
@@ -149,7 +149,7 @@ class Engine:
         self._playing().seek(number)
 
     def play(self, playing: bool) -> None:
-        """Let the recording run, or pause it.
+        """Continue or pause the recording.
 
         Raises:
             MessageError: No recording is shown.
@@ -164,7 +164,7 @@ class Engine:
         return feed
 
     def state(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON."""
+        """State of the demo for the pages, without pictures, as JSON."""
         feed, choice = self._feed, self._shown_choice
         backend = self._tokenizer.backend
         return {
@@ -197,7 +197,7 @@ class Engine:
         try:
             while not self._stopping.is_set():
                 self._watch()
-        except Exception as error:  # a bug of ours: the server ends and says so
+        except Exception as error:  # a bug: the server ends with this error
             self.failure = error
             self._audience.tell(f"unexpected {type(error).__name__}: {error}")
             self._audience.changed()
@@ -205,7 +205,7 @@ class Engine:
             self.recordings.end()
 
     def _watch(self) -> None:
-        """Shows one feed until another one is chosen, it ends, or it fails."""
+        """Show one feed until it ends or fails, or another one is chosen."""
         choice = self._choice
         feed: Feed | None = None
         try:
@@ -245,7 +245,7 @@ class Engine:
                 feed.close()
 
     def _wait_for_audience(self, choice: Choice) -> None:
-        """A recording stands still while nobody looks."""
+        """A recording waits while no page is open."""
         while not self._audience.present() and self._choice is choice:
             if self._stopping.wait(0.1):
                 return
@@ -340,7 +340,7 @@ class Engine:
 
 
 def _short_name(spec: str) -> str:
-    """What to call a source on the page."""
+    """Name of a source on the page."""
     if spec.startswith("synthetic"):
         return "synthetic camera"
     path = Path(spec)

@@ -1,6 +1,6 @@
-"""Where the pictures of the demo come from: a source, the webcam of a page, or a recording.
+"""Feeds: the pictures of the demo, from a source, the webcam of a page, or a recording.
 
-A feed is iterated by the engine's thread; every other method may be called from any thread.
+The engine's thread iterates over a feed. All other methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
 STILL_FPS: Final = 10.0
-"""Pictures without times, and still pictures, are shown at this rate."""
+"""Frame rate of files without time stamps, and of single pictures."""
 RECORDING_FPS: Final = 25.0
-"""Frame rate of recordings that have neither a rate nor times."""
+"""Frame rate of recordings without a rate and without time stamps."""
 MAX_WAIT: Final = 2.0
-"""Longest time that a recording shows one frame, in seconds: gaps are shortened to it."""
+"""Longest time, in seconds, that a recording shows one frame: longer gaps are shortened."""
 LATE: Final = 1.0
-"""A file that is so many seconds late goes on from where it is, instead of leaving out frames to catch up."""
+"""A file that is more seconds late than this continues with its next frame; it leaves out no frames to catch up."""
 MAX_PIXELS: Final = 1 << 23
 """Largest frame of a recording, in pixels."""
 MAX_MARKS: Final = 300
-"""Keyframes that are marked on the seek bar."""
+"""Largest number of marked keyframes on the seek bar."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +50,11 @@ class Shot:
     image: Image
     """RGB, uint8 ``(H, W, 3)``."""
     arrived: float
-    """When it was there, in seconds of ``time.monotonic``."""
+    """When the picture arrived, in seconds of ``time.monotonic``."""
     restarted: bool = False
-    """Whether what came before says little about it."""
+    """Whether it follows a gap or a new start, so that earlier pictures say little about it."""
     dropped: int = 0
-    """Pictures that came too fast so far."""
+    """Number of pictures dropped so far, because they came too fast."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,37 +64,37 @@ class Played:
     image: Image
     """RGB, uint8 ``(H, W, 3)``."""
     tokens: TokenFrame | DeltaFrame
-    """What its packet says."""
+    """Tokens of its packet."""
     size: int
-    """Bytes of its packet."""
+    """Size of its packet in bytes."""
     number: int
-    """Which frame of the recording it is."""
+    """Number of the frame in the recording."""
     seconds: float
-    """Its time from the start of the recording."""
+    """Time from the start of the recording."""
     arrived: float
-    """When it was due, in seconds of ``time.monotonic``."""
+    """When the frame was decoded, in seconds of ``time.monotonic``."""
 
 
 class Feed(Protocol):
-    """What the engine takes pictures from."""
+    """A sequence of pictures for the engine."""
 
     name: str
 
     def __iter__(self) -> Iterator[Shot | Played]: ...
 
     def stop(self) -> None:
-        """Ends the iteration soon."""
+        """End the iteration soon."""
 
     def close(self) -> None:
-        """Ends it and frees what it holds; called by the thread that iterates."""
+        """End the iteration and free all resources; called by the thread that iterates."""
 
 
 class SourceFeed:
-    """A camera or file; files are shown at their own pace, over and over.
+    """A camera or a file. Files are shown at their own frame rate, over and over.
 
     Args:
-        spec: What :func:`open_source` takes.
-        opened: The same, if it is open already.
+        spec: Name of a source for :func:`open_source`.
+        opened: The source, if it is open already.
     """
 
     def __init__(self, spec: str, opened: Source | None = None) -> None:
@@ -106,7 +106,7 @@ class SourceFeed:
 
     def __iter__(self) -> Iterator[Shot | Played]:
         while not self._stopped.is_set():
-            # A live source is sought for ever: whoever looks at the page sees when it is back.
+            # A live source is opened again and again: the page shows it as soon as it is back.
             source = self._source or open_source(self._spec, retry_seconds=None)
             self._source = source
             with source:
@@ -128,7 +128,7 @@ class SourceFeed:
                 yield Shot(frame.image, time.monotonic())
 
     def _paced(self, source: Source) -> Iterator[Shot]:
-        """Frames of a file when they are due; those that cannot be shown in time are left out."""
+        """Frames of a file when they are due; late frames are left out."""
         start: float | None = None
         step = 1 / (source.fps or STILL_FPS)
         for count, frame in enumerate(source):
@@ -156,10 +156,10 @@ class SourceFeed:
 
 
 class WebcamFeed:
-    """JPEG pictures that a page sends; the newest one counts.
+    """JPEG pictures from a page; only the newest one is kept.
 
     Args:
-        refused: Called with a line of text, by the engine's thread, for each picture that cannot be used.
+        refused: Called by the engine's thread with a line of text for each picture that cannot be used.
     """
 
     name = "webcam of a page"
@@ -204,10 +204,10 @@ class WebcamFeed:
 
 
 def decode_jpeg(data: bytes) -> Image:
-    """A JPEG picture that a page sent, RGB uint8 ``(H, W, 3)``.
+    """Decode a JPEG picture from a page to RGB uint8 ``(H, W, 3)``.
 
     Raises:
-        MessageError: It is damaged, no JPEG, or too large; nothing large is allocated for it.
+        MessageError: The picture is damaged, no JPEG, or too large. A too large picture is not decoded.
     """
     width, height = jpeg_size(data)
     try:
@@ -221,7 +221,7 @@ def decode_jpeg(data: bytes) -> Image:
 
 @dataclass(slots=True)
 class _Place:
-    """Where a recording is to go on."""
+    """Requested place in a recording."""
 
     playing: bool = True
     seek: int | None = None
@@ -237,8 +237,8 @@ class RecordingFeed:
         tokenizer: The model that made it.
 
     Raises:
-        FormatError: It is damaged, of another model, or holds no frame.
-        SourceError: It cannot be read.
+        FormatError: The file is damaged, of another model, or has no frames.
+        SourceError: The file cannot be read.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
@@ -257,7 +257,7 @@ class RecordingFeed:
         self._marks = keys[:: -(-len(keys) // MAX_MARKS) or 1]
 
     def report(self) -> dict[str, Any]:
-        """What a page needs to know to seek, as JSON."""
+        """Length, keyframes and state for the seek bar of a page, as JSON."""
         return {
             "name": self.name,
             "frames": len(self._reader),
@@ -267,14 +267,14 @@ class RecordingFeed:
         }
 
     def play(self, playing: bool) -> None:
-        """Go on, or pause."""
+        """Continue or pause."""
         with self._changed:
             self._place.playing = playing
             self._place.due = time.monotonic()
             self._changed.notify()
 
     def seek(self, number: int) -> None:
-        """Show frame ``number``, or the last one, and go on from there unless paused."""
+        """Show frame ``number`` (at most the last one), and continue from there unless paused."""
         with self._changed:
             self._place.seek = min(number, len(self._reader) - 1)
             self._changed.notify()
@@ -287,7 +287,7 @@ class RecordingFeed:
             current = number
             try:
                 shown = self._decode(number)
-            except FormatError as error:  # one damaged frame is left out; a file of nothing else ends the iteration
+            except FormatError as error:  # a damaged frame is left out; when all are damaged, the iteration ends
                 problem = error
                 bad += 1
                 if bad >= len(self._reader):
@@ -298,7 +298,7 @@ class RecordingFeed:
                 yield shown
 
     def _wait(self, current: int) -> int | None:
-        """The frame to show next, when it is due; None when the feed is to end."""
+        """Wait until a frame is due; returns its number, or None at the end of the feed."""
         with self._changed:
             while True:
                 place = self._place
@@ -313,12 +313,12 @@ class RecordingFeed:
                     continue
                 else:
                     number = (current + 1) % len(self._reader)
-                # Decoding that is too slow plays in slow motion: the frames build on one another.
+                # No frame can be left out, because deltas need the frames before: slow decoding gives slow motion.
                 place.due = max(place.due + self._duration(number), now)
                 return number
 
     def _decode(self, number: int) -> Played | None:
-        """Decode frame ``number`` and those it builds on; None when another one has been asked for meanwhile."""
+        """Decode frame ``number`` and the frames it needs; None if another frame is requested meanwhile."""
         reader, key = self._reader, self._reader.keyframe_before(number)
         if number < self._next or key >= self._next:
             self._next = key
@@ -326,7 +326,7 @@ class RecordingFeed:
             if self._place.seek is not None or self._place.stopped:
                 return None
             packet = reader.packet(at)
-            if reader.is_key(at):  # no packet before it matters, whatever its number
+            if reader.is_key(at):  # no earlier packet is needed
                 self._check_size(at)
                 self._decoder = StreamDecoder(self._tokenizer)
             self._next = at + 1
@@ -353,14 +353,14 @@ class RecordingFeed:
             )
 
     def _seconds(self) -> list[float]:
-        """Time of each frame from the first one, rising."""
+        """Rising times of all frames, in seconds from the first frame."""
         reader = self._reader
         step = 1 / float(reader.fps or RECORDING_FPS)
         times = [0.0]
         last: int | None = None
         for number in range(len(reader)):
             stamp: int | None = None
-            with suppress(FormatError):  # a damaged frame takes the usual time
+            with suppress(FormatError):  # a damaged frame has no time stamp
                 stamp = reader.info(number).timestamp_us
             if number:
                 gap = None if stamp is None or last is None else (stamp - last) / 1e6

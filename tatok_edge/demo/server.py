@@ -1,7 +1,7 @@
-"""The demo's web server: one page, its two assets, and a socket that carries pictures out and wishes in.
+"""The web server of the demo: the page, its files, and a socket that sends views and receives requests.
 
-Every page gets the newest view, never a queue of old ones: at most ``MAX_IN_FLIGHT`` views are on their way to a page
-that has not said that it has them. So a page that reads slowly, or not at all, sees fewer pictures and costs nothing.
+A page gets only the newest view; there is no queue of old views. At most ``MAX_IN_FLIGHT`` views are sent before the
+page acknowledges one. So a slow page sees fewer pictures, and slows nothing down.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from tatok_edge.demo.views import View
 from tatok_edge.errors import InputError
 
 MAX_PAGES: Final = 16
-"""Pages that are served at once."""
+"""Largest number of open pages."""
 MAX_IN_FLIGHT: Final = 2
-"""Views on their way to one page: one is on the wire while the page draws the other."""
+"""Largest number of unacknowledged views of a page: one is sent while the page draws the other."""
 MAX_OFFENCES: Final = 32
-"""Messages that make no sense before a page is cut off."""
+"""Largest number of wrong messages before a page is disconnected."""
 SILENCE: Final = 30.0
-"""A page that has not taken a view for so many seconds is cut off."""
+"""A page that acknowledges no view for so many seconds is disconnected."""
 SHUTDOWN_SECONDS: Final = 2
 MAX_REQUEST: Final = 1 << 31
-"""Largest number that a page may give a change of settings."""
+"""Largest number of a request from a page."""
 
 FILES: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -62,7 +62,7 @@ _POLICY: Final = (
 _CLOSE_POLICY, _CLOSE_LATER = 1008, 1013
 
 
-# --- who may come in ------------------------------------------------------------------------------------
+# --- access ------------------------------------------------------------------------------------
 
 
 def is_loopback(host: str) -> bool:
@@ -75,21 +75,21 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Lets in whoever may come.
+    """Decides which requests are allowed.
 
-    A page of another origin must neither read nor steer the demo: its requests carry the wrong ``Origin``, and a name
-    that it has pointed at this machine (DNS rebinding) is none of ours.
+    A page of another origin must not read or control the demo. Its requests have a wrong ``Origin``. A foreign host
+    name that points at this machine (DNS rebinding) is not in ``names``.
     """
 
     names: frozenset[str] | None
-    """Hosts that requests may name; None where any may be, because a token is asked for."""
+    """Allowed host names in requests; None allows all, because a token is needed."""
     token: str | None
-    """What a request must carry, in the query or in a cookie; None asks for nothing."""
+    """Access token, in the query or in a cookie; None if no token is needed."""
     cookie: str = "tatok-demo"
     """Name of the cookie."""
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason if a request may not come in."""
+        """Status and reason if a request is refused; None if it is allowed."""
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
@@ -119,7 +119,7 @@ class Door:
 
 
 def guarded(app: ASGIApp, door: Door) -> ASGIApp:
-    """``app`` behind ``door``, with headers that keep everything foreign out of the page."""
+    """``app`` behind ``door``, with headers that keep foreign content out of the page."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         refusal = door.refusal(scope)
@@ -130,7 +130,7 @@ def guarded(app: ASGIApp, door: Door) -> ASGIApp:
         if scope["type"] == "websocket":
             await app(scope, receive, send)
             return
-        # 'self' does not cover the socket in every browser; a host that came in is one that _HOST describes.
+        # 'self' does not cover the socket in every browser. An allowed host matches _HOST, so it is safe here.
         host = "" if refusal is not None else Headers(scope=scope)["host"]
         policy = _POLICY if refusal is not None else f"{_POLICY}; connect-src 'self' ws://{host} wss://{host}"
 
@@ -162,23 +162,23 @@ def guarded(app: ASGIApp, door: Door) -> ASGIApp:
 
 @dataclass(slots=True, eq=False)
 class Page:
-    """One open page. Everything but ``offer`` and ``mark`` runs in the server's event loop."""
+    """One open page. All methods except ``call`` run in the event loop of the server."""
 
     number: int
     loop: asyncio.AbstractEventLoop
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     view: View | None = None
-    """The newest view that has not been sent."""
+    """The newest view that is not sent yet."""
     stale: bool = True
-    """Whether the page does not know the newest state."""
+    """Whether the newest state is not sent yet."""
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=8))
     offences: int = 0
     in_flight: deque[View] = field(default_factory=deque)
     sent_at: float = 0.0
     shown_ms: float | None = None
-    """Time from the arrival of the last picture until the page said that it had drawn it."""
+    """Milliseconds from the arrival of the last picture to the acknowledgement of the page."""
     requests: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=64))
-    """Version of the settings and number of the request, for changes that this page asked for."""
+    """Version of the settings and number of the request, for changes of this page."""
 
     def call(self, function: Callable[..., None], *arguments: object) -> None:
         """Run ``function`` in the event loop; from any thread."""
@@ -188,7 +188,7 @@ class Page:
             return
 
     def put(self, view: View) -> None:
-        """A new view takes the place of one that was not sent."""
+        """Replace the view that is not sent yet."""
         self.view = view
         self.wake.set()
 
@@ -198,23 +198,23 @@ class Page:
         self.wake.set()
 
     def tell(self, text: str) -> None:
-        """Say something; old news give way to new ones."""
+        """Send a notice; too many waiting notices push out the oldest."""
         self.notices.append(text)
         self.wake.set()
 
     def offend(self, text: str) -> None:
-        """Answer a message that makes no sense."""
+        """Answer a wrong message."""
         self.offences += 1
         self.tell(text)
 
     def seen(self, number: int) -> None:
-        """The page has drawn a view."""
+        """The page has drawn the views up to ``number``."""
         while self.in_flight and self.in_flight[0].number <= number:
             self.shown_ms = 1000 * (time.monotonic() - self.in_flight.popleft().arrived)
         self.wake.set()
 
     def applied(self, version: int) -> int | None:
-        """The newest request that settings of ``version`` contain."""
+        """Number of the newest request that the settings of ``version`` contain."""
         newest = None
         while self.requests and self.requests[0][0] <= version:
             newest = self.requests.popleft()[1]
@@ -264,7 +264,7 @@ class Hub:
     # The server's side.
 
     async def serve(self, websocket: WebSocket) -> None:
-        """Serve one page until it goes."""
+        """Serve one page until it closes."""
         await websocket.accept()
         if len(self.pages) >= MAX_PAGES:
             await websocket.close(_CLOSE_LATER, f"{MAX_PAGES} pages are open already; close one")
@@ -326,10 +326,10 @@ class Hub:
                 page.offend(str(error))
 
     def _act(self, page: Page, message: dict[str, Any]) -> None:
-        """Do what a page asks for.
+        """Carry out the request of a page.
 
         Raises:
-            MessageError: It cannot be done.
+            MessageError: The request is wrong or impossible.
         """
         engine = self.engine
         assert engine is not None
@@ -371,7 +371,7 @@ class Hub:
 
 
 async def _stalled(page: Page) -> None:
-    """Returns when a page has not taken a view for a long time."""
+    """Returns when a page has acknowledged no view for a long time."""
     while not page.in_flight or time.monotonic() - page.sent_at < SILENCE:
         await asyncio.sleep(1)
 
@@ -405,10 +405,10 @@ def application(hub: Hub, door: Door) -> ASGIApp:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Raises:
-        InputError: The address is none of this machine's, or the port is taken or not allowed.
+        InputError: The address is not one of this machine, or the port is taken or not allowed.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -429,17 +429,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def door_of(listener: socket.socket, host: str) -> Door:
-    """Who may come in: loopback addresses serve this machine and know their names, others ask for a new token."""
+    """Access rules: a loopback address has known host names and needs no token; any other address needs a new token."""
     port = listener.getsockname()[1]
     if is_loopback(host):
         bound = f"[{host}]" if ":" in host else host
         return Door(_LOOPBACK_NAMES | {bound.lower()}, None)
-    # Cookies do not tell ports apart: two demos on one machine must not lock each other out.
+    # Cookies do not depend on the port: with one name, two demos on one machine would lock each other out.
     return Door(None, secrets.token_urlsafe(24), f"tatok-demo-{port}")
 
 
 def address_of(listener: socket.socket, host: str, door: Door) -> str:
-    """What to type into a browser."""
+    """Address of the demo for a browser."""
     port = listener.getsockname()[1]
     try:
         anywhere = ipaddress.ip_address(host).is_unspecified
@@ -452,10 +452,10 @@ def address_of(listener: socket.socket, host: str, door: Door) -> str:
 
 
 def _own_address() -> str:
-    """The address of this machine that others would use; nothing is sent to find out."""
+    """The address of this machine in its network; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address of documentation: only the route to it is looked up
+            probe.connect(("192.0.2.1", 9))  # an address for documentation: only the route to it is looked up
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()
@@ -467,7 +467,7 @@ def run(app: ASGIApp, hub: Hub, listener: socket.socket) -> None:
         app,
         log_config=None,
         log_level="critical",
-        access_log=False,  # it would hold the token
+        access_log=False,  # the log would contain the token
         lifespan="off",
         loop="asyncio",
         server_header=False,
