@@ -8,7 +8,6 @@ seen, and live cameras: latency, a slow consumer, several cameras, memory.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import json
 import os
@@ -191,7 +190,7 @@ def detection(tokenizer: Tokenizer, images: list[Image], budget: TokenBudget, tr
             patches += frame.tokens.n_patches
         columns = frame.tokens.grid[1]
         for _ in range(trials // len(images) + (number < trials % len(images))):
-            trial = fork(encoder)
+            trial = encoder.fork()
             height, width = scene.shape[:2]
             y, x = int(rng.integers(0, height - OBJECT + 1)), int(rng.integers(0, width - OBJECT + 1))
             with_object = scene.copy()
@@ -201,12 +200,6 @@ def detection(tokenizer: Tokenizer, images: list[Image], budget: TokenBudget, tr
             inside = (rows * 8 < y + OBJECT) & (rows * 8 + 8 > y) & (cols * 8 < x + OBJECT) & (cols * 8 + 8 > x)
             seen += bool(inside.any())
     return {"trials": trials, "seen": round(seen / trials, 4), "updated_by_noise": round(updated / patches, 5)}
-
-
-def fork(encoder: StreamEncoder) -> StreamEncoder:
-    """A copy with the same entries."""
-    kept = {id(encoder.tokenizer): encoder.tokenizer, id(encoder._key_requested): encoder._key_requested}
-    return copy.deepcopy(encoder, kept)
 
 
 # --- live -------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from tatok_edge.stream.decoder import DecodedFrame as DecodedFrame
     from tatok_edge.stream.decoder import StreamDecoder as StreamDecoder
     from tatok_edge.stream.encoder import StreamEncoder as StreamEncoder
-    from tatok_edge.stream.encoder import StreamFrame as StreamFrame
     from tatok_edge.stream.encoder import encode_frames as encode_frames
+    from tatok_edge.stream.frame import KeyframeTooLarge as KeyframeTooLarge
+    from tatok_edge.stream.frame import StreamFrame as StreamFrame
     from tatok_edge.stream.pipeline import MultiStream as MultiStream
     from tatok_edge.stream.pipeline import Stream as Stream
     from tatok_edge.tokens.batch import TokenBatch as TokenBatch
@@ -46,6 +47,7 @@ _WHERE = {
     "EncodeResult": "model.tokenizer",
     "FormatError": "errors",
     "InputError": "errors",
+    "KeyframeTooLarge": "stream.frame",
     "MultiStream": "stream.pipeline",
     "Reader": "format.container",
     "Source": "sources.source",
@@ -54,7 +56,7 @@ _WHERE = {
     "Stream": "stream.pipeline",
     "StreamDecoder": "stream.decoder",
     "StreamEncoder": "stream.encoder",
-    "StreamFrame": "stream.encoder",
+    "StreamFrame": "stream.frame",
     "TaTokError": "errors",
     "TokenBatch": "tokens.batch",
     "TokenBudget": "tokens.budget",

@@ -47,7 +47,8 @@ from tatok_edge.robotics.topics import (
     image_to_message,
     packet_to_message,
 )
-from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge
+from tatok_edge.stream.frame import KeyframeTooLarge
+from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.tokens.budget import TokenBudget
 
 FALLBACK_FPS = 25.0

@@ -25,7 +25,8 @@ from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.format.container import Writer
 from tatok_edge.pictures.writing import check_target
 from tatok_edge.sources.open import open_source
-from tatok_edge.stream.encoder import MAX_LOSS_DB, StreamFrame
+from tatok_edge.stream.frame import StreamFrame
+from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
 

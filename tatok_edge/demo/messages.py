@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, TypeVar
 
 from tatok_edge.errors import InputError
-from tatok_edge.stream.encoder import MAX_LOSS_DB
-from tatok_edge.stream.pipeline import SMALLEST_KBPS
+from tatok_edge.stream.options import MAX_LOSS_DB
+from tatok_edge.stream.rate import SMALLEST_KBPS
 from tatok_edge.tokens.budget import TokenBudget
 
 MAX_TEXT: Final = 4096

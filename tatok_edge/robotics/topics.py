@@ -22,7 +22,7 @@ from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 from tatok_edge.stream.decoder import DecodedFrame, StreamDecoder
-from tatok_edge.stream.encoder import MAX_LOSS_DB
+from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
 

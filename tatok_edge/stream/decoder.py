@@ -14,7 +14,7 @@ from tatok_edge.geometry import PATCH, Image, patch_grid
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.stream.state import StreamState, apply_delta, empty_state, in_motion, state_of
+from tatok_edge.stream.state import StreamState, empty_state, in_motion, prior_of, state_of
 
 LATE: Final = 256
 """Key packets of up to so many frames ago are late; older numbers belong to a stream that began anew."""
@@ -138,15 +138,17 @@ class StreamDecoder:
         return None
 
     def _apply(self, packet: bytes | bytearray | memoryview, state: StreamState) -> None:
+        """Update ``state`` and the picture. All that can fail comes first."""
         delta = unpack_delta(packet, self.tokenizer.entropy_model, state.global_ids)
+        prior = prior_of(delta, state, self.tokenizer)
         if delta.n_vectors:
             motion = delta.motion()
             self._moved = kernels.move_cells(self._shown(state), motion)
-            if self._stale.any():  # pixels that move may have been decoded beside entries that are not there yet
+            if self._stale.any():  # pixels that move may have been decoded beside stale patches
                 self._stale |= in_motion(motion)
         if delta.n_vectors or delta.n_updated:
             self._picture = None
-        apply_delta(delta, body_crc(packet), state, self.tokenizer)
+        state.apply(delta, body_crc(packet), prior, self.tokenizer.levels)
         self._stale.ravel()[delta.updated] = False
         self._lost, self._joining = False, None
 

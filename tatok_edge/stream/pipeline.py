@@ -8,54 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal
+from typing import Literal
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Source, SourceFrame
-from tatok_edge.stream.encoder import MAX_LOSS_DB, KeyframeTooLarge, StreamEncoder, StreamFrame, encode_frames
+from tatok_edge.stream.encoder import StreamEncoder, encode_frames
+from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
+from tatok_edge.stream.options import MAX_LOSS_DB
+from tatok_edge.stream.rate import SMALLEST_PACKET, SPENT_AT_ONCE, RateControl
 from tatok_edge.tokens.budget import TokenBudget
-
-WINDOW_US: Final = 1_000_000
-"""Time over which a bandwidth is kept."""
-SPENT_AT_ONCE: Final = 0.25
-"""Share of what is left of the bandwidth that one frame may take: the rest of a second never runs dry."""
-SMALLEST_KBPS: Final = 4.0
-"""Smallest bandwidth that is taken, in kbit/s."""
-SMALLEST_PACKET: Final = 240
-"""Bits that have to be left for a frame to be encoded; below that it is skipped."""
-
-
-class RateControl:
-    """Keeps the packets of every second within a bandwidth.
-
-    Args:
-        max_kbps: Bandwidth in kilobits (1000 bits) per second.
-
-    Raises:
-        InputError: The bandwidth is too small for any stream.
-    """
-
-    def __init__(self, max_kbps: float) -> None:
-        if not max_kbps >= SMALLEST_KBPS:
-            raise InputError(f"max_kbps must be at least {SMALLEST_KBPS:g} kbit/s, got {max_kbps:g}")
-        self.bits = int(max_kbps * 1000)
-        """Bits in each second."""
-        self._sent: deque[tuple[int, int]] = deque()
-        self._total = 0
-
-    def left(self, timestamp_us: int) -> int:
-        """Bits that the second which ends with ``timestamp_us`` has left."""
-        while self._sent and self._sent[0][0] <= timestamp_us - WINDOW_US:
-            self._total -= self._sent.popleft()[1]
-        return self.bits - self._total
-
-    def spend(self, timestamp_us: int, bits: int) -> None:
-        """Count a packet."""
-        self._sent.append((timestamp_us, bits))
-        self._total += bits
 
 
 @dataclass(slots=True)

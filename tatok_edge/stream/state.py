@@ -1,20 +1,20 @@
 """The entries that both ends of a stream hold, one per patch, and how a delta packet changes them.
 
-For each patch: its context, mean pixels, code (or conditional mean), keep bit and entropy as of the frame in which it
-was last updated. A delta packet says which patches are updated, carries the global tokens that changed and the codes of
-the patches that need one; everything else stays. Both ends compute the context from the same global codes, so nothing
-drifts. What moves keeps its pixels: cells may show the picture before from another place, until they are updated.
+The entry of a patch is its context, mean pixels, code (or conditional mean), keep bit and entropy, as of the frame in
+which it was last updated. A delta packet carries the update map, the global tokens that changed and the patch tokens of
+some updated patches. All other entries stay. Both ends compute the context from the same global codes, so nothing
+drifts. A motion vector moves pixels of the picture before into a cell; they are shown until their patches are updated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, cell_grid, patch_grid
+from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, cell_grid, patch_grid
 from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
@@ -24,15 +24,13 @@ from tatok_edge.tokens.frame import TokenFrame
 Window = tuple[int, int, int, int]
 """First row, first column, rows and columns of an area of cells."""
 
-PATCHES: Final = CELL // PATCH
-"""Patches along a side of a cell."""
 HALO: Final = 2
-"""Cells around the updated ones that their context is computed with."""
+"""Cells on each side of the updated cells that are passed to the context network with them."""
 
 
 @dataclass(slots=True)
 class StreamState:
-    """The entries that encoder and decoder hold of a stream, flat over ``N`` patches."""
+    """The entries that encoder and decoder hold of a stream, flat over ``N`` patches; deltas change them in place."""
 
     width: int
     """Width of the images in pixels."""
@@ -41,21 +39,21 @@ class StreamState:
     index: int
     """Number of the last frame."""
     crc: int
-    """Checks that a delta packet follows the packet that left this state."""
+    """Checksum of the last packet; a delta packet names the checksum of the packet that it follows."""
     global_codes: NDArray[np.int32]
     """Codes of the global tokens ``(D, hc, wc)``."""
     global_ids: NDArray[np.int32]
-    """The same as ids ``(hc * wc,)``."""
+    """Token ids of the global tokens ``(hc * wc,)``."""
     ids: NDArray[np.int32]
-    """Id of the token of each patch ``(N,)``, -1 where it has none."""
+    """Token id of each patch ``(N,)``, -1 where it has none."""
     context: NDArray[np.float32]
-    """``(Dc, N)``."""
+    """Context ``(Dc, N)``."""
     mean: NDArray[np.float32]
-    """``(192, N)``."""
+    """Mean pixels ``(192, N)`` in [-1, 1]."""
     state: NDArray[np.float32]
     """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
     moved: NDArray[np.bool_]
-    """Which patches show moved pixels of earlier pictures instead of what their entry says ``(N,)``."""
+    """Which patches show moved pixels of an earlier picture instead of their own entry ``(N,)``."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -68,35 +66,59 @@ class StreamState:
         return cell_grid(self.width, self.height)
 
     def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
-        """What the entries say, ``(192, N)`` in [-1, 1]; patches that are :attr:`moved` show something else."""
+        """Pixels of the entries, ``(192, N)`` in [-1, 1]. Patches that are :attr:`moved` show other pixels."""
         return networks.pixels(self.state, self.context, self.mean, self.grid, clock)
 
-    def move(self, motion: NDArray[np.int32]) -> None:
-        """Mark the patches of the cells that move, ``motion`` is int32 ``(hc, wc, 2)``."""
-        self.moved |= in_motion(motion).ravel()
+    def copy(self) -> StreamState:
+        """Entries that change independently."""
+        return replace(
+            self,
+            global_codes=self.global_codes.copy(),
+            global_ids=self.global_ids.copy(),
+            ids=self.ids.copy(),
+            context=self.context.copy(),
+            mean=self.mean.copy(),
+            state=self.state.copy(),
+            moved=self.moved.copy(),
+        )
 
-    def update(self, prior: Prior, delta: DeltaFrame, codes: NDArray[np.int32], levels: tuple[int, ...]) -> None:
-        """Write the entries of the patches that ``delta`` updates.
+    def moved_after(self, delta: DeltaFrame) -> NDArray[np.bool_]:
+        """What :attr:`moved` is after ``delta``."""
+        moved = self.moved.copy()
+        if delta.n_vectors:
+            moved |= in_motion(delta.motion()).ravel()
+        moved[delta.updated] = False
+        return moved
+
+    def apply(self, delta: DeltaFrame, crc: int, prior: Prior | None, levels: tuple[int, ...]) -> None:
+        """Write what ``delta`` changes.
 
         Args:
-            prior: Prior of the patches under the window of ``delta``.
-            delta: What is updated.
-            codes: Codes of its tokens ``(T, D)``.
+            delta: The update.
+            crc: Checksum of its packet.
+            prior: Prior of the patches under the window of ``delta``; None where it updates no patch.
             levels: FSQ levels.
         """
-        columns = self.grid[1]
-        tokens = inside(delta.positions, delta.window, columns)
-        state = kernels.decoder_state(codes, tokens, prior.expected, prior.entropy, levels)
-        source = inside(delta.updated, delta.window, columns)
-        for array, held in ((prior.context, self.context), (prior.mean, self.mean), (state, self.state)):
-            kernels.scatter_columns(array, source, held, delta.updated)
-        self.moved[delta.updated] = False
-        self.ids[delta.updated] = -1
-        self.ids[delta.positions] = delta.ids
+        self.moved = self.moved_after(delta)
+        if delta.cells.size:
+            flat = self.global_codes.reshape(len(levels), -1)
+            flat[:, delta.cells] = kernels.codes_from_ids(delta.global_ids, levels).T
+            self.global_ids[delta.cells] = delta.global_ids
+        if prior is not None:
+            columns = self.grid[1]
+            codes = kernels.codes_from_ids(delta.ids, levels)
+            tokens = inside(delta.positions, delta.window, columns)
+            state = kernels.decoder_state(codes, tokens, prior.expected, prior.entropy, levels)
+            source = inside(delta.updated, delta.window, columns)
+            for array, held in ((prior.context, self.context), (prior.mean, self.mean), (state, self.state)):
+                kernels.scatter_columns(array, source, held, delta.updated)
+            self.ids[delta.updated] = -1
+            self.ids[delta.positions] = delta.ids
+        self.index, self.crc = delta.index, crc
 
 
 def empty_state(width: int, height: int, dims: int, context_width: int) -> StreamState:
-    """Entries that nothing has been written to."""
+    """Entries before the first packet."""
     rows, columns = patch_grid(width, height)
     hc, wc = cell_grid(width, height)
     patches = rows * columns
@@ -119,7 +141,9 @@ def inside(positions: NDArray[np.int32], window: Window, columns: int) -> NDArra
     """Positions in a patch grid of ``columns`` columns as positions in the patch grid of a window of cells."""
     top, left, _, width = window
     row, column = np.divmod(positions, columns)
-    moved: NDArray[np.int32] = ((row - top * PATCHES) * (width * PATCHES) + column - left * PATCHES).astype(np.int32)
+    moved: NDArray[np.int32] = ((row - top * CELL_SIDE) * (width * CELL_SIDE) + column - left * CELL_SIDE).astype(
+        np.int32
+    )
     return moved
 
 
@@ -134,12 +158,12 @@ def window_around(cells: NDArray[np.integer], grid: tuple[int, int], halo: int =
 def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     """The cell of each patch, both in raster order; ``columns`` is the width of the patch grid."""
     row, column = np.divmod(positions, columns)
-    cells: NDArray[np.int32] = (row // PATCHES * (columns // PATCHES) + column // PATCHES).astype(np.int32)
+    cells: NDArray[np.int32] = (row // CELL_SIDE * (columns // CELL_SIDE) + column // CELL_SIDE).astype(np.int32)
     return cells
 
 
 def turns_of(motion: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Where in raster order another motion begins ``(M,)``, and the vectors from there on ``(M, 2)``."""
+    """Cells where the motion vector changes, in raster order ``(M,)``, and the vectors from there on ``(M, 2)``."""
     if motion is None:
         return np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
     flat = motion.reshape(-1, 2)
@@ -148,15 +172,15 @@ def turns_of(motion: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArr
 
 
 def in_motion(motion: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which patches lie in a cell that moves, as a map ``(h, w)``; ``motion`` is ``(hc, wc, 2)``."""
-    moves: NDArray[np.bool_] = (motion != 0).any(2).repeat(PATCHES, 0).repeat(PATCHES, 1)
+    """Map ``(h, w)`` of the patches in cells that move; ``motion`` is int32 ``(hc, wc, 2)``."""
+    moves: NDArray[np.bool_] = (motion != 0).any(2).repeat(CELL_SIDE, 0).repeat(CELL_SIDE, 1)
     return moves
 
 
 def sources(motion: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The patch nearest to where each patch comes from, ``(N,)``."""
+    """The patch nearest to the source of each patch's pixels, ``(N,)``."""
     steps = (motion + PATCH) // (2 * PATCH)
-    steps = steps.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    steps = steps.repeat(CELL_SIDE, 0).repeat(CELL_SIDE, 1)
     rows, columns = steps.shape[:2]
     row = np.clip(np.arange(rows)[:, None] + steps[:, :, 0], 0, rows - 1)
     column = np.clip(np.arange(columns) + steps[:, :, 1], 0, columns - 1)
@@ -165,9 +189,9 @@ def sources(motion: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def move_flags(flags: NDArray[np.bool_], motion: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Flags ``(h, w)`` of patches whose pixels move: set where one of those that they come from is."""
+    """Flags ``(h, w)`` after their pixels have moved: a patch is flagged if one of its source patches was."""
     rows, columns = flags.shape
-    steps = motion.repeat(PATCHES, 0).repeat(PATCHES, 1)
+    steps = motion.repeat(CELL_SIDE, 0).repeat(CELL_SIDE, 1)
     moved = np.zeros_like(flags)
     # A patch reads from one pixel ahead of it to two behind it (interpolation), so it may touch three in a row.
     for y in (-1, 3 * PATCH // 4, PATCH + 1):
@@ -179,7 +203,7 @@ def move_flags(flags: NDArray[np.bool_], motion: NDArray[np.int32]) -> NDArray[n
 
 
 def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
-    """The entries that a keyframe leaves.
+    """The entries after a keyframe.
 
     Raises:
         InputError: The frame is of another model.
@@ -207,17 +231,13 @@ def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
     )
 
 
-def apply_delta(delta: DeltaFrame, crc: int, state: StreamState, tokenizer: Tokenizer) -> None:
-    """Update ``state`` in place; ``crc`` is that of the packet."""
+def prior_of(delta: DeltaFrame, state: StreamState, tokenizer: Tokenizer) -> Prior | None:
+    """Prior of the patches under the window of ``delta``; None where it updates no patch."""
+    if not delta.n_updated:
+        return None
     levels = tokenizer.levels
-    if delta.n_vectors:
-        state.move(delta.motion())
+    codes = state.global_codes.copy()
     if delta.cells.size:
-        flat = state.global_codes.reshape(len(levels), -1)
-        flat[:, delta.cells] = kernels.codes_from_ids(delta.global_ids, levels).T
-        state.global_ids[delta.cells] = delta.global_ids
-    if delta.n_updated:
-        top, left, height, width = delta.window
-        prior = tokenizer.networks.prior(state.global_codes[:, top : top + height, left : left + width], Clock())
-        state.update(prior, delta, kernels.codes_from_ids(delta.ids, levels), levels)
-    state.index, state.crc = delta.index, crc
+        codes.reshape(len(levels), -1)[:, delta.cells] = kernels.codes_from_ids(delta.global_ids, levels).T
+    top, left, height, width = delta.window
+    return tokenizer.networks.prior(codes[:, top : top + height, left : left + width], Clock())

@@ -25,7 +25,8 @@ from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
-from tatok_edge.stream.encoder import StreamEncoder, choose
+from tatok_edge.stream.encoder import StreamEncoder
+from tatok_edge.stream.selection import choose
 from tatok_edge.tokens.budget import TokenBudget
 
 

@@ -19,7 +19,8 @@ from tatok_edge.runtime import reference
 from tatok_edge.runtime.cpu import kernels as kernels
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.stream import encoder as stream_encoder
+from tatok_edge.stream import motion
+from tatok_edge.stream.frame import StreamFrame
 from tatok_edge.tokens.budget import TokenBudget
 
 
@@ -137,7 +138,7 @@ def test_moving_into_the_source_is_refused() -> None:
 
 def run(
     tokenizer: Tokenizer, images: list[Image], **options: Any
-) -> tuple[list[stream_encoder.StreamFrame], list[Image], StreamEncoder]:
+) -> tuple[list[StreamFrame], list[Image], StreamEncoder]:
     """Encode and decode; returns the frames, the pictures, and the encoder."""
     encoder, decoder = StreamEncoder(tokenizer, **options), StreamDecoder(tokenizer)
     frames, pictures = [], []
@@ -166,11 +167,11 @@ def test_a_pan_costs_vectors_instead_of_tokens(
     moving, pictures, encoder = run(tokenizer, pan)
     assert sum(frame.n_vectors for frame in moving) > 10
     assert loss_of(tokenizer, pan, pictures) < 0.6
-    monkeypatch.setattr(stream_encoder, "MOTION_SHARE", 10.0)
+    monkeypatch.setattr(motion, "MOTION_SHARE", 10.0)
     still, _, _ = run(tokenizer, pan)
     assert sum(frame.n_vectors for frame in still) == 0
 
-    def count(frames: list[stream_encoder.StreamFrame]) -> int:
+    def count(frames: list[StreamFrame]) -> int:
         return sum(frame.n_tokens + frame.n_globals + frame.n_vectors for frame in frames)
 
     assert count(moving) < 0.8 * count(still)
@@ -183,7 +184,7 @@ def test_a_real_pan_takes_fewer_tokens(tokenizer: Tokenizer, name: str, monkeypa
         images = [frame.image for _, frame in zip(range(20), source, strict=False)]
     moving, pictures, _ = run(tokenizer, images)
     assert loss_of(tokenizer, images, pictures) < 0.7
-    monkeypatch.setattr(stream_encoder, "MOTION_SHARE", 10.0)
+    monkeypatch.setattr(motion, "MOTION_SHARE", 10.0)
     still, _, _ = run(tokenizer, images)
     tokens = [sum(f.n_tokens + f.n_globals + f.n_vectors for f in frames) for frames in (moving, still)]
     assert tokens[0] < 0.85 * tokens[1]
@@ -251,8 +252,8 @@ def test_vectors_leave_room_in_a_small_budget(tokenizer: Tokenizer, pan: list[Im
 def test_motion_is_given_up_where_it_costs_too_much(
     tokenizer: Tokenizer, pan: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_encoder, "FAR_BEYOND", -100.0)  # whatever a look finds is too much
-    monkeypatch.setattr(stream_encoder, "MOTION_PAUSE", 6)
+    monkeypatch.setattr(motion, "FAR_BEYOND", -100.0)  # whatever a look finds is too much
+    monkeypatch.setattr(motion, "MOTION_PAUSE", 6)
     frames, _, encoder = run(tokenizer, pan)
     moving = [frame.index for frame in frames if frame.n_vectors]
     assert moving  # it was tried,

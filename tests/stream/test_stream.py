@@ -20,8 +20,10 @@ from tatok_edge.format.packet import body_crc, unpack_delta
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.stream.encoder import KeyframeTooLarge, StreamFrame, best_per_cell, choose, fit, noise_limit
-from tatok_edge.stream.pipeline import RateControl
+from tatok_edge.stream.change import noise_limit
+from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
+from tatok_edge.stream.rate import RateControl, fit
+from tatok_edge.stream.selection import best_per_cell, choose
 from tatok_edge.stream.state import StreamState, cell_of, inside, window_around
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.delta import DeltaFrame

@@ -1,0 +1,74 @@
+"""Bits: the bandwidth of a link, and the largest packet within a limit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from tatok_edge.errors import InputError
+
+WINDOW_US: Final = 1_000_000
+"""Time over which the bandwidth holds, in microseconds."""
+SPENT_AT_ONCE: Final = 0.25
+"""Largest share of the remaining bits of a second that one frame may take. Some bits are always left."""
+SMALLEST_KBPS: Final = 4.0
+"""Smallest bandwidth that is accepted, in kbit/s."""
+SMALLEST_PACKET: Final = 240
+"""A frame is skipped if fewer bits than this remain."""
+
+
+class RateControl:
+    """Keeps the packets of every second within a bandwidth.
+
+    Args:
+        max_kbps: Bandwidth in kilobits (1000 bits) per second.
+
+    Raises:
+        InputError: The bandwidth is too small for any stream.
+    """
+
+    def __init__(self, max_kbps: float) -> None:
+        if not max_kbps >= SMALLEST_KBPS:
+            raise InputError(f"max_kbps must be at least {SMALLEST_KBPS:g} kbit/s, got {max_kbps:g}")
+        self.bits = int(max_kbps * 1000)
+        """Bits in each second."""
+        self._sent: deque[tuple[int, int]] = deque()
+        self._total = 0
+
+    def left(self, timestamp_us: int) -> int:
+        """Bits that remain of the second that ends at ``timestamp_us``."""
+        while self._sent and self._sent[0][0] <= timestamp_us - WINDOW_US:
+            self._total -= self._sent.popleft()[1]
+        return self.bits - self._total
+
+    def spend(self, timestamp_us: int, bits: int) -> None:
+        """Count a packet."""
+        self._sent.append((timestamp_us, bits))
+        self._total += bits
+
+
+Packed = TypeVar("Packed")
+
+
+def fit(packed: Callable[[int], tuple[Packed, bytes]], most: int, max_bits: int | None) -> tuple[Packed, bytes]:
+    """The packet with the largest count, up to ``most``, within ``max_bits``; the packet with 0 where none fits.
+
+    Args:
+        packed: Makes the packet with a count, and its content.
+        most: Largest count.
+        max_bits: Largest size in bits; None for any.
+    """
+    result = packed(most)
+    if max_bits is None or most == 0 or 8 * len(result[1]) <= max_bits:
+        return result
+    result = packed(0)
+    low, high, size = 0, most, 8 * len(result[1])
+    while high - low > max(1, most >> 7) and size <= max_bits:
+        middle = (low + high) // 2
+        trial = packed(middle)
+        if 8 * len(trial[1]) <= max_bits:
+            low, result = middle, trial
+        else:
+            high = middle
+    return result
