@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import shared
+from helpers.streams import clip, loss_of, pan_over_a_scene, run
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tatok_edge import StreamDecoder, StreamEncoder, Tokenizer
-from tatok_edge.evaluation.folder import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.runtime import reference
 from tatok_edge.runtime.cpu import kernels as kernels
-from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream import motion
 from tatok_edge.stream.frame import StreamFrame
@@ -31,11 +29,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def pan() -> list[Image]:
-    """A camera that pans over a still scene, 2.5 pixels to the right and 1 down in every frame."""
-    wide = render(Scene(width=512, height=288), 0)
-    doubled = wide.repeat(2, 0).repeat(2, 1).astype(np.int32)
-    smooth = (doubled[:-1, :-1] + doubled[1:, :-1] + doubled[:-1, 1:] + doubled[1:, 1:] + 2) // 4
-    return [smooth[2 * i : 2 * i + 320 : 2, 5 * i : 5 * i + 480 : 2].astype(np.uint8) for i in range(30)]
+    """A camera that pans over a still scene."""
+    return pan_over_a_scene(30)
 
 
 # --- kernels -----------------------------------------------------------------------------------------
@@ -136,31 +131,6 @@ def test_moving_into_the_source_is_refused() -> None:
 # --- streams -----------------------------------------------------------------------------------------
 
 
-def run(
-    tokenizer: Tokenizer, images: list[Image], **options: Any
-) -> tuple[list[StreamFrame], list[Image], StreamEncoder]:
-    """Encode and decode; returns the frames, the pictures, and the encoder."""
-    encoder, decoder = StreamEncoder(tokenizer, **options), StreamDecoder(tokenizer)
-    frames, pictures = [], []
-    for image in images:
-        frame = encoder.encode(image)
-        decoded = decoder.decode(frame.packet)
-        assert decoded.complete and decoded.image is not None
-        assert encoder.state is not None and decoder.state is not None
-        for name in ("global_codes", "ids", "context", "mean", "state", "moved"):
-            np.testing.assert_array_equal(getattr(encoder.state, name), getattr(decoder.state, name))
-        frames.append(frame)
-        pictures.append(decoded.image)
-    return frames, pictures, encoder
-
-
-def loss_of(tokenizer: Tokenizer, images: list[Image], pictures: list[Image]) -> float:
-    """Mean loss of PSNR against all tokens, in dB."""
-    best = [psnr(image, tokenizer.decode(tokenizer.encode(image))) for image in images[::5]]
-    shown = [psnr(image, picture) for image, picture in zip(images[::5], pictures[::5], strict=True)]
-    return float(np.mean(best) - np.mean(shown))
-
-
 def test_a_pan_costs_vectors_instead_of_tokens(
     tokenizer: Tokenizer, pan: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,8 +150,7 @@ def test_a_pan_costs_vectors_instead_of_tokens(
 
 @pytest.mark.parametrize("name", ["bear_pan", "paraglide_follow"])
 def test_a_real_pan_takes_fewer_tokens(tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_source(shared(f"videos/{name}.mp4")) as source:
-        images = [frame.image for _, frame in zip(range(20), source, strict=False)]
+    images = clip(name, 20)
     moving, pictures, _ = run(tokenizer, images)
     assert loss_of(tokenizer, images, pictures) < 0.7
     monkeypatch.setattr(motion, "MOTION_SHARE", 10.0)

@@ -1,0 +1,76 @@
+"""Clips, and comparisons of the two ends of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.paths import SHARED
+from tatok_edge import StreamDecoder, StreamEncoder, StreamFrame, Tokenizer, open_source
+from tatok_edge.evaluation.folder import psnr
+from tatok_edge.geometry import Image
+from tatok_edge.model.networks import Clock
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.stream.state import StreamState
+
+VIDEOS = SHARED / "videos"
+
+
+def same(a: StreamState | None, b: StreamState | None) -> bool:
+    """Whether two ends hold the same entries, bit for bit."""
+    assert a is not None and b is not None
+    names = ("global_codes", "global_ids", "ids", "context", "mean", "state", "moved")
+    return (a.index, a.crc, a.width, a.height) == (b.index, b.crc, b.width, b.height) and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in names
+    )
+
+
+def clip(name: str, count: int) -> list[Image]:
+    """The first frames of a real clip; skips the test where the clip is not there."""
+    path = VIDEOS / f"{name}.mp4"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the shared clips are needed")
+    with open_source(path) as source:
+        return [frame.image for _, frame in zip(range(count), source, strict=False)]
+
+
+def pan_over_a_scene(count: int) -> list[Image]:
+    """A camera that pans over a still scene, 2.5 pixels to the right and 1 down in every frame; 240 x 160 pixels."""
+    wide = render(Scene(width=512, height=288), 0)
+    doubled = wide.repeat(2, 0).repeat(2, 1).astype(np.int32)
+    smooth = (doubled[:-1, :-1] + doubled[1:, :-1] + doubled[:-1, 1:] + doubled[1:, 1:] + 2) // 4
+    return [smooth[2 * i : 2 * i + 320 : 2, 5 * i : 5 * i + 480 : 2].astype(np.uint8) for i in range(count)]
+
+
+def shown(tokenizer: Tokenizer, encoder: StreamEncoder) -> Image:
+    """The picture of a receiver after all packets so far, where no pixels have moved."""
+    state = encoder.state
+    assert state is not None
+    pixels = state.pixels(tokenizer.networks, Clock())
+    return kernels.assemble(pixels, state.grid[1], state.height, state.width)
+
+
+def run(
+    tokenizer: Tokenizer, images: list[Image], **options: Any
+) -> tuple[list[StreamFrame], list[Image], StreamEncoder]:
+    """Encode and decode; returns the frames, the pictures, and the encoder."""
+    encoder, decoder = StreamEncoder(tokenizer, **options), StreamDecoder(tokenizer)
+    frames, pictures = [], []
+    for image in images:
+        frame = encoder.encode(image)
+        decoded = decoder.decode(frame.packet)
+        assert decoded.complete and decoded.image is not None
+        assert same(encoder.state, decoder.state)
+        frames.append(frame)
+        pictures.append(decoded.image)
+    return frames, pictures, encoder
+
+
+def loss_of(tokenizer: Tokenizer, images: list[Image], pictures: list[Image]) -> float:
+    """Mean loss of PSNR against all tokens, in dB."""
+    best = [psnr(image, tokenizer.decode(tokenizer.encode(image))) for image in images[::5]]
+    pairs = zip(images[::5], pictures[::5], strict=True)
+    return float(np.mean(best) - np.mean([psnr(image, picture) for image, picture in pairs]))
