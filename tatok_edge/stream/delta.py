@@ -1,4 +1,4 @@
-"""Delta packets of a stream: which patches are updated, which get a token, and the packet."""
+"""Delta packets of a stream: the packet, and what the encoder remembers after it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,18 @@ from numpy.typing import NDArray
 
 from tatok_edge.format.packet import body_crc, pack_delta
 from tatok_edge.geometry import CELL_SIDE, PATCH
-from tatok_edge.model.networks import Clock, Prior
+from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.stream.change import ChangeEstimates, noise_limit
-from tatok_edge.stream.frame import CameraFrame, StreamFrame
-from tatok_edge.stream.keyframe import features_of, ids_of_cells
-from tatok_edge.stream.memory import DeltaWrites, Draft, Memory
-from tatok_edge.stream.motion import FoundMotion
-from tatok_edge.stream.options import StreamOptions
-from tatok_edge.stream.quality import Measured, Quality, ShownPicture, assembled, look, measurement_due, probe
+from tatok_edge.stream.change import noise_limit
+from tatok_edge.stream.frame import StreamFrame
+from tatok_edge.stream.memory import DeltaWrites, Draft
+from tatok_edge.stream.plan import DeltaPlan, Update
+from tatok_edge.stream.quality import Measured, ShownPicture, assembled, look, measurement_due, probe
 from tatok_edge.stream.rate import fit
 from tatok_edge.stream.selection import (
-    Candidates,
-    Limiter,
     PatchHistory,
-    Refresh,
-    best_per_cell,
-    choose,
-    find_candidates,
 )
-from tatok_edge.stream.state import StreamState, Window, cell_of, in_motion, inside, turns_of, window_around
+from tatok_edge.stream.state import StreamState, ids_of_cells, in_motion, inside, turns_of
 from tatok_edge.tokens.delta import DeltaFrame
 
 SAME_SHARE: Final = 1.0
@@ -37,159 +29,6 @@ SAME_SHARE: Final = 1.0
 patch's loss."""
 TOKEN_PRICE: Final = 8
 """Rough size of an update with a token, in updates without one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The networks' part of a delta plan: candidates, their prior, and who gets a token."""
-
-    cells: NDArray[np.int32]
-    """Cells whose global token is sent, ascending."""
-    global_codes: NDArray[np.int32]
-    """Codes of the global tokens after the frame ``(D, hc, wc)``."""
-    window: Window
-    """Cells whose context is computed."""
-    prior: Prior
-    """Prior of the patches in the window."""
-    limiter: Limiter
-    """Keeps the tokens within the budget."""
-    cost: NDArray[np.float32]
-    """Squared error per value that each candidate adds if it is updated without a token, ``(C,)``."""
-    token: NDArray[np.bool_]
-    """Which candidates get a token ``(C,)``, as far as that is known."""
-    encoded: NDArray[np.int32]
-    """Patches that go through the patch encoder, ascending."""
-    features: NDArray[np.float32] | None
-    """Their features, one row each; None without patches."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaPlan:
-    """What a delta packet encodes, before the patch encoder."""
-
-    frame: CameraFrame
-    """The frame."""
-    options: StreamOptions
-    """Options of the encoder."""
-    memory: Memory
-    """What the encoder remembers of the frames before."""
-    estimates: ChangeEstimates
-    """Noise and usual change, measured with this frame."""
-    quality: Quality
-    """Error in the scene, and the allowance, before this frame."""
-    found: FoundMotion
-    """Motion, and the held loss after it."""
-    history: PatchHistory
-    """History of the patches up to this frame, without its updates."""
-    refresh: Refresh
-    """Progress between keyframes, after this frame's turn."""
-    candidates: Candidates
-    """Patches that may be updated."""
-    update: Update | None
-    """Their codes and costs; None without candidates."""
-
-    @property
-    def encoded(self) -> NDArray[np.int32]:
-        """Patches that go through the patch encoder, ascending."""
-        return np.zeros(0, np.int32) if self.update is None else self.update.encoded
-
-    @property
-    def features(self) -> NDArray[np.float32] | None:
-        """Their features, one row each; None without patches."""
-        return None if self.update is None else self.update.features
-
-
-def plan_delta(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory,
-    found: FoundMotion,
-    estimates: ChangeEstimates,
-    changes: tuple[NDArray[np.float32], NDArray[np.float32]],
-    *,
-    scene_cut: bool,
-) -> DeltaPlan:
-    """Plan a delta packet; changes nothing but scratch memory.
-
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        memory: What the encoder remembers.
-        found: Motion.
-        estimates: Noise and usual change, measured with this frame.
-        changes: Change of each patch in full detail and in means of 4x4 pixels, ``(N,)``, in grey levels squared.
-        scene_cut: The scene has changed, but no keyframe is allowed.
-    """
-    quality = memory.quality
-    if scene_cut:
-        quality = replace(quality, until_probe=0)  # nothing that is known of the scene holds any longer
-    with frame.clock.stage("change"):
-        history = replace(memory.history, held_loss=found.held_loss).older()
-        refreshed, announced, refresh = memory.refresh.turn(options, frame.cells)
-        candidates = find_candidates(frame, options, estimates, changes, history, quality.threshold, refreshed)
-    update = None
-    if len(candidates.patches):
-        update = _plan_update(frame, options, memory, quality, candidates, history.lives(), announced)
-    return DeltaPlan(
-        frame, options, memory, estimates, quality, found, history, refresh, candidates=candidates, update=update
-    )
-
-
-def _plan_update(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory,
-    quality: Quality,
-    candidates: Candidates,
-    life: NDArray[np.float32],
-    announced: NDArray[np.int32],
-) -> Update:
-    networks, clock, columns, state = options.tokenizer.networks, frame.clock, frame.grid[1], memory.state
-    patches = candidates.patches
-    codes = networks.global_codes(frame.image, frame.bgr, clock)
-    with clock.stage("select"):
-        cells = cell_of(patches, columns)
-        touched = np.zeros(state.global_ids.size, np.bool_)
-        touched[cells] = True
-        window = window_around(np.flatnonzero(touched), state.cells)
-        touched[announced] = True
-        mixed = np.where(touched.reshape(state.cells), codes, state.global_codes)
-        differs = (mixed != state.global_codes).any(0).ravel()
-        differs[announced] = True
-        top, left, height, width = window
-        area = mixed[:, top : top + height, left : left + width]
-    prior = networks.prior(area, clock)
-    limiter = Limiter(options.budget, frame, patches, window, prior)
-    with clock.stage("select"):
-        source = inside(patches, window, columns)
-        residual = kernels.patch_residual(frame.image, frame.bgr, prior.mean, source, patches, columns)
-        cost = residual * np.float32(quality.scale)
-        loss = candidates.loss[patches]
-        held = float(candidates.loss.sum(dtype=np.float64) - loss.sum(dtype=np.float64))
-        token, _ = choose(np.minimum(cost, loss), life[patches], quality.allowed(options.max_loss_db) - held)
-        token[best_per_cell(cost, candidates.visible, cells)] = True
-        token = limiter.before_codes(token, cost)
-    with clock.stage("gather"):
-        chosen = patches if options.recompute == "always" else patches[token]
-        source, buffer = inside(chosen, window, columns), memory.buffer
-        kernels.scatter_columns(prior.context, source, buffer.context, chosen)
-        kernels.scatter_columns(prior.mean, source, buffer.mean, chosen)
-        encoded = np.arange(frame.n_patches, dtype=np.int32) if options.recompute == "always" else chosen
-        features = features_of(frame, options, buffer.context, buffer.mean, encoded)
-    return Update(
-        cells=np.flatnonzero(differs).astype(np.int32),
-        global_codes=mixed,
-        window=window,
-        prior=prior,
-        limiter=limiter,
-        cost=cost,
-        token=token,
-        encoded=encoded,
-        features=features,
-    )
-
-
-# --- the packet ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ from tatok_edge.geometry import PATCH_VALUES, Image
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer, check_image
 from tatok_edge.stream.change import ChangeEstimates
-from tatok_edge.stream.delta import DeltaPlan, draft_delta, plan_delta
+from tatok_edge.stream.delta import draft_delta
 from tatok_edge.stream.frame import CameraFrame, StreamFrame
-from tatok_edge.stream.keyframe import KeyPlan, draft_key, plan_key
+from tatok_edge.stream.keyframe import draft_key
 from tatok_edge.stream.memory import Draft, Memory
 from tatok_edge.stream.motion import find_motion
 from tatok_edge.stream.options import MAX_LOSS_DB, StreamOptions
+from tatok_edge.stream.plan import DeltaPlan, KeyPlan, plan_delta, plan_key
 from tatok_edge.stream.state import StreamState
 from tatok_edge.tokens.budget import TokenBudget
 

@@ -1,153 +1,29 @@
-"""Keyframes of a stream: which patches get a token, and the packet."""
+"""Keyframes of a stream: the packet, and what the encoder remembers after it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.format.packet import body_crc, pack
-from tatok_edge.model.networks import Clock, Prior
+from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.stream.change import ChangeEstimates, Reference, noise_limit
-from tatok_edge.stream.frame import CameraFrame, KeyframeTooLarge, StreamFrame
+from tatok_edge.stream.change import Reference, noise_limit
+from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
 from tatok_edge.stream.memory import Draft, Memory, PriorBuffer
-from tatok_edge.stream.motion import MotionSearch
-from tatok_edge.stream.options import StreamOptions
+from tatok_edge.stream.plan import KeyPlan
 from tatok_edge.stream.quality import (
     FIRST_GAIN,
     FIRST_PROBE,
     SCALE_LIMITS,
-    TYPICAL_SCALE,
     Quality,
 )
 from tatok_edge.stream.rate import fit
-from tatok_edge.stream.selection import LONGEST_LIFE, Limiter, PatchHistory, Refresh, choose
-from tatok_edge.stream.state import StreamState
+from tatok_edge.stream.selection import PatchHistory, Refresh, choose
+from tatok_edge.stream.state import StreamState, ids_of_cells
 from tatok_edge.tokens.frame import TokenFrame
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlan:
-    """What a keyframe encodes, before the patch encoder."""
-
-    frame: CameraFrame
-    """The frame."""
-    options: StreamOptions
-    """Options of the encoder."""
-    new_scene: bool
-    """Whether nothing is known of the scene: first frame, another size or a scene cut."""
-    scene_cut: bool
-    """Whether a scene cut caused the keyframe."""
-    estimates: ChangeEstimates
-    """Noise and usual change, measured with this frame."""
-    quality: Quality
-    """Error in the scene, and the allowance, before this frame."""
-    history: PatchHistory | None
-    """History of the patches up to the frame before; None in a new scene."""
-    search: MotionSearch
-    """Where the search for motion begins after the frame."""
-    global_codes: NDArray[np.int32]
-    """Codes of the global tokens ``(D, hc, wc)``."""
-    prior: Prior
-    """Prior of all patches."""
-    limiter: Limiter
-    """Keeps the tokens within the budget."""
-    life: NDArray[np.float32]
-    """For how many frames a token of each patch is expected to last, ``(N,)``."""
-    cost: NDArray[np.float32]
-    """Squared error per value that each patch adds without a token, ``(N,)``, in grey levels squared."""
-    token: NDArray[np.bool_]
-    """Which patches get a token ``(N,)``, as far as that is known."""
-    encoded: NDArray[np.int32]
-    """Patches that go through the patch encoder, ascending."""
-    features: NDArray[np.float32] | None
-    """Their features, one row each; None without patches."""
-
-
-def plan_key(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory | None,
-    estimates: ChangeEstimates,
-    *,
-    new_scene: bool,
-    scene_cut: bool = False,
-) -> KeyPlan:
-    """Plan a keyframe; changes nothing.
-
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        memory: What the encoder remembers; None before the first frame, which is a new scene.
-        estimates: Noise and usual change, measured with this frame.
-        new_scene: Nothing is known of the scene.
-        scene_cut: A scene cut caused the keyframe.
-    """
-    networks, patches = options.tokenizer.networks, np.arange(frame.n_patches, dtype=np.int32)
-    global_codes = networks.global_codes(frame.image, frame.bgr, frame.clock)
-    prior = networks.prior(global_codes, frame.clock)
-    limiter = Limiter(options.budget, frame, patches, (0, 0, *frame.cells), prior)
-    quality = Quality() if memory is None else memory.quality
-    history, search = None, MotionSearch(np.zeros((*frame.cells, 2), np.int32))
-    with frame.clock.stage("select"):
-        residual = kernels.patch_residual(frame.image, frame.bgr, prior.mean, patches, patches, frame.grid[1])
-        if new_scene or memory is None:
-            quality = replace(quality, scale=TYPICAL_SCALE)
-            life = np.full(len(patches), LONGEST_LIFE, np.float32)
-        else:
-            history, search = memory.history, replace(search, moves_from=memory.search.moves_from)
-            life = history.lives()
-        cost = residual * np.float32(quality.scale)
-        # The loss is measured against all tokens: a new scene is encoded whole to know their error.
-        token = choose(cost, life, 0.0 if new_scene else quality.allowed(options.max_loss_db))[0]
-        token = limiter.before_codes(token, cost)
-    everything = options.recompute == "always" or (new_scene and options.max_loss_db > 0)
-    with frame.clock.stage("gather"):
-        encoded = patches if everything else patches[token]
-        features = features_of(frame, options, prior.context, prior.mean, encoded)
-    return KeyPlan(
-        frame=frame,
-        options=options,
-        new_scene=new_scene,
-        scene_cut=scene_cut,
-        estimates=estimates,
-        quality=quality,
-        history=history,
-        search=search,
-        global_codes=global_codes,
-        prior=prior,
-        limiter=limiter,
-        life=life,
-        cost=cost,
-        token=token,
-        encoded=encoded,
-        features=features,
-    )
-
-
-def features_of(
-    frame: CameraFrame,
-    options: StreamOptions,
-    context: NDArray[np.float32],
-    mean: NDArray[np.float32],
-    patches: NDArray[np.int32],
-) -> NDArray[np.float32] | None:
-    """Features of ``patches``, one row each; None without patches.
-
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        context: Context of all patches of the frame ``(Dc, N)``; only that of ``patches`` is read.
-        mean: Mean pixels of all patches ``(192, N)``; only those of ``patches`` are read.
-        patches: Raster indices, ascending.
-    """
-    if len(patches) == 0:
-        return None
-    features = options.tokenizer.networks.features(len(patches))
-    kernels.gather_features(frame.image, frame.bgr, context, mean, patches, frame.grid[1], out=features)
-    return features
 
 
 def draft_key(plan: KeyPlan, codes: NDArray[np.int32]) -> Draft:
@@ -303,9 +179,3 @@ def _state_after(plan: KeyPlan, tokens: TokenFrame, packet: bytes, codes: NDArra
         state=kernels.decoder_state(codes[kept], kept, prior.expected, prior.entropy, plan.options.tokenizer.levels),
         moved=np.zeros(frame.n_patches, np.bool_),
     )
-
-
-def ids_of_cells(global_codes: NDArray[np.int32], levels: tuple[int, ...]) -> NDArray[np.int32]:
-    """Token ids ``(hc * wc,)`` of the codes of global tokens ``(D, hc, wc)``."""
-    flat = np.ascontiguousarray(global_codes.reshape(len(global_codes), -1).T)
-    return kernels.ids_from_codes(flat, levels)

@@ -1,4 +1,4 @@
-"""Cameras to tokens: the frames of a source as key and delta packets, in real time."""
+"""Sources to packets: the frames of one or several sources as key and delta packets, in real time."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from tatok_edge.sources.source import Source, SourceFrame
 from tatok_edge.stream.encoder import StreamEncoder, encode_frames
 from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
 from tatok_edge.stream.options import MAX_LOSS_DB
-from tatok_edge.stream.rate import SMALLEST_PACKET, SPENT_AT_ONCE, RateControl
+from tatok_edge.stream.rate import RateControl
 from tatok_edge.tokens.budget import TokenBudget
 
 
 @dataclass(slots=True)
 class StreamStatistics:
-    """What a stream has done so far."""
+    """Counts of a stream so far."""
 
     frames: int = 0
     """Frames encoded."""
     skipped: int = 0
-    """Frames for which the bandwidth had nothing left."""
+    """Frames that were skipped to keep the bandwidth."""
     bits: int = 0
-    """Bits in all packets."""
+    """Size of all packets, in bits."""
     latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=4096), repr=False)
-    """Time from frame to packet of the newest frames."""
+    """Time from the arrival of a frame to its packet, of the newest frames, in milliseconds."""
 
 
 class Stream:
     """Encodes the frames of a source; iterate over it.
 
-    ``for frame in Stream(tokenizer, "0"): send(frame.packet)``. A live source gives its newest frame, so that a slow
-    consumer loses frames (``dropped`` counts them) and no time; a file gives every frame. The networks run in the
+    ``for frame in Stream(tokenizer, "0"): send(frame.packet)``. A live source gives its newest frame: a slow consumer
+    loses frames, which ``dropped`` counts, but does not fall behind. A file gives every frame. The networks run in the
     thread that iterates.
 
     Args:
         tokenizer: The model.
-        source: What :func:`open_source` takes, or a source that is open already.
+        source: An open source, or an argument of :func:`open_source`.
         budget: Limits for each packet.
         max_loss_db: See :class:`StreamEncoder`.
         keyframe_interval: See :class:`StreamEncoder`.
         refresh: See :class:`StreamEncoder`; by default ``"rolling"`` with ``max_kbps``, else ``"key"``.
-        on_lag: What happens to frames that come too fast: ``"drop"`` takes the newest, ``"wait"`` loses none,
-            ``"auto"`` drops those of live sources only.
-        fps: Take at most so many frames per second, by their time stamps; None takes all. The frame rate of arrays.
-        max_kbps: Bandwidth of the link: the packets of any second have at most so many kilobits.
+        on_lag: What happens to frames that come too fast: ``"drop"`` takes the newest frame, ``"wait"`` takes all
+            frames, ``"auto"`` drops frames of live sources only.
+        fps: Largest number of frames per second, by their time stamps; None takes all. For arrays, their frame rate.
+        max_kbps: Bandwidth of the link: largest size of the packets of any second, in kilobits. Frames that do not
+            fit are skipped.
         motion: See :class:`StreamEncoder`.
         recompute: See :class:`StreamEncoder`.
 
@@ -91,7 +92,7 @@ class Stream:
             motion=motion,
             recompute=recompute,
         )
-        """What encodes; its ``max_loss_db`` may be changed between frames."""
+        """The encoder; its ``max_loss_db`` may be changed between frames."""
         self.budget = self.encoder.budget
         """Limits for each packet; may be changed between frames."""
         self._owned = not isinstance(source, Source)
@@ -100,13 +101,13 @@ class Stream:
         else:
             named = isinstance(source, (str, int, Path))
             self.source = open_source(source, fps=None if named else fps, on_lag=on_lag)
-        """Where frames come from."""
+        """The source of the frames."""
         self.statistics = StreamStatistics()
         """Counts so far."""
 
     @property
     def dropped(self) -> int:
-        """Frames that came faster than they could be encoded."""
+        """Frames that the source has dropped, because they came faster than they could be encoded."""
         return self.source.dropped
 
     def request_keyframe(self) -> None:
@@ -114,46 +115,51 @@ class Stream:
         self.encoder.request_keyframe()
 
     def stop(self) -> None:
-        """End the iteration ahead of the next frame; may be called from any thread or signal handler."""
+        """End the iteration before the next frame; may be called from any thread or signal handler."""
         self.source.stop()
 
     def __iter__(self) -> Iterator[StreamFrame]:
         for frame in self.source:
             if frame.timestamp_us < self._due_us - self._step_us / 10:
                 continue
-            # A frame that comes a little late must not put off all that follow.
+            # A frame that comes a little late must not delay all that follow.
             self._due_us = max(self._due_us + self._step_us, frame.timestamp_us + self._step_us / 2)
             encoded = self._encode(frame)
             if encoded is not None:
                 yield encoded
 
     def _encode(self, frame: SourceFrame) -> StreamFrame | None:
+        """Encode a frame; None where the bandwidth has too few bits left for it."""
         begun = time.monotonic()
         if frame.restarted:
             self.encoder.request_keyframe()
-        budget = self.budget
-        if self._rate is not None:
-            left = self._rate.left(frame.timestamp_us)
-            share = max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET)
-            if left < SMALLEST_PACKET:
-                self.statistics.skipped += 1
-                return None
-            budget = replace(budget, max_bits=min(share, budget.max_bits or share))
-        encoded = self._encode_within(frame, budget)
+
+        def encode(budget: TokenBudget) -> StreamFrame:
+            self.encoder.budget = budget
+            return self.encoder.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
+
+        if self._rate is None:
+            return self.account(frame, encode(self.budget), begun)
+        try:
+            encoded = self._rate.encode(frame.timestamp_us, self.budget, encode)
+        except KeyframeTooLarge as error:
+            raise InputError(
+                f"max_kbps = {self._rate.bits / 1000:g} is too small for frames of {frame.image.shape[1]}x"
+                f"{frame.image.shape[0]} pixels: a keyframe needs {error.bits / 1000:.1f} kbit; allow more"
+            ) from None
         if encoded is None:
             self.statistics.skipped += 1
             return None
-        if self._rate is not None:
-            self._rate.spend(frame.timestamp_us, 8 * len(encoded.packet))
         return self.account(frame, encoded, begun)
 
     def account(self, frame: SourceFrame, encoded: StreamFrame, begun: float) -> StreamFrame:
         """Count an encoded frame; returns it with its latency.
 
         Args:
-            frame: What was encoded.
-            encoded: What came of it.
-            begun: When it was taken, in seconds of ``time.monotonic``; it counts where the arrival is not known.
+            frame: The frame of the source.
+            encoded: The encoded frame.
+            begun: When the frame was taken, in seconds of ``time.monotonic``. The latency counts from it where the
+                arrival of the frame is not known.
         """
         statistics = self.statistics
         statistics.frames += 1
@@ -161,25 +167,6 @@ class Stream:
         latency = 1000 * (time.monotonic() - (begun if frame.arrived is None else frame.arrived))
         statistics.latency_ms.append(latency)
         return replace(encoded, latency_ms=latency, dropped=self.source.dropped)
-
-    def _encode_within(self, frame: SourceFrame, budget: TokenBudget) -> StreamFrame | None:
-        """Encode a frame; None where it has to be a keyframe and the bandwidth has not enough left for one."""
-        encoder = self.encoder
-        encoder.budget = budget
-        try:
-            return encoder.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
-        except KeyframeTooLarge as error:
-            if self._rate is None:
-                raise
-            if error.bits > self._rate.bits:
-                raise InputError(
-                    f"max_kbps = {self._rate.bits / 1000:g} is too small for frames of {frame.image.shape[1]}x"
-                    f"{frame.image.shape[0]} pixels: a keyframe needs {error.bits / 1000:.1f} kbit; allow more"
-                ) from None
-            if error.bits > self._rate.left(frame.timestamp_us):
-                return None
-            encoder.budget = replace(budget, max_bits=error.bits)
-        return encoder.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
 
     def close(self) -> None:
         """End the iteration and close the source if the stream opened it."""
@@ -200,8 +187,8 @@ class MultiStream:
     """Encodes several sources in step: the patches of all cameras go through one call of the patch encoder.
 
     ``for frames in MultiStream(tokenizer, ["0", "1"]):`` gives, for every step, one :class:`StreamFrame` per camera, or
-    None for a camera whose source has ended. A step takes the next frame of each source, the newest one of a live
-    source, so it waits for the slowest camera.
+    None for a camera whose source has ended. A step takes the next frame of each source, of a live source the newest
+    one. So it waits for the slowest camera.
 
     Args:
         tokenizer: The model.
@@ -250,7 +237,7 @@ class MultiStream:
             raise
 
     def stop(self) -> None:
-        """End the iteration ahead of the next step; may be called from any thread."""
+        """End the iteration before the next step; may be called from any thread."""
         for stream in self.streams:
             stream.stop()
 

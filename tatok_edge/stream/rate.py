@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from tatok_edge.errors import InputError
+from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
+from tatok_edge.tokens.budget import TokenBudget
 
 WINDOW_US: Final = 1_000_000
 """Time over which the bandwidth holds, in microseconds."""
@@ -46,6 +49,37 @@ class RateControl:
         """Count a packet."""
         self._sent.append((timestamp_us, bits))
         self._total += bits
+
+    def encode(
+        self, timestamp_us: int, budget: TokenBudget, encode: Callable[[TokenBudget], StreamFrame]
+    ) -> StreamFrame | None:
+        """Encode a frame within the bandwidth, and count its packet.
+
+        Args:
+            timestamp_us: Time of the frame in microseconds.
+            budget: Limits for the packet besides the bandwidth.
+            encode: Encodes the frame with a budget; an error must leave its encoder as it was.
+
+        Returns:
+            The frame; None where too few bits remain, so that it is skipped.
+
+        Raises:
+            KeyframeTooLarge: A keyframe needs more bits than a whole second has.
+        """
+        left = self.left(timestamp_us)
+        if left < SMALLEST_PACKET:
+            return None
+        share = max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET)
+        try:
+            encoded = encode(replace(budget, max_bits=min(share, budget.max_bits or share)))
+        except KeyframeTooLarge as error:
+            if error.bits > self.bits:
+                raise
+            if error.bits > left:
+                return None
+            encoded = encode(replace(budget, max_bits=error.bits))
+        self.spend(timestamp_us, 8 * len(encoded.packet))
+        return encoded
 
 
 Packed = TypeVar("Packed")

@@ -162,6 +162,12 @@ def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     return cells
 
 
+def ids_of_cells(global_codes: NDArray[np.int32], levels: tuple[int, ...]) -> NDArray[np.int32]:
+    """Token ids ``(hc * wc,)`` of the codes of global tokens ``(D, hc, wc)``."""
+    flat = np.ascontiguousarray(global_codes.reshape(len(global_codes), -1).T)
+    return kernels.ids_from_codes(flat, levels)
+
+
 def turns_of(motion: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Cells where the motion vector changes, in raster order ``(M,)``, and the vectors from there on ``(M, 2)``."""
     if motion is None:
