@@ -1,4 +1,4 @@
-"""Key and delta packets back to frames, wherever they come from and whatever was lost on the way."""
+"""Key and delta packets back to frames, also if packets are lost, late or repeated."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.state import StreamState, empty_state, in_motion, prior_of, state_of
 
 LATE: Final = 256
-"""Key packets of up to so many frames ago are late; older numbers belong to a stream that began anew."""
+"""A key packet up to this many frames older than the picture is late. An older one begins a new stream."""
 MAX_EARLY: Final = 16
-"""Packets that are kept until those ahead of them come."""
+"""Largest number of packets that wait for packets before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """What a stream decoder shows after a packet."""
+    """The picture after a packet."""
 
     image: Image | None = field(repr=False)
-    """uint8 ``(H, W, 3)``; None as long as nothing could be decoded."""
+    """uint8 ``(H, W, 3)``; None before the first packet that could be decoded."""
     index: int
-    """Number of the frame that the packet is of."""
+    """Number of the packet's frame."""
     timestamp_us: int
     """Time of that frame in microseconds."""
     kind: Literal["key", "delta"]
     """Kind of the packet."""
     stale: NDArray[np.bool_] = field(repr=False)
-    """Patches that may differ from what the encoder holds, ``(h, w)``."""
+    """Patches that may differ from the encoder's, bool ``(h, w)``."""
     problem: str | None = None
-    """Why the packet was not used, or the picture is not whole; None where all is well."""
+    """Why the packet was not used, or the picture is not whole; None if all is well."""
 
     @property
     def complete(self) -> bool:
@@ -48,13 +48,13 @@ class DecodedFrame:
 class StreamDecoder:
     """Turns key and delta packets of one stream back into frames.
 
-    Packets may come from a file, a socket or a queue; some may be lost, repeated, late or of another stream. What
-    cannot be updated is held and flagged until the next keyframe, or until a rolling refresh has gone once through
-    the picture. Packets that overtook one another by a few places are put in order.
+    Packets may come from a file, a socket or a queue. Some may be lost, repeated, late or of another stream. Patches
+    that miss an update are held and marked as stale until the next keyframe, or until a rolling refresh has gone once
+    through the picture. Packets that come a few places too early are put in order.
 
     Args:
         tokenizer: The model that made the packets.
-        on_loss: Called with a line of text when packets are missing: the place to ask the sender for a keyframe
+        on_loss: Called with a line of text when packets are missing. It may ask the sender for a keyframe
             (:meth:`StreamEncoder.request_keyframe`).
     """
 
@@ -62,7 +62,7 @@ class StreamDecoder:
         self.tokenizer = tokenizer
         """The model."""
         self.state: StreamState | None = None
-        """The entries after the last packet that was used; None ahead of the first one."""
+        """The entries after the last packet that was used; None before the first one."""
         self._on_loss = on_loss
         self._stale = np.zeros((0, 0), np.bool_)
         self._picture: Image | None = None
@@ -77,7 +77,7 @@ class StreamDecoder:
         return self.state is None or self._lost or bool(self._stale.any())
 
     def decode(self, packet: bytes | bytearray | memoryview, *, bgr: bool = False) -> DecodedFrame:
-        """Take the next packet and show the picture as it is then.
+        """Take the next packet and return the picture after it.
 
         Args:
             packet: One key or delta packet.
@@ -97,7 +97,10 @@ class StreamDecoder:
         return DecodedFrame(image, info.index, info.timestamp_us, info.kind, stale, problem)
 
     def push(self, packet: bytes | bytearray | memoryview) -> str | None:
-        """Take the next packet without making its picture; returns why it was not used, None where it was.
+        """Take the next packet without making its picture.
+
+        Returns:
+            Why the packet was not used; None if it was.
 
         Raises:
             FormatError: The packet is damaged, too new or of another model; the decoder is as before.
@@ -113,8 +116,6 @@ class StreamDecoder:
             self._catch_up(state)
             return None
         return self._push_out_of_order(bytes(packet), info)
-
-    # --- parts of the work ------------------------------------------------------------------------
 
     @staticmethod
     def _follows(info: PacketInfo, state: StreamState) -> bool:
@@ -164,7 +165,7 @@ class StreamDecoder:
         return self._picture
 
     def _catch_up(self, state: StreamState) -> None:
-        """Apply packets that came ahead of their turn."""
+        """Apply packets that came too early and fit now."""
         while (early := self._early.pop((state.index, state.crc), None)) is not None:
             info = peek(early)
             if not self._follows(info, state):
@@ -173,7 +174,7 @@ class StreamDecoder:
         self._early = {key: early for key, early in self._early.items() if key[0] > state.index}
 
     def _push_out_of_order(self, packet: bytes, info: PacketInfo) -> str | None:
-        """A delta packet that does not follow what is held: keep it for later, or begin anew with it."""
+        """Take a delta packet that does not follow the last one: keep it for later, or join the stream with it."""
         state, reference = self.state, info.reference or 0
         if state is None:
             problem = f"packet of frame {info.index} updates frame {reference}; waiting for a keyframe"
@@ -190,10 +191,10 @@ class StreamDecoder:
         return None if self._join(packet, info) else problem
 
     def _join(self, packet: bytes, info: PacketInfo) -> bool:
-        """Follow a stream from its middle: collect the global tokens that a rolling refresh sends.
+        """Join a stream in its middle: collect the global tokens that a rolling refresh sends.
 
         Returns:
-            Whether all are there, so that the stream can be followed from here on.
+            Whether all global tokens are known, so that the stream can be followed from here on.
         """
         joining = self._joining
         if joining is not None and info.index <= joining.state.index:
@@ -212,7 +213,7 @@ class StreamDecoder:
         codes = kernels.codes_from_ids(state.global_ids, self.tokenizer.levels)
         state.global_codes = np.ascontiguousarray(codes.T).reshape(state.global_codes.shape)
         held = self.state
-        if held is not None and held.grid == state.grid:  # better than nothing, and flagged
+        if held is not None and held.grid == state.grid:  # old patches are better than none; all are stale
             state.context, state.mean, state.state = held.context, held.mean, held.state
         self._stale = np.ones(state.grid, np.bool_)
         self._picture = self._moved = None
@@ -223,8 +224,9 @@ class StreamDecoder:
 
 @dataclass(slots=True)
 class _Joining:
-    """A stream that is followed from its middle, until all of its global tokens are known."""
+    """A stream that is being joined in its middle, until all of its global tokens are known."""
 
     state: StreamState
+    """Its entries; so far only the global tokens are right."""
     known: NDArray[np.bool_]
-    """Which global tokens have come, ``(hc * wc,)``."""
+    """Which global tokens have been received, ``(hc * wc,)``."""

@@ -1,11 +1,13 @@
-"""Clips, and comparisons of the two ends of a stream."""
+"""Clips, comparisons of the two ends of a stream, and a session that fails."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from helpers.paths import SHARED
 from tatok_edge import StreamDecoder, StreamEncoder, StreamFrame, Tokenizer, open_source
@@ -13,10 +15,31 @@ from tatok_edge.evaluation.folder import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels
+from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.state import StreamState
 
 VIDEOS = SHARED / "videos"
+
+
+class FailingSession:
+    """A session that fails once after a number of calls."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.calls_left: int | None = None
+        """Calls until the failure; None for no failure."""
+
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        if self.calls_left == 0:
+            self.calls_left = None
+            raise RuntimeError(f"no memory for {graph}")
+        if self.calls_left is not None:
+            self.calls_left -= 1
+        return self._session.run(graph, inputs)
+
+    def close(self) -> None:
+        self._session.close()
 
 
 def same(a: StreamState | None, b: StreamState | None) -> bool:

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
-from helpers.streams import pan_over_a_scene, same
-from numpy.typing import NDArray
+from helpers.streams import FailingSession, pan_over_a_scene, same
 
 from tatok_edge import InputError, StreamEncoder, Tokenizer, encode_frames
 from tatok_edge.geometry import Image
-from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.frame import KeyframeTooLarge
 from tatok_edge.tokens.budget import TokenBudget
 
 FRAMES = 10
-
-
-class FailingSession:
-    """A session that fails once after a number of calls."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.calls_left: int | None = None
-        """Calls until the failure; None for no failure."""
-
-    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
-        if self.calls_left == 0:
-            self.calls_left = None
-            raise RuntimeError(f"no memory for {graph}")
-        if self.calls_left is not None:
-            self.calls_left -= 1
-        return self._session.run(graph, inputs)
-
-    def close(self) -> None:
-        self._session.close()
 
 
 @pytest.fixture(scope="module")

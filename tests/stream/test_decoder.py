@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.streams import same
+from helpers.streams import FailingSession, pan_over_a_scene, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +148,28 @@ def test_the_delta_of_a_packet_is_the_encoder_s(tokenizer: Tokenizer, packets: l
             assert decoder.state is not None
             assert unpack_delta(frame.packet, tokenizer.entropy_model, decoder.state.global_ids) == frame.tokens
         decoder.push(frame.packet)
+
+
+def test_a_failing_network_leaves_the_decoder_alone(tokenizer: Tokenizer) -> None:
+    """Every call of a network fails once, for keyframes, deltas and moved pixels."""
+    images, encoder = pan_over_a_scene(8), StreamEncoder(tokenizer, keyframe_interval=6)
+    session = FailingSession(tokenizer.networks.session)
+    decoder = StreamDecoder(Tokenizer(tokenizer.bundle, session, tokenizer.backend))
+    straight, vectors = StreamDecoder(tokenizer), 0
+    for image in images:
+        frame = encoder.encode(image)
+        vectors += frame.n_vectors
+        for failures in itertools.count():
+            session.calls_left = failures
+            try:
+                assert decoder.push(frame.packet) is None
+            except RuntimeError:
+                assert decoder.state is None or same(decoder.state, straight.state)
+            else:
+                break
+        session.calls_left = None
+        expected, decoded = straight.decode(frame.packet), decoder.decode(frame.packet)
+        assert same(decoder.state, straight.state)
+        assert expected.image is not None and decoded.image is not None
+        np.testing.assert_array_equal(decoded.image, expected.image)
+    assert vectors

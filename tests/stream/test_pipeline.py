@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.streams import VIDEOS, same
 
-from tatok_edge import MultiStream, Stream, StreamDecoder, StreamEncoder, open_source
+from tatok_edge import MultiStream, Stream, StreamDecoder, StreamEncoder, StreamFrame, open_source
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
@@ -128,3 +128,27 @@ def test_rate_control() -> None:
     assert rate.left(999_999) == 1_000
     assert rate.left(1_000_000) == 5_000
     assert rate.left(1_500_000) == 10_000
+
+
+def test_rate_control_makes_room_for_keyframes() -> None:
+    def encoder_of(bits: int) -> Callable[[TokenBudget], StreamFrame]:
+        def encode(budget: TokenBudget) -> StreamFrame:
+            asked.append(budget.max_bits)
+            if budget.max_bits is not None and budget.max_bits < bits:
+                raise KeyframeTooLarge("too large", bits)
+            return StreamFrame(tokens=None, packet=bytes(bits // 8), n_encoded=0, seconds={})  # type: ignore[arg-type]
+
+        return encode
+
+    asked: list[int | None] = []
+    rate, budget = RateControl(10), TokenBudget()
+    assert rate.encode(0, budget, encoder_of(2_000)) is not None and asked == [2_500]
+    assert rate.encode(0, TokenBudget(max_bits=1_000), encoder_of(800)) is not None and asked[-1] == 1_000
+    assert rate.encode(0, budget, encoder_of(6_000)) is not None and asked[-2:] == [1_800, 6_000]
+    assert rate.left(0) == 1_200
+    assert rate.encode(0, budget, encoder_of(4_000)) is None and rate.left(0) == 1_200
+    with pytest.raises(KeyframeTooLarge):
+        rate.encode(0, budget, encoder_of(10_008))
+    rate.spend(0, 1_000)
+    count = len(asked)
+    assert rate.encode(0, budget, encoder_of(0)) is None and len(asked) == count
