@@ -1,4 +1,4 @@
-"""What an encoder remembers from frame to frame, and the draft of its next step."""
+"""The memory of an encoder from frame to frame, and drafts of the next memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Memory:
     """
 
     state: StreamState
-    """The entries that the receiver holds, too."""
+    """The entries; the receiver holds the same."""
     reference: Reference
     """The picture that changes are measured against."""
     buffer: PriorBuffer

@@ -132,7 +132,7 @@ def plan_key(
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The networks' part of a delta plan: candidates, their prior, and who gets a token."""
+    """The part of a delta plan that needs the networks: prior, cost and tokens of the candidates."""
 
     cells: NDArray[np.int32]
     """Cells whose global token is sent, ascending."""
@@ -213,7 +213,7 @@ def plan_delta(
     """
     quality = memory.quality
     if scene_cut:
-        quality = replace(quality, until_probe=0)  # nothing that is known of the scene holds any longer
+        quality = replace(quality, until_probe=0)  # the estimates are of another scene
     with frame.clock.stage("change"):
         history = replace(memory.history, held_loss=found.held_loss).older()
         refreshed, announced, refresh = memory.refresh.turn(options, frame.cells)

@@ -56,7 +56,7 @@ the others. Their pixels at the first update are not known."""
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What is known of the error in the scene, and what follows from it."""
+    """Error, allowance and token threshold of the scene, and the time to the next probe."""
 
     error: float = 0.0
     """Squared error of a frame with all tokens, summed over the patches (grey levels squared, per value)."""
@@ -128,7 +128,7 @@ class ShownPicture:
     def caught_up(
         self, frame: CameraFrame, state: StreamState, decoded: NDArray[np.uint8]
     ) -> tuple[ShownPicture, NDArray[np.float32], NDArray[np.bool_]]:
-        """Nearly the picture that a receiver shows, made up from one decode for all frames since the last one.
+        """Nearly the picture that a receiver shows, from one decode for all frames since the last decode.
 
         Decoding every frame would cost more than motion saves. Patches that were updated twice since the last decode
         show their last update too early.

@@ -34,7 +34,7 @@ LIFE_RATE: Final = 0.3
 
 @dataclass(frozen=True, slots=True)
 class PatchHistory:
-    """What the encoder remembers of each patch. The arrays are never written to; a frame makes new ones."""
+    """Loss, age and life of each patch. The arrays are never written to; each frame makes new ones."""
 
     held_loss: NDArray[np.float32]
     """Squared error per value that the held patch adds to that of all tokens, ``(N,)``, in grey levels squared;
@@ -107,7 +107,7 @@ class Candidates:
     visible: NDArray[np.bool_]
     """Which of them have changed visibly ``(C,)``."""
     refreshed: NDArray[np.bool_]
-    """Which of them are updated whatever they cost ``(C,)``."""
+    """Which of them are updated at any cost ``(C,)``."""
 
 
 def find_candidates(
@@ -128,7 +128,7 @@ def find_candidates(
         changes: Change of each patch in full detail and in means of 4x4 pixels, ``(N,)``, in grey levels squared.
         history: History of the patches up to this frame.
         threshold: Loss times life above which a patch gets a token.
-        refreshed: Patches that are updated whatever they cost ``(N,)``.
+        refreshed: Patches that are updated at any cost ``(N,)``.
     """
     change, coarse = changes
     noise = estimates.noise or 0.0
@@ -162,7 +162,7 @@ def choose(loss: NDArray[np.float32], life: NDArray[np.float32], allowed: float)
     chosen = np.zeros(len(loss), np.bool_)
     value = loss * life
     order = np.argsort(value, kind="stable")
-    # The last place counts: the sum falls at first, where entries are better than all tokens would be.
+    # The sum may fall at first, where refined entries have a negative loss: the last place within the limit counts.
     below = np.flatnonzero(np.cumsum(loss[order], dtype=np.float64) <= allowed)
     dropped = int(below[-1]) + 1 if len(below) else 0
     chosen[order[dropped:]] = True
