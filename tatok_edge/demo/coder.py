@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from tatok_edge.demo.messages import Settings
@@ -11,8 +10,9 @@ from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.stream.decoder import StreamDecoder
-from tatok_edge.stream.encoder import KeyframeTooLarge, StreamEncoder
-from tatok_edge.stream.pipeline import SMALLEST_PACKET, SPENT_AT_ONCE, RateControl
+from tatok_edge.stream.encoder import StreamEncoder
+from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
+from tatok_edge.stream.rate import RateControl
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
@@ -70,28 +70,23 @@ class LiveCoder:
             return frame, self._tokenizer.pack(frame)
         encoder = self._encoder
         encoder.max_loss_db = settings.max_loss_db
-        encoder.budget = budget = settings.budget
+
+        def encode(budget: TokenBudget) -> StreamFrame:
+            encoder.budget = budget
+            return encoder.encode(image, index=index, timestamp_us=timestamp_us)
+
         rate = self._rate_control(settings, sent)
-        if rate is not None:
-            left = rate.left(timestamp_us)
-            if left < SMALLEST_PACKET:
-                return None
-            encoder.budget = replace(budget, max_bits=max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET))
+        if rate is None:
+            encoded = encode(settings.budget)
+            return encoded.tokens, encoded.packet
         try:
-            encoded = encoder.encode(image, index=index, timestamp_us=timestamp_us)
+            within = rate.encode(timestamp_us, settings.budget, encode)
         except KeyframeTooLarge as error:
-            if rate is None or error.bits > rate.bits:
-                raise InputError(
-                    f"{settings.max_kbps:g} kbit/s are too few for {image.shape[1]}x{image.shape[0]} pixels: "
-                    f"a keyframe needs {error.bits / 1000:.1f} kbit"
-                ) from None
-            if error.bits > left:
-                return None
-            encoder.budget = replace(budget, max_bits=error.bits)
-            encoded = encoder.encode(image, index=index, timestamp_us=timestamp_us)
-        if rate is not None:
-            rate.spend(timestamp_us, 8 * len(encoded.packet))
-        return encoded.tokens, encoded.packet
+            raise InputError(
+                f"{settings.max_kbps:g} kbit/s are too few for {image.shape[1]}x{image.shape[0]} pixels: "
+                f"a keyframe needs {error.bits / 1000:.1f} kbit"
+            ) from None
+        return None if within is None else (within.tokens, within.packet)
 
     def _rate_control(self, settings: Settings, sent: Iterable[tuple[int, int]]) -> RateControl | None:
         """Keeps the bandwidth; a new one counts the earlier packets."""

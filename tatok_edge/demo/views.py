@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError
 from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, Image, cell_grid, patch_grid
-from tatok_edge.stream.pipeline import WINDOW_US
+from tatok_edge.stream.rate import WINDOW_US
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 

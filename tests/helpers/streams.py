@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from helpers.paths import SHARED
+from helpers.paths import shared
 from tatok_edge import StreamDecoder, StreamEncoder, StreamFrame, Tokenizer, open_source
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.geometry import Image
@@ -18,8 +17,6 @@ from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.state import StreamState
-
-VIDEOS = SHARED / "videos"
 
 
 class FailingSession:
@@ -53,10 +50,7 @@ def same(a: StreamState | None, b: StreamState | None) -> bool:
 
 def clip(name: str, count: int) -> list[Image]:
     """The first frames of a real clip; skips the test where the clip is not there."""
-    path = VIDEOS / f"{name}.mp4"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the shared clips are needed")
-    with open_source(path) as source:
+    with open_source(shared(f"videos/{name}.mp4")) as source:
         return [frame.image for _, frame in zip(range(count), source, strict=False)]
 
 

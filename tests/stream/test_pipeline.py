@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.streams import VIDEOS, same
+from helpers.streams import same
 
 from tatok_edge import MultiStream, Stream, StreamDecoder, StreamEncoder, StreamFrame, open_source
 from tatok_edge.errors import InputError
@@ -34,10 +34,7 @@ def test_stream_of_a_file_loses_no_frame(tokenizer: Tokenizer, shared_clip: Path
 
 @pytest.fixture(scope="module")
 def shared_clip() -> Path:
-    path = VIDEOS / "dashcam_freeway_short.mp4"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: the shared clips are needed")
-    return path
+    return shared("videos/dashcam_freeway_short.mp4")
 
 
 def test_the_bandwidth_is_kept_in_every_second(tokenizer: Tokenizer) -> None:
