@@ -23,8 +23,11 @@ from rosbags.typesys import Stores, get_typestore
 from tatok_edge import Tokenizer, open_source
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.evaluation.speed import machine
-from tatok_edge.robotics.bags.bag import Bag, Cdr, Message
-from tatok_edge.robotics.topics import TokenDecoder, image_from_message
+from tatok_edge.robotics.bags.bag import Bag
+from tatok_edge.robotics.bags.cdr import Cdr
+from tatok_edge.robotics.bags.records import Message
+from tatok_edge.robotics.images import image_from_message
+from tatok_edge.robotics.topics import TokenDecoder
 from tatok_edge.sources.source import SourceFrame
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))

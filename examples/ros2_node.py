@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from tatok_edge import Tokenizer
 from tatok_edge.errors import TaTokError
+from tatok_edge.robotics.images import image_to_message
 from tatok_edge.robotics.topics import (
     DECODED_TOPIC,
     REQUEST_TOPIC,
     TOKEN_TOPIC,
     ImageEncoder,
     TokenDecoder,
-    image_to_message,
     packet_to_message,
 )
 

@@ -38,18 +38,11 @@ from tatok_edge.cli import main as cli
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.robotics.bags.bag import Bag, BagWriter, Channel, Message
-from tatok_edge.robotics.topics import (
-    ENCODINGS,
-    ImageEncoder,
-    TokenDecoder,
-    TokenFormat,
-    image_from_message,
-    image_to_message,
-    packet_to_message,
-    ros_array,
-    token_encoding,
-)
+from tatok_edge.robotics.bags.bag import Bag
+from tatok_edge.robotics.bags.records import Channel, Message
+from tatok_edge.robotics.bags.writer import BagWriter
+from tatok_edge.robotics.images import ENCODINGS, image_from_message, image_to_message, ros_array, token_encoding
+from tatok_edge.robotics.topics import ImageEncoder, TokenDecoder, TokenFormat, packet_to_message
 from tatok_edge.sources.bag import BagSource
 from tatok_edge.sources.open import open_source
 
