@@ -33,8 +33,8 @@ from tatok_edge.export.triton.graphs import (
     scatter_model,
     select_model,
 )
+from tatok_edge.files import temporary_name
 from tatok_edge.model.bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
-from tatok_edge.pictures.writing import temporary_name
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits
 from tatok_edge.runtime.tensorrt.engines import SUFFIX, EngineManifest, read_manifest
 

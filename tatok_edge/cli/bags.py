@@ -27,11 +27,11 @@ from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.pictures.writing import VIDEO_SUFFIX, open_output
-from tatok_edge.robotics.bags.bag import COMPRESSED_TYPE, IMAGE_TYPE, IMAGE_TYPES, Bag, choose_topics
+from tatok_edge.robotics.bags.bag import Bag, choose_topics
 from tatok_edge.robotics.bags.cdr import Cdr
 from tatok_edge.robotics.bags.records import Channel, Message
 from tatok_edge.robotics.bags.writer import BagWriter, check_output
-from tatok_edge.robotics.images import image_to_message
+from tatok_edge.robotics.images import COMPRESSED_TYPE, IMAGE_TYPE, IMAGE_TYPES, image_to_message
 from tatok_edge.robotics.topics import DECODED_TOPIC, TOKEN_TOPIC, ImageEncoder, TokenDecoder, packet_to_message
 from tatok_edge.stream.frame import KeyframeTooLarge
 from tatok_edge.stream.options import MAX_LOSS_DB

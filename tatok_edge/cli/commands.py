@@ -18,13 +18,14 @@ from typing import Any
 from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
 from tatok_edge.evaluation.folder import psnr
+from tatok_edge.files import check_target
 from tatok_edge.format.container import Reader, Writer
 from tatok_edge.format.packet import unpack_delta
 from tatok_edge.geometry import Image
 from tatok_edge.model.bundle import DEFAULT_MODEL, Precision
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.pictures.drawing import keep_overlay, rate_plot, side_by_side, stack
-from tatok_edge.pictures.writing import PICTURE_SUFFIXES, check_target, open_output, write_image
+from tatok_edge.pictures.writing import PICTURE_SUFFIXES, open_output, write_image
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.tokens.budget import TokenBudget

@@ -13,7 +13,7 @@ from typing import Any, cast
 from tatok_edge.cli.commands import ModelChoice, print_json
 from tatok_edge.errors import InputError
 from tatok_edge.evaluation.folder import budget_name, compare_runs, evaluate_folder, markdown_table, plot_runs
-from tatok_edge.pictures.writing import check_target, temporary_name
+from tatok_edge.files import check_target, temporary_name
 
 SUFFIXES = (".json", ".csv", ".md", ".png")
 """What a report can be written as: all of it, a row per picture and budget, a table, a plot."""

@@ -113,7 +113,8 @@ def _sources(path: Path) -> list[str]:
     """The clips of one path: one, or for a bag one per image topic."""
     if not _is_bag(path):
         return [str(path)]
-    from tatok_edge.robotics.bags.bag import IMAGE_TYPES, Bag
+    from tatok_edge.robotics.bags.bag import Bag
+    from tatok_edge.robotics.images import IMAGE_TYPES
 
     with Bag(path) as bag:
         topics = list(bag.topics(IMAGE_TYPES))

@@ -1,7 +1,6 @@
-"""Where pictures go: a file, a folder of PNG files, or an MP4 video.
+"""Writes pictures: to a picture file, a folder of PNG files, or an MP4 video.
 
-Everything is written under a temporary name beside its target and renamed once it is whole, so a failure leaves what
-was there before as it was.
+The output gets its name when it is complete. A failure leaves an earlier output as it was.
 """
 
 from __future__ import annotations
@@ -9,29 +8,28 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 
 from tatok_edge.errors import InputError
+from tatok_edge.files import Draft, check_target, replace_folder, replaced_file, temporary_name
 from tatok_edge.geometry import Image
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Endings that :func:`write_image` takes."""
 VIDEO_SUFFIX = ".mp4"
-"""Ending of the video that every OpenCV with FFmpeg can write (MPEG-4 Part 2)."""
+"""Ending of videos (MPEG-4 Part 2, which every OpenCV with FFmpeg can write)."""
 JPEG_QUALITY = 95
-"""Quality of JPEG and WebP pictures: theirs, not the tokenizer's, should not be what is seen."""
+"""Quality of JPEG and WebP pictures: high, so that losses of the tokenizer show and those of JPEG do not."""
 
 
 _OWN_FRAME = re.compile(r"\d{6,}\.png")
 
 
-class Output(ABC):
-    """Takes RGB pictures one by one; a context manager that keeps the result only if its block succeeds.
+class Output(Draft):
+    """Takes RGB pictures one by one; a context manager that keeps the output if its block succeeds.
 
     Args:
         path: The target.
@@ -40,7 +38,7 @@ class Output(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.written = 0
-        """Pictures taken so far."""
+        """Number of pictures so far."""
 
     def write(self, image: Image, number: int) -> None:
         """Adds a picture.
@@ -50,7 +48,7 @@ class Output(ABC):
             number: Number of the frame, which names its file in a folder.
 
         Raises:
-            InputError: It does not fit what was written before.
+            InputError: Its size differs from the pictures before (videos).
             OSError: It cannot be written.
         """
         self._write(image, number)
@@ -59,36 +57,31 @@ class Output(ABC):
     @abstractmethod
     def _write(self, image: Image, number: int) -> None: ...
 
-    @abstractmethod
     def commit(self) -> None:
-        """Puts what was written in its place."""
+        """Completes the output and gives it its name; without pictures, removes it.
 
-    @abstractmethod
-    def abort(self) -> None:
-        """Throws away what was written."""
-
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self.written:
-            self.commit()
+        Raises:
+            OSError: It cannot be written.
+        """
+        if self.written:
+            self._commit()
         else:
             self.abort()
 
+    @abstractmethod
+    def _commit(self) -> None: ...
+
 
 def open_output(path: str | Path, *, fps: float, frames: int) -> Output:
-    """Opens the target for ``frames`` decoded pictures.
+    """Opens an output for ``frames`` decoded pictures.
 
     Args:
         path: A picture file, an ``.mp4`` video, or a folder (a name without an ending, or one that exists).
         fps: Frame rate of a video.
-        frames: How many pictures will come; a picture file takes one.
+        frames: Number of pictures that will come; a picture file takes one.
 
     Raises:
-        InputError: The name is of no kind that can be written, or the frames do not go into it.
+        InputError: The name has another ending, or a picture file is to hold several frames.
     """
     target = Path(path)
     suffix = target.suffix.lower()
@@ -102,23 +95,8 @@ def open_output(path: str | Path, *, fps: float, frames: int) -> Output:
     return _PictureOutput(target)
 
 
-def check_target(path: str | Path, suffixes: Sequence[str]) -> None:
-    """Checks the name of a file that will be written later, so that nothing is computed in vain.
-
-    Raises:
-        InputError: The ending is not one of ``suffixes``, or the folder does not exist.
-    """
-    target = Path(path)
-    if target.suffix.lower() not in suffixes:
-        endings = ", ".join(filter(None, suffixes)) + (", or have none (a folder)" if "" in suffixes else "")
-        raise InputError(f"{path}: the name must end in {endings}")
-    folder = target.absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first")
-
-
 def write_image(path: str | Path, image: Image) -> None:
-    """Writes one RGB picture, replacing ``path`` only when it is whole.
+    """Writes one RGB picture. An earlier file is replaced when the new one is complete.
 
     Raises:
         InputError: The ending is not one of :data:`PICTURE_SUFFIXES`.
@@ -132,25 +110,17 @@ def write_image(path: str | Path, image: Image) -> None:
     encoded, data = cv2.imencode(suffix, bgr, options if suffix in (".jpeg", ".jpg", ".webp") else [])
     if not encoded:
         raise OSError(f"{path}: this OpenCV cannot write {suffix} files")
-    temporary = temporary_name(target)
-    try:
+    with replaced_file(target) as temporary:
         temporary.write_bytes(data.tobytes())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(target: Path) -> Path:
-    """A name beside ``target``, so that a rename stays on one file system, with the same ending."""
-    target = target.absolute()
-    return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
 
 
 class _PictureOutput(Output):
+    """A picture file."""
+
     def _write(self, image: Image, number: int) -> None:
         self._image = image
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         write_image(self.path, self._image)
 
     def abort(self) -> None:
@@ -158,7 +128,7 @@ class _PictureOutput(Output):
 
 
 class _FolderOutput(Output):
-    """A folder of 000000.png, 000001.png, ... which replaces an earlier one whole."""
+    """A folder of 000000.png, 000001.png, ... It replaces an earlier folder as a whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -172,12 +142,8 @@ class _FolderOutput(Output):
     def _write(self, image: Image, number: int) -> None:
         write_image(self._temporary / f"{number:06d}.png", image)
 
-    def commit(self) -> None:
-        replaced = self._temporary.with_name(self._temporary.name + ".old")
-        if self.path.is_dir():
-            os.replace(self.path, replaced)
-        os.replace(self._temporary, self.path)
-        shutil.rmtree(replaced, ignore_errors=True)
+    def _commit(self) -> None:
+        replace_folder(self._temporary, self.path)
 
     def abort(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -212,15 +178,14 @@ class _VideoOutput(Output):
         even = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         assert self._writer is not None
         self._writer.release()
-        # OpenCV does not report a failed write (a full disk), so the result is opened again before it is put in place.
+        # OpenCV does not report a failed write, as on a full disk: the result is opened again before it gets its name.
         check = cv2.VideoCapture(str(self._temporary))
         whole = check.isOpened() and round(check.get(cv2.CAP_PROP_FRAME_COUNT)) == self.written
         check.release()
         if not whole:
-            self.abort()
             raise OSError(f"{self.path}: the video could not be written whole; is the disk full?")
         os.replace(self._temporary, self.path)
 

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
 
+IMAGE_TYPE: Final = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE: Final = "sensor_msgs/msg/CompressedImage"
+IMAGE_TYPES: Final = (IMAGE_TYPE, COMPRESSED_TYPE)
+"""Message types of camera topics."""
 ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 """Pixel encodings of ``sensor_msgs/msg/Image`` that are taken, with their bytes per pixel."""
 DECODED_ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "mono8": 1}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.geometry import Image
-from tatok_edge.robotics.bags.bag import IMAGE_TYPES, Bag, choose_topics
+from tatok_edge.robotics.bags.bag import Bag, choose_topics
 from tatok_edge.robotics.bags.cdr import Cdr
 from tatok_edge.robotics.bags.records import Message
-from tatok_edge.robotics.images import image_from_message
+from tatok_edge.robotics.images import IMAGE_TYPES, image_from_message
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
 

@@ -1,12 +1,10 @@
-"""Bags: MCAP files and rosbag2 folders (MCAP or SQLite), read and written without ROS.
+"""Opens bags without ROS: MCAP files, SQLite files, and folders of rosbag2 with either.
 
-Reads with the ``mcap`` library, which gives every record of a file as it is, and with SQLite; writes MCAP. What is
-read is untrusted: no length is believed beyond the size of its file.
+The contents are untrusted: no length in a file is believed beyond the size of the file.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.robotics.bags.mcap import indexed_channels, read_mcap
-from tatok_edge.robotics.bags.metadata import LARGEST_METADATA, METADATA_FILE, METADATA_RECORD, load_info
+from tatok_edge.robotics.bags.metadata import BAG_FILE, METADATA_FILE, METADATA_RECORD, load_info, load_record
 from tatok_edge.robotics.bags.records import LARGEST_CHUNK, Channel, Damaged, Message, check_unpacked
 from tatok_edge.robotics.bags.sqlite import read_sqlite
 
@@ -25,18 +23,13 @@ if TYPE_CHECKING:
 
 BAG_SUFFIXES: Final = (".mcap", ".db3")
 """Endings of the files that a bag may be."""
-IMAGE_TYPE: Final = "sensor_msgs/msg/Image"
-COMPRESSED_TYPE: Final = "sensor_msgs/msg/CompressedImage"
-IMAGE_TYPES: Final = (IMAGE_TYPE, COMPRESSED_TYPE)
-"""Message types of camera topics."""
 
 _LISTED = 40
-BAG_FILE = re.compile(r".+\.(mcap|db3)(\.zst|\.zstd|-wal|-shm)?")
-"""Names of the files in a folder of rosbag2."""
+"""Topics that a message lists at most."""
 
 
 def is_bag(path: str | Path) -> bool:
-    """Whether ``path`` names a bag: a file with the ending of one, or a folder that rosbag2 wrote."""
+    """Whether ``path`` names a bag: a file with one of :data:`BAG_SUFFIXES`, or a folder of rosbag2."""
     target = Path(path)
     if target.is_dir():
         names = [entry.name for entry in target.iterdir()]
@@ -65,8 +58,8 @@ class Bag:
         path: An MCAP file, an SQLite file of rosbag2, or a folder of rosbag2 (with or without its metadata.yaml).
 
     Raises:
-        SourceError: It cannot be read, or is no bag.
-        InputError: The packages that read it are missing.
+        SourceError: It cannot be read, or is not a bag.
+        InputError: A package of the extra ``robotics`` is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -74,9 +67,9 @@ class Bag:
             require(package)
         self.path = Path(path)
         self.problems: list[str] = []
-        """What could not be read, in one line each; complete once :meth:`records` is over."""
+        """One line for each part that could not be read; complete after the last of :meth:`records`."""
         self.rosbag2: dict[str, Any] | None = None
-        """What rosbag2 says of the bag as a whole, if it does."""
+        """The metadata of rosbag2, if there is any."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._message_compression = False
         try:
@@ -87,11 +80,11 @@ class Bag:
             raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
 
     def topics(self, types: Sequence[str] = ()) -> dict[str, str]:
-        """Topics by name with their message types; only those of some types if any are given."""
+        """Names of topics with their message types; with ``types``, only topics of these types."""
         return {channel.topic: channel.type for channel in self.channels if not types or channel.type in types}
 
     def records(self) -> Iterator[Channel | Message | Attachment | Metadata]:
-        """Everything in the bag, in the order of its files; :attr:`problems` says what is missing."""
+        """All records in the order of the files. :attr:`problems` gets a line for each part that cannot be read."""
         for file in self.files:
             try:
                 yield from self._read(file)
@@ -99,7 +92,7 @@ class Bag:
                 self.problems.append(f"{file.name}: {error}")
 
     def close(self) -> None:
-        """Removes what was unpacked."""
+        """Removes the unpacked files."""
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -111,27 +104,24 @@ class Bag:
     ) -> None:
         self.close()
 
-    # --- parts of the work ------------------------------------------------------------------------
-
     def _files(self) -> list[Path]:
-        """The files to read, unpacked where rosbag2 compressed them whole."""
+        """The files to read. Compressed files are unpacked first."""
         if not self.path.is_dir():
             if not self.path.exists():
                 raise SourceError(f"{self.path}: there is no such file or folder")
             return [self.path]
-        if not (self.path / METADATA_FILE).is_file():
+        yaml = self.path / METADATA_FILE
+        if not yaml.is_file():
             files = sorted(entry for entry in self.path.iterdir() if _storage(entry))
             self.problems.append(
                 f"{self.path}: has no {METADATA_FILE} (was the recording cut off?); its files are read by name"
             )
         else:
-            info = self.rosbag2 = load_info(
-                (self.path / METADATA_FILE).read_bytes()[:LARGEST_METADATA], str(self.path / METADATA_FILE)
-            )
+            info = self.rosbag2 = load_info(yaml.read_bytes(), str(yaml))
             names = info.get("relative_file_paths")
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise SourceError(f"{self.path / METADATA_FILE}: names no files")
-            # Only the last part: older versions wrote paths of the recording machine, and a bag may say anything.
+                raise SourceError(f"{yaml}: names no files")
+            # Only the last part: older versions wrote paths of the recording machine, and a bag may name any file.
             files = [self.path / PurePosixPath(name).name for name in names]
             self._message_compression = str(info.get("compression_mode") or "").lower() == "message"
         missing = next((file.name for file in files if not file.is_file()), None)
@@ -157,7 +147,7 @@ class Bag:
     def _channels(self, file: Path) -> list[Channel]:
         if _storage(file) == ".mcap" and (indexed := indexed_channels(file)):
             return indexed
-        # Without an index, everything has to be read once to know what there is.
+        # A file without an index has to be read once as a whole.
         channels: dict[Channel, None] = {}
         try:
             for record in self._read(file):
@@ -186,29 +176,31 @@ class Bag:
                 record = Message(record.channel, record.log_time, record.publish_time, record.sequence, data)
             yield record
 
-    def read_mcap(self, file: Path) -> Iterator[Channel | Message | Attachment | Metadata]:
+    def _read_mcap(self, file: Path) -> Iterator[Channel | Message | Attachment | Metadata]:
+        from mcap.records import Metadata
+
         for record in read_mcap(file):
-            if getattr(record, "name", None) == METADATA_RECORD and hasattr(record, "metadata"):
-                # It counts the messages of this bag: the writer makes a new one.
+            if isinstance(record, Metadata) and record.name == METADATA_RECORD:
+                # Not delivered: it counts the messages of this bag, and the writer makes a new one.
                 if self.rosbag2 is None:
-                    text = record.metadata.get("serialized_metadata", "")
                     with suppress(SourceError):
-                        self.rosbag2 = load_info(text.encode()[:LARGEST_METADATA], METADATA_RECORD)
+                        self.rosbag2 = load_record(record.metadata)
             else:
                 yield record
 
 
 def choose_topics(bag: Bag, wanted: Sequence[str], types: Sequence[str], *, suffix: str = "") -> list[str]:
-    """The topics to work on.
+    """Chooses the topics to work on.
 
     Args:
         bag: The bag.
-        wanted: Names that were asked for; none takes those there are, if it is plain which.
-        types: Message types that can be worked on.
-        suffix: Ending of the names to take where none was asked for; with it, all such topics are taken.
+        wanted: Names of topics. Without names, the only topic of ``types`` is chosen.
+        types: Message types that are allowed.
+        suffix: Without names, all topics of ``types`` with this ending are chosen.
 
     Raises:
-        SourceError: There is no such topic, or one of another type; the message lists those there are.
+        SourceError: A topic does not exist or has another type, or several could be chosen; the message lists the
+            topics of the bag.
     """
     able = bag.topics(types)
     everything = bag.topics()
@@ -244,15 +236,6 @@ def _listing(topics: dict[str, str]) -> str:
 
 
 def _storage(path: Path) -> str:
-    """Ending of a file of a bag without that of its compression; an empty string for other files."""
+    """Ending of a recorded file, without the ending of its compression; an empty string for other files."""
     inner = Path(path.stem) if path.suffix in (".zst", ".zstd") else path
     return inner.suffix.lower() if inner.suffix.lower() in BAG_SUFFIXES else ""
-
-
-# --- MCAP -----------------------------------------------------------------------------------------
-
-
-# --- SQLite ---------------------------------------------------------------------------------------
-
-
-# --- metadata.yaml --------------------------------------------------------------------------------

@@ -1,19 +1,16 @@
-"""CDR, the binary form of ROS 2 messages: reading and writing the messages of camera topics."""
+"""CDR, the binary form of ROS 2 messages, for the messages of camera topics."""
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tatok_edge.errors import FormatError
-
-if TYPE_CHECKING:
-    pass
 from tatok_edge.robotics.bags.records import TYPE_HASH, Channel, Message
 
 
 class Cdr:
-    """Serializes and deserializes the messages of camera topics, whose definitions all ROS 2 distributions share."""
+    """Serializes and deserializes the messages of camera topics. All ROS 2 distributions define them alike."""
 
     def __init__(self) -> None:
         from rosbags.serde import SerdeError
@@ -22,7 +19,7 @@ class Cdr:
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         self.types: dict[str, Any] = dict(self._store.types)
         """Classes of the messages by type."""
-        # The library checks by assertions and by what numpy and struct refuse.
+        # The library leaves checks to assertions, numpy and struct.
         self._errors = (SerdeError, AssertionError, ValueError, TypeError, LookupError, OverflowError, struct.error)
 
     def read(self, message: Message) -> Any:

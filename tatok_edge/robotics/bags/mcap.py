@@ -1,4 +1,4 @@
-"""Reads MCAP files record by record."""
+"""Reads MCAP files record by record, with the ``mcap`` library. No length in a file is believed beyond its size."""
 
 from __future__ import annotations
 
@@ -8,32 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
 from tatok_edge.robotics.bags.records import LARGEST_CHUNK, Channel, Damaged, Message, check_unpacked
 
-
-class _ExactFile:
-    """A file whose reads are whole or fail, and ask for no more memory than there are bytes."""
-
-    def __init__(self, file: io.BufferedReader, size: int) -> None:
-        self._file = file
-        self._size = size
-
-    def read(self, count: int) -> bytes:
-        if count > self._size - self._file.tell():
-            raise Damaged("is cut off")
-        return self._file.read(count)
+if TYPE_CHECKING:
+    from mcap.records import Attachment, Metadata
 
 
-def read_mcap(path: Path) -> Iterator[Any]:
+def read_mcap(path: Path) -> Iterator[Channel | Message | Attachment | Metadata]:
     """Channels, messages, attachments and metadata records, in the order of the file.
 
     Raises:
-        Damaged: Nothing can be read after what has come.
+        Damaged: The rest of the file cannot be read.
     """
-    import zstandard
-    from mcap.exceptions import McapError
     from mcap.records import Attachment, Chunk, Metadata, Schema
     from mcap.records import Channel as McapChannel
     from mcap.records import Message as McapMessage
@@ -70,16 +56,7 @@ def read_mcap(path: Path) -> Iterator[Any]:
                         out.append(part)
             except Damaged as error:
                 raise Damaged(str(error) if begun else "is empty or cut off at its start", at_start=not begun) from None
-            except (
-                McapError,
-                zstandard.ZstdError,
-                struct.error,
-                ValueError,
-                LookupError,
-                RuntimeError,
-                OverflowError,
-                MemoryError,
-            ) as error:
+            except _damage(RuntimeError) as error:
                 if not begun:
                     raise Damaged("is not an MCAP file", at_start=True) from None
                 raise Damaged(f"is damaged ({type(error).__name__}: {error})") from None
@@ -87,28 +64,8 @@ def read_mcap(path: Path) -> Iterator[Any]:
             yield from out
 
 
-def _channel(channel: Any, schemas: dict[int, Any]) -> Channel:
-    metadata = tuple(channel.metadata.items())
-    if channel.schema_id == 0:
-        return Channel(channel.topic, "", channel.message_encoding, metadata=metadata)
-    schema = schemas[channel.schema_id]
-    return Channel(channel.topic, schema.name, channel.message_encoding, schema.encoding, schema.data, metadata)
-
-
-def _check_chunk(chunk: Any) -> None:
-    """Keeps a few bytes from asking for all memory."""
-    if chunk.uncompressed_size > LARGEST_CHUNK:
-        raise Damaged(f"is damaged: a chunk of {chunk.uncompressed_size} bytes, {LARGEST_CHUNK} are read at most")
-    if chunk.compression == "zstd":
-        check_unpacked(chunk.data)
-    elif chunk.compression == "" and len(chunk.data) != chunk.uncompressed_size:
-        raise Damaged("is damaged: a chunk is not as long as it says")
-
-
 def indexed_channels(path: Path) -> list[Channel]:
-    """Channels as the summary at the end of the file lists them; none where it has no whole summary."""
-    import zstandard
-    from mcap.exceptions import McapError
+    """Channels that the summary at the end of the file lists; none without a complete summary."""
     from mcap.reader import SeekingReader
 
     try:
@@ -120,5 +77,53 @@ def indexed_channels(path: Path) -> list[Channel]:
             if len(summary.channels) != summary.statistics.channel_count:
                 return []
             return [_channel(channel, summary.schemas) for channel in summary.channels.values()]
-    except (McapError, zstandard.ZstdError, struct.error, ValueError, LookupError, OSError, MemoryError, OverflowError):
+    except _damage(OSError):
         return []
+
+
+class _ExactFile:
+    """A file whose reads are complete or fail, and never ask for more memory than the file has bytes."""
+
+    def __init__(self, file: io.BufferedReader, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        if count > self._size - self._file.tell():
+            raise Damaged("is cut off")
+        return self._file.read(count)
+
+
+def _damage(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """The errors that the libraries raise for damaged files, and others."""
+    import zstandard
+    from mcap.exceptions import McapError
+
+    return (
+        McapError,
+        zstandard.ZstdError,
+        struct.error,
+        ValueError,
+        LookupError,
+        MemoryError,
+        OverflowError,
+        *others,
+    )
+
+
+def _channel(channel: Any, schemas: dict[int, Any]) -> Channel:
+    metadata = tuple(channel.metadata.items())
+    if channel.schema_id == 0:
+        return Channel(channel.topic, "", channel.message_encoding, metadata=metadata)
+    schema = schemas[channel.schema_id]
+    return Channel(channel.topic, schema.name, channel.message_encoding, schema.encoding, schema.data, metadata)
+
+
+def _check_chunk(chunk: Any) -> None:
+    """Checks the sizes that a chunk states, before memory is allocated for them."""
+    if chunk.uncompressed_size > LARGEST_CHUNK:
+        raise Damaged(f"is damaged: a chunk of {chunk.uncompressed_size} bytes, {LARGEST_CHUNK} are read at most")
+    if chunk.compression == "zstd":
+        check_unpacked(chunk.data)
+    elif chunk.compression == "" and len(chunk.data) != chunk.uncompressed_size:
+        raise Damaged("is damaged: a chunk is not as long as it says")

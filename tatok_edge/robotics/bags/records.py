@@ -1,18 +1,16 @@
-"""Records of a bag as all formats give them: channels and messages; and how a damaged file is reported."""
+"""The records of a bag, the same for all file formats: channels and messages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Final
 
 LARGEST_CHUNK: Final = 1 << 30
-"""Largest chunk of an MCAP file in bytes, unpacked: what recorders write has a few megabytes."""
-QOS_PROFILES = "offered_qos_profiles"
-TYPE_HASH = "topic_type_hash"
+"""Largest chunk or message in bytes after decompression. Recorders write chunks of a few megabytes."""
+QOS_PROFILES: Final = "offered_qos_profiles"
+"""Key of the QoS profiles in the metadata of a channel."""
+TYPE_HASH: Final = "topic_type_hash"
+"""Key of the hash of the message type in the metadata of a channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +26,7 @@ class Channel:
     schema: bytes = field(default=b"", repr=False)
     """Definition of the message type."""
     metadata: tuple[tuple[str, str], ...] = ()
-    """What rosbag2 notes, its QoS profiles among it."""
+    """Notes of rosbag2, such as :data:`QOS_PROFILES` and :data:`TYPE_HASH`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +35,19 @@ class Message:
 
     channel: Channel
     log_time: int
-    """When it was recorded, in nanoseconds."""
+    """Time of recording, in nanoseconds."""
     publish_time: int
-    """When it was published, in nanoseconds."""
+    """Time of publication, in nanoseconds."""
     sequence: int
     data: bytes = field(repr=False)
 
 
 class Damaged(Exception):
-    """A file that cannot be read any further.
+    """The rest of a file cannot be read.
 
     Args:
-        message: What is wrong.
-        at_start: Nothing could be read at all.
+        message: The damage, as it follows the name of the file in a message.
+        at_start: The file has no record that can be read.
     """
 
     def __init__(self, message: str, *, at_start: bool = False) -> None:
@@ -58,6 +56,11 @@ class Damaged(Exception):
 
 
 def check_unpacked(data: bytes) -> None:
+    """Checks the size that Zstandard data states, before memory is allocated for it.
+
+    Raises:
+        Damaged: It is more than :data:`LARGEST_CHUNK`.
+    """
     import zstandard
 
     size = zstandard.frame_content_size(data)

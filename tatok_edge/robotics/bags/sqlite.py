@@ -6,23 +6,20 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel, Damaged, Message
 
 
 def read_sqlite(path: Path) -> Iterator[Channel | Message]:
-    """Channels, then messages by time.
+    """Channels, then messages in the order of their times.
 
     Raises:
-        Damaged: Nothing can be read after what has come.
+        Damaged: The rest of the file cannot be read.
     """
     begun = False
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as base:
-            channels = _sqlite_channels(base)
+            channels = _channels(base)
             begun = True
             yield from channels.values()
             rows = base.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY timestamp, id")
@@ -35,7 +32,8 @@ def read_sqlite(path: Path) -> Iterator[Channel | Message]:
         raise Damaged(f"{what} ({error})", at_start=not begun) from None
 
 
-def _sqlite_channels(base: sqlite3.Connection) -> dict[int, Channel]:
+def _channels(base: sqlite3.Connection) -> dict[int, Channel]:
+    """Channels by the numbers of their topics."""
     base.row_factory = sqlite3.Row
     definitions: dict[str, tuple[str, bytes]] = {}
     if base.execute("SELECT 1 FROM sqlite_master WHERE name = 'message_definitions'").fetchone():
@@ -51,7 +49,7 @@ def _sqlite_channels(base: sqlite3.Connection) -> dict[int, Channel]:
             metadata[QOS_PROFILES] = str(row[QOS_PROFILES])
         if "type_description_hash" in columns and row["type_description_hash"]:
             metadata[TYPE_HASH] = str(row["type_description_hash"])
-        encoding, definition = definitions.get(kind) or standard_definition(kind)
+        encoding, definition = definitions.get(kind) or _standard_definition(kind)
         channels[int(row["id"])] = Channel(
             str(row["name"]), kind, str(row["serialization_format"]), encoding, definition, tuple(metadata.items())
         )
@@ -59,8 +57,8 @@ def _sqlite_channels(base: sqlite3.Connection) -> dict[int, Channel]:
     return channels
 
 
-def standard_definition(kind: str) -> tuple[str, bytes]:
-    """The definition of a standard message type, for databases that hold none; empty for other types."""
+def _standard_definition(kind: str) -> tuple[str, bytes]:
+    """The definition of a standard message type, for databases without definitions; empty for other types."""
     from rosbags.typesys import Stores, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)

@@ -7,36 +7,33 @@ import shutil
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from tatok_edge.errors import InputError
-from tatok_edge.pictures.writing import check_target, temporary_name
+from tatok_edge.files import Draft, check_target, replace_folder, temporary_name
+from tatok_edge.robotics.bags.metadata import (
+    BAG_FILE,
+    METADATA_FILE,
+    METADATA_RECORD,
+    describe,
+    dump_info,
+    dump_record,
+)
+from tatok_edge.robotics.bags.records import Channel, Message
 
 if TYPE_CHECKING:
     from mcap.records import Attachment, Metadata
-from tatok_edge.robotics.bags.bag import BAG_FILE
-from tatok_edge.robotics.bags.metadata import (
-    INFO,
-    METADATA_FILE,
-    METADATA_RECORD,
-    NEW_METADATA,
-    OLD_METADATA,
-    dump,
-    load_qos,
-)
-from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel, Message
 
 
-class BagWriter:
-    """Writes an MCAP file, or a folder of rosbag2 with one MCAP file; a context manager that keeps it on success only.
+class BagWriter(Draft):
+    """Writes an MCAP file, or a folder of rosbag2 with one MCAP file; a context manager.
 
     Args:
         path: A name that ends in ``.mcap``, or has no ending (a folder).
-        force: Replace what is there.
+        force: Replace an existing bag.
 
     Raises:
-        InputError: Another ending, or something is there and ``force`` is not given.
+        InputError: The name has another ending, or exists and ``force`` is not given.
     """
 
     def __init__(self, path: str | Path, *, force: bool = False) -> None:
@@ -45,19 +42,17 @@ class BagWriter:
 
         self.path = Path(path)
         self.rosbag2: dict[str, Any] | None = None
-        """What the new bag is to keep of the old one's metadata: see :attr:`Bag.rosbag2`."""
-        self.messages = 0
-        """Messages written so far."""
+        """Metadata of the bag that is copied, see :attr:`Bag.rosbag2`: its distribution and custom data are kept."""
         self._is_folder = self.path.suffix != ".mcap"
         self._temporary = temporary_name(self.path)
         if self._is_folder:
             self._temporary.mkdir()
             self._file_name = f"{self.path.name}_0.mcap"
-            self._target = self._temporary / self._file_name
+            target = self._temporary / self._file_name
         else:
             self._file_name = self.path.name
-            self._target = self._temporary
-        self._file: IO[bytes] = self._target.open("wb")
+            target = self._temporary
+        self._file: IO[bytes] = target.open("wb")
         self._writer: Any = Writer(self._file, compression=CompressionType.ZSTD)
         self._writer.start(profile="ros2", library="tatok-edge")
         self._channels: dict[Channel, int] = {}
@@ -66,7 +61,7 @@ class BagWriter:
         self._times: tuple[int, int] | None = None
 
     def write(self, record: Channel | Message | Attachment | Metadata) -> None:
-        """Adds a record; the channel of a message need not be added before it.
+        """Adds a record. A message adds its channel, too.
 
         Raises:
             OSError: It cannot be written.
@@ -75,7 +70,6 @@ class BagWriter:
             self._writer.add_message(
                 self._channel(record.channel), record.log_time, record.data, record.publish_time, record.sequence
             )
-            self.messages += 1
             self._counts[record.channel] += 1
             first, last = self._times or (record.log_time, record.log_time)
             self._times = min(first, record.log_time), max(last, record.log_time)
@@ -93,51 +87,35 @@ class BagWriter:
             self._writer.add_metadata(record.name, record.metadata)
 
     def commit(self) -> None:
-        """Puts the bag in its place.
+        """Completes the bag and gives it its name.
 
         Raises:
             OSError: It cannot be written.
         """
+        info = describe(
+            self._file_name, {channel: self._counts[channel] for channel in self._channels}, self._times, self.rosbag2
+        )
         if self._is_folder or self.rosbag2 is not None:
-            info = self._info()
-            self._writer.add_metadata(METADATA_RECORD, {"serialized_metadata": dump(info).strip()})
+            self._writer.add_metadata(METADATA_RECORD, dump_record(info))
         self._writer.finish()
         self._file.close()
         if not self._is_folder:
             os.replace(self._temporary, self.path)
             return
-        (self._temporary / METADATA_FILE).write_text(dump({INFO: info}), encoding="utf-8")
-        replaced = self._temporary.with_name(self._temporary.name + ".old")
-        if self.path.is_dir():
-            os.replace(self.path, replaced)
-        os.replace(self._temporary, self.path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        (self._temporary / METADATA_FILE).write_text(dump_info(info), encoding="utf-8")
+        replace_folder(self._temporary, self.path)
 
     def abort(self) -> None:
-        """Throws away what was written."""
-        with suppress(OSError):  # closing writes what is left, which fails again on a full disk
+        """Removes the unfinished bag."""
+        with suppress(OSError):  # closing writes the buffer, which fails again on a full disk
             self._file.close()
         if self._is_folder:
             shutil.rmtree(self._temporary, ignore_errors=True)
         else:
             self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> BagWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.abort()
-            return
-        try:
-            self.commit()
-        except BaseException:
-            self.abort()
-            raise
-
     def _channel(self, channel: Channel) -> int:
+        """The number of a channel in the file, which gets its definition first."""
         if channel not in self._channels:
             schema = (channel.type, channel.schema_encoding, channel.schema)
             if channel.type and schema not in self._schemas:
@@ -147,61 +125,12 @@ class BagWriter:
             )
         return self._channels[channel]
 
-    def _info(self) -> dict[str, Any]:
-        """The contents of metadata.yaml."""
-        topics: dict[tuple[str, str], dict[str, Any]] = {}
-        version = OLD_METADATA
-        for channel in self._channels:
-            notes = dict(channel.metadata)
-            qos = load_qos(notes.get(QOS_PROFILES, ""))
-            if any(isinstance(profile.get("history"), str) for profile in qos):
-                version = NEW_METADATA
-            topic = topics.setdefault(
-                (channel.topic, channel.type),
-                {
-                    "topic_metadata": {
-                        "name": channel.topic,
-                        "type": channel.type,
-                        "serialization_format": channel.message_encoding,
-                        QOS_PROFILES: notes.get(QOS_PROFILES, ""),
-                        "type_description_hash": notes.get(TYPE_HASH, ""),
-                    },
-                    "message_count": 0,
-                },
-            )
-            topic["message_count"] += self._counts[channel]
-        if version == NEW_METADATA:
-            for topic in topics.values():
-                topic["topic_metadata"][QOS_PROFILES] = load_qos(topic["topic_metadata"][QOS_PROFILES])
-        first, last = self._times or (0, 0)
-        before = self.rosbag2 or {}
-
-        def times() -> dict[str, Any]:  # made anew each time: YAML would write the second one as a reference
-            return {
-                "duration": {"nanoseconds": last - first},
-                "starting_time": {"nanoseconds_since_epoch": first},
-                "message_count": self.messages,
-            }
-
-        return {
-            "version": version,
-            "storage_identifier": "mcap",
-            "relative_file_paths": [self._file_name],
-            **times(),
-            "topics_with_message_count": list(topics.values()),
-            "compression_format": "",
-            "compression_mode": "",
-            "files": [{"path": self._file_name, **times()}],
-            "custom_data": before.get("custom_data"),
-            "ros_distro": str(before.get("ros_distro") or "unknown"),
-        }
-
 
 def check_output(path: str | Path, *, force: bool) -> None:
-    """Checks the name of a bag that will be written later, so that nothing is computed in vain.
+    """Checks the name of an output bag before the work begins.
 
     Raises:
-        InputError: Another ending, or something is there and ``force`` is not given, or it is no bag.
+        InputError: The name has another ending, exists and ``force`` is not given, or belongs to something else.
     """
     target = Path(path)
     check_target(path, (".mcap", ""))
