@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.geometry import PATCH
-from tatok_edge.sources.open import list_images, read_image
+from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.training.config import Variant
 from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
 from tatok_edge.training.train import load_model, select

@@ -23,7 +23,8 @@ from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
-from tatok_edge.sources.open import list_images, open_source, read_image
+from tatok_edge.sources.images import list_images, read_image
+from tatok_edge.sources.open import open_source
 from tatok_edge.tokens.budget import TokenBudget
 
 KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)

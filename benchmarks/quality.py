@@ -23,7 +23,7 @@ from tatok_edge.evaluation.folder import psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
-from tatok_edge.sources.open import list_images, read_image
+from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 

@@ -447,7 +447,7 @@ def _cpu() -> Report:
 
 def _cameras() -> list[Report]:
     try:
-        from tatok_edge.sources.open import find_cameras
+        from tatok_edge.sources.camera import find_cameras
     except ImportError:  # OpenCV is missing, which has its own line
         return []
     return [{"path": path, "name": name, "readable": os.access(path, os.R_OK)} for path, name in find_cameras()]

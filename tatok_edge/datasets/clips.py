@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tatok_edge.errors import InputError
-from tatok_edge.sources.open import IMAGE_SUFFIXES, open_source
+from tatok_edge.sources.images import IMAGE_SUFFIXES
+from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Source
 
 BAG_SUFFIXES = (".mcap", ".db3")

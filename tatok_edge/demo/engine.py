@@ -23,7 +23,8 @@ from tatok_edge.errors import InputError, TaTokError
 from tatok_edge.evaluation.folder import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.sources.source import Source, without_secrets
+from tatok_edge.sources.passwords import without_secrets
+from tatok_edge.sources.source import Source
 
 RETRY_SECONDS: Final = 2.0
 """Pause before a source that failed is opened again."""

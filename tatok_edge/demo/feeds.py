@@ -22,9 +22,10 @@ from tatok_edge.format.container import Reader
 from tatok_edge.format.packet import unpack_delta
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.sources.live import rgb
 from tatok_edge.sources.open import open_source
-from tatok_edge.sources.source import Source, without_secrets
+from tatok_edge.sources.opencv import rgb
+from tatok_edge.sources.passwords import without_secrets
+from tatok_edge.sources.source import Source
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame

@@ -15,7 +15,7 @@ from tatok_edge.errors import InputError
 from tatok_edge.evaluation.metrics import MIN_POINTS, Curve, bd_quality, bd_rate, psnr, structural_similarity
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.sources.open import list_images, read_image
+from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 

@@ -11,7 +11,6 @@ import importlib.machinery
 import importlib.util
 import re
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,15 +21,16 @@ import numpy as np
 
 from tatok_edge.errors import InputError, SourceError, one_line
 from tatok_edge.geometry import Image
-from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, READ_TIMEOUT, Ended, Feed, LiveSource, Lost
-from tatok_edge.sources.source import RisingClock, Source, SourceFrame, without_secrets
+from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, Connection, Ended, LiveSource, Lost, next_picture
+from tatok_edge.sources.passwords import without_secrets
+from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
 PACKAGES = "apt install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
-"""What installs GStreamer for Python on Debian, Ubuntu and JetPack."""
+"""Command that installs GStreamer for Python on Debian, Ubuntu and JetPack."""
 SYSTEM_PACKAGES = Path("/usr/lib/python3/dist-packages")
-"""Where Debian, Ubuntu and JetPack keep the Python modules that apt installs."""
+"""Folder of the Python modules that apt installs on Debian, Ubuntu and JetPack."""
 SINK_QUEUE = 2
-"""Pictures that a pipeline may hold ready for us."""
+"""Pictures that a pipeline may hold ready."""
 
 _PROVIDERS = {
     "avdec_": "apt install gstreamer1.0-libav",
@@ -46,14 +46,14 @@ _PROVIDERS = {
     "video": "apt install gstreamer1.0-plugins-base",
     "x264": "apt install gstreamer1.0-plugins-ugly",
 }
-"""Beginnings of element names and what brings them."""
+"""Beginnings of element names, and the packages that provide the elements."""
 _CSI_LIMITS = {"sensor": (0, 15), "width": (32, 16384), "height": (32, 16384), "fps": (1, 1000), "flip": (0, 7)}
 _RGB = "video/x-raw,format=RGB"
 
 
 @dataclass(frozen=True)
 class _Modules:
-    """The parts of GStreamer in use, as its bindings give them."""
+    """The modules of GStreamer's bindings that are used."""
 
     gst: Any
     app: Any
@@ -90,7 +90,7 @@ def rtsp_pipeline(url: str, *, latency_ms: int = 100, jetson: bool = False) -> s
 
     Args:
         url: An ``rtsp://`` or ``rtsps://`` URL; special characters in its password percent-encoded.
-        latency_ms: How long packets are held to put them in order, in milliseconds.
+        latency_ms: Time for which packets are held to put them in order, in milliseconds.
         jetson: Copy the pictures out of the memory of a Jetson's hardware decoder.
 
     Raises:
@@ -108,7 +108,7 @@ def rtsp_pipeline(url: str, *, latency_ms: int = 100, jetson: bool = False) -> s
 
 
 def open_csi(text: str, *, drop: bool, retry_seconds: float | None) -> Source:
-    """A Jetson's CSI camera from ``csi:0,width=1280,height=720,fps=30,flip=2``.
+    """Opens a Jetson's CSI camera from ``csi:0,width=1280,height=720,fps=30,flip=2``.
 
     Raises:
         SourceError: A setting is wrong, GStreamer or one of its elements is missing, or no picture came.
@@ -131,36 +131,36 @@ def open_csi(text: str, *, drop: bool, retry_seconds: float | None) -> Source:
 
 
 def open_pipeline(text: str, *, drop: bool, retry_seconds: float | None, name: str | None = None) -> Source:
-    """The pictures of a pipeline. GStreamer knows whether it is live; one that is not is read like a file.
+    """Opens a pipeline. GStreamer tells whether it is live; otherwise it is read like a file.
 
     Args:
-        text: As for ``gst-launch-1.0``. Without an ``appsink`` it is given one, behind a conversion to RGB; with one,
-            that must get video and is set to RGB.
-        drop: As in :class:`tatok_edge.sources.live.LiveSource`.
-        retry_seconds: As there.
-        name: What to call it in messages and files; by default the pipeline without its secrets.
+        text: As for ``gst-launch-1.0``. A pipeline without an ``appsink`` gets one, behind a conversion to RGB. An
+            ``appsink`` of its own must get video, and is set to RGB.
+        drop: See :class:`tatok_edge.sources.live.LiveSource`.
+        retry_seconds: See there.
+        name: Its name in messages and files; by default the pipeline without its passwords.
 
     Raises:
         SourceError: GStreamer or an element is missing, the pipeline is wrong, or no picture came.
     """
     text = text.strip()
     name = name or without_secrets(f"gst:{text}")
-    feed: _PipelineFeed | None = _PipelineFeed(name, text)
+    connection: _PipelineConnection | None = _PipelineConnection(name, text)
 
-    def connect() -> Feed:
-        # The first feed is already there: only an open pipeline tells whether it is live.
-        nonlocal feed
-        opened, feed = feed or _PipelineFeed(name, text), None
+    def connect() -> Connection:
+        # The first connection is open already: only an open pipeline tells whether it is live.
+        nonlocal connection
+        opened, connection = connection or _PipelineConnection(name, text), None
         return opened
 
-    assert feed is not None
-    if feed.live:
+    assert connection is not None
+    if connection.live:
         return LiveSource(name, connect, drop=drop, retry_seconds=retry_seconds)
-    return _PipelineSource(name, feed)
+    return _PipelineSource(name, connection)
 
 
 def find() -> tuple[bool, str]:
-    """Whether GStreamer can be used, and its version or what is missing."""
+    """Whether GStreamer can be used, and its version or the missing part."""
     try:
         gst = _load().gst
     except SourceError as error:
@@ -176,43 +176,37 @@ def has_element(name: str) -> bool:
 class _PipelineSource(Source):
     """A pipeline that waits for its reader."""
 
-    def __init__(self, name: str, feed: _PipelineFeed) -> None:
-        self._feed = feed
+    def __init__(self, name: str, connection: _PipelineConnection) -> None:
+        self._connection = connection
         try:
-            self._first = self._next()
+            first = next_picture(connection, lambda: False)
         except (Lost, Ended) as error:
-            feed.close()
+            connection.close()
             raise SourceError(f"{name}: no picture came ({error})") from None
-        super().__init__(name, self._first, fps=feed.fps, frames=None)
-
-    def _next(self) -> Image:
-        deadline = time.monotonic() + READ_TIMEOUT
-        while (image := self._feed.read()) is None:
-            if getattr(self, "_stopped", False):
-                raise Ended("was stopped")
-            if time.monotonic() > deadline:
-                raise Lost(f"was silent for {READ_TIMEOUT:g} s")
-        return image
+        assert first is not None
+        self._first = first
+        super().__init__(name, first, fps=connection.fps, frames=None)
 
     def _read(self) -> Iterator[SourceFrame]:
         clock = RisingClock(self.fps)
-        image, index = self._first, 0
+        image: Image | None = self._first
+        index = 0
         try:
-            while not self._stopped:
-                yield SourceFrame(image, index, clock(self._feed.stamp_us))
-                image = self._next()
+            while image is not None:
+                yield SourceFrame(image, index, clock(self._connection.stamp_us))
                 index += 1
+                image = next_picture(self._connection, lambda: self._stopped)
         except Lost as lost:
-            self.problem = f"{self.name} {lost} after {index + 1} frames"
+            self.problem = f"{self.name} {lost} after {index} frames"
         except Ended:
             pass
 
     def close(self) -> None:
         super().close()
-        self._feed.close()
+        self._connection.close()
 
 
-class _PipelineFeed:
+class _PipelineConnection:
     """A running pipeline."""
 
     bgr = False
@@ -226,7 +220,7 @@ class _PipelineFeed:
         self._bus = self._pipeline.get_bus()
         self.fps: float | None = None
         self.stamp_us = 0
-        """Time stamp of the picture that was read last, in microseconds."""
+        """Time stamp of the last picture, in microseconds."""
         change = self._pipeline.set_state(gst.State.PAUSED)
         if change == gst.StateChangeReturn.ASYNC:
             change = self._pipeline.get_state(round(OPEN_TIMEOUT * gst.SECOND))[0]
@@ -273,7 +267,7 @@ class _PipelineFeed:
             buffer.unmap(data)
 
     def _error(self) -> str:
-        """The first error that the pipeline reported, in one line; empty where there is none."""
+        """The first error that the pipeline reported, in one line; empty without an error."""
         message = self._bus.pop_filtered(self._modules.gst.MessageType.ERROR)
         return "" if message is None else _shown(message.parse_error()[0].message)
 
@@ -297,14 +291,14 @@ def _build(modules: _Modules, name: str, text: str) -> tuple[Any, Any]:
         raise SourceError(f"{name}: a pipeline has one appsink, at its end; this has {len(sinks)}")
     sink = sinks[0]
     sink.set_property("caps", gst.Caps.from_string(_RGB))
-    # As fast as they come: whether frames are dropped is decided and counted where they are read.
+    # The pipeline drops nothing: the reader of the frames decides on drops and counts them.
     for key, value in {"sync": False, "drop": False, "max-buffers": SINK_QUEUE, "emit-signals": False}.items():
         sink.set_property(key, value)
     return pipeline, sink
 
 
 def _missing_elements(gst: Any, text: str) -> str:
-    """The elements of a pipeline that are not installed, with what brings them; empty where none is missing."""
+    """The elements of a pipeline that are not installed, with their packages; empty where none is missing."""
     names = dict.fromkeys(re.findall(r"(?:^|!)[\s(]*([a-z][a-z0-9_]*)(?=\s|$|!)", re.sub(r"\"[^\"]*\"", "", text)))
     providers: dict[str, list[str]] = {}
     for name in names:
@@ -358,7 +352,7 @@ def _import_gi() -> None:
             f"GStreamer for Python in {SYSTEM_PACKAGES} was built for another Python than this {version}: "
             "make the virtual environment with the system's python3 and --system-site-packages"
         )
-    # This package only: with the whole folder on sys.path, other system packages would turn up in the environment.
+    # This package only: the whole folder on sys.path would bring other system packages into the environment.
     spec = importlib.util.spec_from_file_location(
         "gi", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

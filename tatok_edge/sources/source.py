@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,12 +12,9 @@ from tatok_edge.geometry import Image
 CLOCK_RESTART_US = 1_000_000
 """A time stamp that lies this far before the last one belongs to a clock that began anew."""
 USUAL_FPS = 30.0
-"""Frame rate to go by where a source states none."""
-
-
-_SECRET = re.compile(
-    r"(?i)((?:password|passwd|passw?|pwd|user-pw|user-id|token|secret|auth)\s*=\s*)(\"[^\"]*\"?|[^&\s]+)"
-)
+"""Frame rate that is assumed for a source that states none."""
+MAX_FPS = 1000
+"""Highest frame rate of a source."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,12 +124,3 @@ class RisingClock:
             self._offset = stamp - stamp_us
         self._last = max(stamp, self._last + 1)
         return self._last
-
-
-def without_secrets(text: str) -> str:
-    """A URL, pipeline or message without user names, passwords and tokens."""
-    # Up to the last @ before the path: passwords with an @ are common, though wrong in a URL. One with a slash is
-    # told from a path by what follows the colon: a port is a number.
-    text = re.sub(r"(?<=://)[^/\s\"']*@", "", text)
-    text = re.sub(r"(?<=://)[^/@\s\"']*:(?!\d*(?:[/?#\s\"']|$))[^@\s\"']*@", "", text)
-    return _SECRET.sub(r"\1***", text)

@@ -12,7 +12,7 @@ from helpers.paths import shared
 from tatok_edge.evaluation.folder import evaluate_pictures, summarize
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.sources.open import list_images, read_image
+from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 
 for extra in ("matplotlib", "pytorch_msssim", "scipy", "torch"):

@@ -1,0 +1,98 @@
+"""Pictures and folders of pictures."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers.pictures import picture, save
+
+from tatok_edge.errors import SourceError
+from tatok_edge.sources.images import list_images, read_image
+from tatok_edge.sources.open import open_source
+
+
+def test_picture_is_rgb(tmp_path: Path) -> None:
+    image = picture(1)
+    with open_source(save(tmp_path / "a.png", image)) as source:
+        frames = list(source)
+    assert (source.frames, source.width, source.height, source.fps) == (1, 48, 40, None)
+    np.testing.assert_array_equal(frames[0].image, image)
+
+
+def test_grey_alpha_and_16_bit_pictures_become_rgb(tmp_path: Path) -> None:
+    grey = np.full((40, 48), 7, np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([grey, grey, grey, grey]))
+    cv2.imwrite(str(tmp_path / "deep.png"), grey.astype(np.uint16) * 256)
+    for name in ("grey", "alpha", "deep"):
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), np.full((40, 48, 3), 7, np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tiff"])
+def test_picture_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a{suffix}", picture(1, 128, 96))
+    data = path.read_bytes()
+    for share in (0.1, 0.5, 0.97):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(SourceError, match=r"cut off|damaged|cannot be decoded"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("empty.png", b"", "is empty"),
+        ("text.jpg", b"hello", "not a picture"),
+        ("text.mp4", b"hello", "not a video or picture"),
+        ("frame0001.txt", b"hello", "not a video or picture"),
+        ("tokens.ttk", b"hello", "tatok decode"),
+    ],
+)
+def test_file_that_is_something_else(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SourceError, match=says):
+        open_source(tmp_path / name)
+
+
+def test_picture_that_is_too_small(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((16, 40, 3), np.uint8))
+    with pytest.raises(SourceError, match="is 40x16; width and height must be from 32 to 16384"):
+        open_source(tmp_path / "tiny.png")
+
+
+def test_folder_is_in_natural_order_with_its_own_sizes(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        save(tmp_path / f"f{number}.png", picture(number, 40 + number, 36))
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [path.name for path in list_images(tmp_path)] == ["f1.png", "f2.png", "f10.png"]
+    with open_source(tmp_path) as source:
+        frames = list(source)
+    assert [frame.image.shape[1] for frame in frames] == [41, 42, 50]
+    assert source.frames == 3
+    assert source.problem is None
+
+
+def test_folder_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.png", picture(number))
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    with open_source(tmp_path) as source:
+        assert [frame.index for frame in source] == [0, 2]
+    assert source.problem == f"left out 1 of 3 pictures; the first: {tmp_path / '1.png'}: a PNG that is cut off"
+
+
+def test_folder_without_a_usable_picture(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no picture"):
+        open_source(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"none of its 1 pictures can be read; the first: .*a\.png: is empty"):
+        open_source(tmp_path)
+
+
+def test_folder_with_a_frame_rate_has_times(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.png", picture(number))
+    with open_source(tmp_path, fps=4) as source:
+        assert [frame.timestamp_us for frame in source] == [0, 250_000, 500_000]
+    assert source.fps == 4

@@ -1,0 +1,144 @@
+"""RTSP streams: live for a slow consumer, back after a loss, and without passwords in messages."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from itertools import islice, pairwise
+
+import cv2
+import numpy as np
+import pytest
+from helpers.live_sources import FPS, Server, age_ms, descriptors, rising, take, until
+from helpers.mjpeg_server import mjpeg_server
+
+from tatok_edge.errors import SourceError
+from tatok_edge.sources import live
+from tatok_edge.sources.open import open_source
+from tatok_edge.sources.opencv import scales_new_sizes
+
+
+def test_rtsp_stays_live_for_a_slow_consumer(server: Server) -> None:
+    with open_source(server.url) as source:
+        assert (source.live, source.width, source.height, source.fps) == (True, 320, 192, FPS)
+        assert source.name == f"rtsp://127.0.0.1:{server.port}/live"
+        frames = iter(source)
+        fast = until(frames, lambda frame: age_ms(frame) < 500, 10) + take(frames, 20)
+        assert rising(fast)
+        ages = []
+        before = source.dropped
+        for frame in islice(frames, 12):
+            fast.append(frame)
+            ages.append(age_ms(frame))
+            time.sleep(5 / FPS)
+        assert source.dropped - before >= 12 * 2  # the consumer is five times too slow
+        assert np.median(ages) < 500  # without drops the last one would be 2.4 s old
+        assert fast[-1].index + 1 - len(fast) <= source.dropped
+        assert not any(frame.restarted for frame in fast)
+
+
+def test_rtsp_server_that_is_killed_and_started_again(server: Server) -> None:
+    with open_source(server.url, retry_seconds=20) as source:
+        frames = iter(source)
+        before = take(frames, 10)
+        threading.Timer(0.1, server.kill).start()
+        threading.Timer(1.0, server.start).start()
+        after = until(frames, lambda frame: frame.restarted, 20) + take(frames, 5)
+        assert rising(before + after)
+        assert source.reconnects == 1
+        assert after[-1].timestamp_us - before[-1].timestamp_us > 1e6
+        assert age_ms(after[-1]) < 3000
+
+
+def test_rtsp_server_that_is_gone_for_good(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    with open_source(server.url, retry_seconds=1.5) as source:
+        frames = iter(source)
+        count = len(take(frames, 5))
+        server.kill()
+        count += sum(1 for _ in frames)
+    assert source.problem is not None
+    assert source.problem.startswith(f"rtsp://127.0.0.1:{server.port}/live stopped sending after ")
+    assert source.problem.endswith(" frames and did not come back within 1.5 s")
+    assert count >= 5
+    assert "secret" not in source.problem + "".join(capfd.readouterr())
+
+
+def test_rtsp_server_that_falls_silent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "READ_TIMEOUT", 1.0)
+    threads, open_files = threading.active_count(), descriptors()
+    with open_source(server.url, retry_seconds=0) as source:
+        frames = iter(source)
+        take(frames, 5)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        for _ in frames:
+            pass
+        assert time.monotonic() - start < 10
+    assert source.problem is not None
+    assert "was silent for 1 s after" in source.problem
+    assert threading.active_count() == threads
+    assert descriptors() <= open_files
+
+
+@pytest.mark.skipif(not scales_new_sizes(), reason=f"OpenCV {cv2.__version__} freezes when the size changes")
+def test_rtsp_stream_that_changes_its_size_keeps_the_first_one(server: Server) -> None:
+    with open_source(server.url) as source:
+        frames = iter(source)
+        until(frames, lambda frame: age_ms(frame) < 500, 10)
+        server.process.send_signal(signal.SIGUSR1)
+        after = take(frames, 30)
+        # Scaled as a whole, not cut: the blocks can still be read.
+        assert all(frame.image.shape == (192, 320, 3) for frame in after)
+        assert age_ms(after[-1]) < 1000
+
+
+def test_stream_that_does_not_answer_keeps_the_password_to_itself() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(SourceError, match="no stream came") as caught:
+            open_source(f"rtsp://user:secret@127.0.0.1:{port}/live")
+    assert "secret" not in str(caught.value)
+    assert f"rtsp://127.0.0.1:{port}/live" in str(caught.value)
+
+
+def test_other_urls_are_refused() -> None:
+    with pytest.raises(SourceError, match=r"a stream is an rtsp:// or rtsps:// URL, got ftp://"):
+        open_source("ftp://127.0.0.1/clip.mp4")
+
+
+# --- the server in Python -------------------------------------------------------------------------
+
+
+def test_stream_delivers_frames_until_it_ends() -> None:
+    with mjpeg_server(frames=30, fps=25) as url, open_source(url, retry_seconds=0) as source:
+        assert source.live
+        frames = list(source)
+    assert (source.width, source.height, source.frames) == (64, 48, None)
+    assert len(frames) + source.dropped >= 20
+    assert all(a.index < b.index and a.timestamp_us < b.timestamp_us for a, b in pairwise(frames))
+    brightness = [frame.image.mean() for frame in frames]
+    assert brightness == sorted(brightness)
+    assert source.problem == f"{url} stopped sending after {frames[-1].index + 1} frames"
+
+
+def test_slow_reader_of_a_stream_gets_the_newest_frame() -> None:
+    with mjpeg_server(frames=60, fps=30) as url, open_source(url, retry_seconds=0) as source:
+        frames = []
+        for frame in source:
+            frames.append(frame)
+            time.sleep(0.3)
+    assert source.dropped > 20
+    steps = np.diff([frame.index for frame in frames])
+    assert np.median(steps) >= 6  # nine come in 0.3 s
+
+
+def test_stop_wakes_a_reader_that_waits_for_a_live_frame() -> None:
+    with mjpeg_server(frames=80, fps=4) as url, open_source(url) as source:
+        stopper = threading.Timer(0.6, source.stop)
+        stopper.start()
+        frames = list(source)
+        assert not stopper.is_alive()
+    assert 1 <= len(frames) < 40
+    assert source.problem is None
