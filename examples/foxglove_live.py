@@ -5,7 +5,7 @@ python examples/foxglove_live.py                    # the rendered camera
 python examples/foxglove_live.py 0 --max-loss-db 1  # the first camera
 
 Then open the address that it prints, or in Foxglove "Open connection" with ws://127.0.0.1:8765, and add image panels
-for /camera, /camera/tokens (what was sent for this frame in colour, what is held in grey) and /camera/decoded, and a
+for /camera, /camera/tokens (sent patches in colour, held patches in grey) and /camera/decoded, and a
 plot of /camera/tatok.tokens. It listens on this machine only; to watch from another one, forward the port over SSH.
 """
 

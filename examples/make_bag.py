@@ -1,4 +1,4 @@
-"""Writes an MCAP bag with a camera topic from any source: something to try the commands for bags on, without ROS.
+"""Writes an MCAP bag with a camera topic from any source, to try the commands for bags without ROS.
 
 python examples/make_bag.py                                    # bag.mcap, from the rendered camera
 python examples/make_bag.py clip.mp4 -o clip.mcap --frames 60  # from a video
@@ -32,13 +32,13 @@ QOS = """- history: 1
   liveliness_lease_duration: {sec: 9223372036, nsec: 854775807}
   avoid_ros_namespace_conventions: false
 """
-"""What a camera driver offers (sensor data), as rosbag2 notes it."""
+"""QoS of a camera driver (sensor data), as rosbag2 notes it."""
 
 
 def write_bag(
     frames: Iterable[SourceFrame], output: str | Path, *, topic: str, encoding: str = "rgb8", jpeg: bool = False
 ) -> int:
-    """Writes camera messages, a text beside each, an attachment and a metadata record; returns how many messages."""
+    """Writes camera messages, a text for each, an attachment and a metadata record; returns the number of frames."""
     store = get_typestore(Stores.ROS2_HUMBLE)
     types = store.types
     image_type = f"sensor_msgs/msg/{'CompressedImage' if jpeg else 'Image'}"
@@ -72,7 +72,7 @@ def write_bag(
                     step=pixels.size // height,
                     data=np.ascontiguousarray(pixels).reshape(-1),
                 )
-            # It is published a little after it was taken, and recorded a little later.
+            # Published a little after the exposure, and recorded a little later.
             published, logged = time + 2_000_000, time + 3_000_000
             for kind, content in ((image_type, message), (text_type, types[text_type](data=f"frame {count}"))):
                 writer.add_message(channels[kind], logged, bytes(store.serialize_cdr(content, kind)), published, count)

@@ -7,10 +7,10 @@ Parameters: topic; compressed (subscribe to CompressedImage instead of Image); b
 of the encoder max_loss_db, max_kbps (0.0: no limit) and keyframe_interval; reliable (the QoS of the tokens).
 Needs a sourced ROS 2 (Humble or newer) and `pip install tatok-edge` in the same Python.
 
-Images come best effort with depth 1, as camera drivers offer them: while a frame is being encoded, the middleware keeps
-the newest one and forgets the others, so the tokens are never late. Tokens build on each other, so they go reliable by
-default. On a lossy radio link, where resending costs more than a new keyframe, set reliable to false at both ends: the
-decoder sees the gap and asks for a keyframe on <topic>/tatok/request_keyframe.
+Images come best effort with depth 1, as camera drivers offer them. During the encoding of a frame, the middleware keeps
+the newest image only, so tokens are never late. Packets build on each other, so they go reliable by default. On a lossy
+radio link, where resending costs more than a new keyframe, set reliable to false at both ends: the decoder notices the
+gap and asks for a keyframe on <topic>/tatok/request_keyframe.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from rclpy.node import Node
 
 REQUEST_SECONDS = 1.0
-"""Time between two requests for a keyframe: the first may have been lost, or its keyframe."""
+"""Time between two requests for a keyframe, in seconds: a request or its keyframe may be lost."""
 QUEUE = 30
-"""Token packets that wait for a slow decoder: about a second of small messages."""
+"""Packets that wait for a slow decoder: about a second of frames."""
 
 
 def image_qos() -> Any:
-    """Sensor data: the newest image or none."""
+    """QoS of camera drivers: the newest image only."""
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
     return QoSProfile(
@@ -54,7 +54,7 @@ def image_qos() -> Any:
 
 
 def token_qos(reliable: bool) -> Any:
-    """Packets in order. Volatile: old packets are of no use to those who come late, a keyframe is."""
+    """QoS of packets, in order. Volatile: a late subscriber needs a keyframe, not old packets."""
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
     return QoSProfile(
@@ -65,24 +65,30 @@ def token_qos(reliable: bool) -> Any:
     )
 
 
+def common_parameters(node: Node) -> tuple[str, bool, Tokenizer]:
+    """The parameters of both nodes: image topic, whether tokens go reliable, and the model."""
+    topic = node.declare_parameter("topic", "/camera/image_raw").value
+    reliable = node.declare_parameter("reliable", True).value
+    return topic, reliable, Tokenizer.load(node.declare_parameter("bundle", "tatok-s8").value)
+
+
 class Encoder:
     """Subscribes to images, publishes tokens.
 
     Args:
-        node: The node to live in; its parameters are declared here.
+        node: The ROS 2 node, whose parameters are declared here.
     """
 
     def __init__(self, node: Node) -> None:
         from sensor_msgs.msg import CompressedImage, Image
         from std_msgs.msg import Empty
 
-        topic = node.declare_parameter("topic", "/camera/image_raw").value
+        topic, reliable, tokenizer = common_parameters(node)
         compressed = node.declare_parameter("compressed", False).value
-        reliable = node.declare_parameter("reliable", True).value
         max_kbps = node.declare_parameter("max_kbps", 0.0).value
         self.node = node
         self.encoder = ImageEncoder(
-            Tokenizer.load(node.declare_parameter("bundle", "tatok-s8").value),
+            tokenizer,
             max_loss_db=node.declare_parameter("max_loss_db", 0.4).value,
             max_kbps=max_kbps or None,
             keyframe_interval=node.declare_parameter("keyframe_interval", 300).value,
@@ -99,7 +105,7 @@ class Encoder:
 
     def _on_image(self, message: Any) -> None:
         receivers = self._tokens.get_subscription_count()
-        if receivers > self._receivers:  # who has just come needs a picture to begin with
+        if receivers > self._receivers:  # a new receiver needs a keyframe to start with
             self.encoder.request_keyframe()
         self._receivers = receivers
         try:
@@ -107,28 +113,27 @@ class Encoder:
         except TaTokError as error:
             self.node.get_logger().error(str(error), throttle_duration_sec=5.0)
             return
-        if encoded is not None:  # None: max_kbps has nothing left for this frame
+        if encoded is not None:  # None: max_kbps leaves no bits for this frame
             self._tokens.publish(packet_to_message(self._message, message.header, encoded))
 
 
 class Decoder:
-    """Subscribes to tokens, publishes pictures that are whole; asks for a keyframe when packets are missing.
+    """Subscribes to tokens, publishes complete pictures; asks for a keyframe when packets are missing.
 
     Args:
-        node: The node to live in; its parameters are declared here.
+        node: The ROS 2 node, whose parameters are declared here.
     """
 
     def __init__(self, node: Node) -> None:
         from sensor_msgs.msg import CompressedImage, Image
         from std_msgs.msg import Empty
 
-        topic = node.declare_parameter("topic", "/camera/image_raw").value
-        reliable = node.declare_parameter("reliable", True).value
+        topic, reliable, tokenizer = common_parameters(node)
         self.node = node
-        self.decoder = TokenDecoder(Tokenizer.load(node.declare_parameter("bundle", "tatok-s8").value))
+        self.decoder = TokenDecoder(tokenizer)
         self._image, self._empty = Image, Empty
         self._requested = -REQUEST_SECONDS
-        # Reliable, so that viewers which ask for that (RViz) match too; who asks for best effort gets best effort.
+        # Reliable, so that viewers which ask for it (RViz) get pictures; those that ask for best effort get them, too.
         self._images = node.create_publisher(Image, topic + DECODED_TOPIC, token_qos(True))
         self._requests = node.create_publisher(Empty, topic + REQUEST_TOPIC, token_qos(True))
         node.create_subscription(CompressedImage, topic + TOKEN_TOPIC, self._on_tokens, token_qos(reliable))

@@ -1,8 +1,8 @@
-"""Streams a camera to a receiver over TCP: only what changes is sent, and a lost packet is mended on request.
+"""Streams a camera over TCP: only changes are sent, and a lost packet is repaired by a keyframe on request.
 
 python examples/stream_over_tcp.py                        # the rendered camera, sender and receiver in one program
 python examples/stream_over_tcp.py 0 --max-kbps 200       # the first camera over a link of 200 kbit/s
-python examples/stream_over_tcp.py --lose 9               # as if every ninth packet were lost on the way
+python examples/stream_over_tcp.py --lose 9               # loses every ninth packet
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tatok_edge import Stream, StreamDecoder, Tokenizer
 from tatok_edge.format.packet import packet_size
 
 HEAD = 6
-"""So many bytes of a packet say how long it is."""
+"""Bytes at the start of a packet that tell its length."""
 
 
 def packets(connection: socket.socket) -> Iterator[bytes]:
-    """Cuts what comes over a connection into packets: each says where it ends."""
+    """Cuts the bytes of a connection into packets: each states its length."""
     file = connection.makefile("rb")
     while len(head := file.read(HEAD)) == HEAD:
         rest = packet_size(head) - HEAD
@@ -31,7 +31,7 @@ def packets(connection: socket.socket) -> Iterator[bytes]:
 
 
 def receive(connection: socket.socket, tokenizer: Tokenizer, request_keyframe: threading.Event) -> None:
-    """Shows what comes; asks for a keyframe when something is missing."""
+    """Decodes and reports packets; asks for a keyframe when one is missing."""
     decoder = StreamDecoder(tokenizer, on_loss=lambda _: request_keyframe.set())
     for packet in packets(connection):
         decoded = decoder.decode(packet)

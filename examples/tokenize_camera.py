@@ -27,12 +27,12 @@ def main() -> None:
         for frame in source:
             tokens = tokenizer.encode(frame.image, budget=budget, index=frame.index, timestamp_us=frame.timestamp_us)
 
-            # One int per token for a sequence model, and where each belongs in the picture.
+            # One int per token for a sequence model, and its place in the picture.
             ids, positions = tokens.ids, tokens.positions
             # One packet for a socket, a message queue or a file; unpack() gives the same frame back.
             packet = tokenizer.pack(tokens)
             assert tokenizer.unpack(packet) == tokens
-            # The picture again, from the tokens alone.
+            # The picture, decoded from the tokens alone.
             error = tokenizer.decode(tokens).astype(np.float32) - frame.image
             psnr = 10 * np.log10(255**2 / np.mean(error**2))
 

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from tatok_edge.datasets import FrameTokens, TokenDataset, open_dataset
 from tatok_edge.geometry import cell_grid, patch_grid
 
-# --- the loader: this is all it takes ------------------------------------------------------------
+# --- the loader ----------------------------------------------------------------------------------
 
 
 def sequence(frame: FrameTokens) -> tuple[np.ndarray, np.ndarray]:
-    """Ids ``(L,)`` and places ``(L, 3)`` of a frame: whether patch or global token, and y and x in the picture."""
+    """Token ids ``(L,)`` and places ``(L, 3)`` of a frame: 1 for patch and 0 for global tokens, then y and x."""
     cells, patches = cell_grid(frame.width, frame.height)[1], patch_grid(frame.width, frame.height)[1]
     raster = np.arange(frame.global_ids.size)
     where = np.concatenate(
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class Prior(nn.Module):
-    """Predicts the digits of every token from the tokens before it in its frame, and from where it lies."""
+    """Predicts the digits of every token from its place and from the tokens before it in its frame."""
 
     def __init__(self, levels: tuple[int, ...], width: int = 96, depth: int = 2, heads: int = 4) -> None:
         super().__init__()

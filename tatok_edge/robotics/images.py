@@ -21,15 +21,16 @@ COMPRESSED_TYPE: Final = "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES: Final = (IMAGE_TYPE, COMPRESSED_TYPE)
 """Message types of camera topics."""
 ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-"""Pixel encodings of ``sensor_msgs/msg/Image`` that are taken, with their bytes per pixel."""
+"""Supported pixel encodings of ``sensor_msgs/msg/Image``, with their bytes per pixel."""
 DECODED_ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "mono8": 1}
-"""Pixel encodings of decoded pictures: alpha is not kept."""
+"""Pixel encodings of decoded pictures, without alpha."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_SUPPORTED: Final = f"supported: raw {', '.join(ENCODINGS)}, and JPEG or PNG of 8 bits in CompressedImage"
 
 
 def ros_array(data: Any) -> array.array[int]:
-    """Bytes as ``rclpy`` takes them for ``uint8[]`` without looking at each of them."""
+    """Bytes in the type that ``rclpy`` accepts for ``uint8[]`` without a check of each byte."""
     values = array.array("B")
     values.frombytes(memoryview(data))
     return values
@@ -40,21 +41,21 @@ def image_from_message(message: Any) -> Image:
 
     Args:
         message: A ``sensor_msgs/msg/Image`` in one of :data:`ENCODINGS`, with any ``step``, or a
-            ``sensor_msgs/msg/CompressedImage`` with a JPEG or PNG. ``is_bigendian`` says nothing about single bytes.
+            ``sensor_msgs/msg/CompressedImage`` with a JPEG or PNG. ``is_bigendian`` has no meaning for single bytes.
 
     Returns:
-        uint8 ``(H, W, 3)`` RGB. For raw images a view of the message in its own strides: nothing is copied (OpenCV
-        wants ``np.ascontiguousarray`` of it).
+        uint8 ``(H, W, 3)`` RGB. For raw images a view of the message, with its strides and without a copy; OpenCV needs
+        ``np.ascontiguousarray`` of it.
 
     Raises:
-        InputError: An encoding or size that is not taken.
+        InputError: The encoding or size is not supported.
         FormatError: The message is damaged: its fields contradict each other, or the JPEG or PNG cannot be decoded.
     """
     return _from_raw(message) if hasattr(message, "encoding") else _from_compressed(message)
 
 
 def token_encoding(message: Any) -> str:
-    """The encoding, one of :data:`DECODED_ENCODINGS`, in which the picture of a camera message is given back."""
+    """The encoding of the decoded picture of a camera message, one of :data:`DECODED_ENCODINGS`."""
     encoding = str(getattr(message, "encoding", "rgb8"))
     return {"rgba8": "rgb8", "bgra8": "bgr8"}.get(encoding, encoding)
 
@@ -74,7 +75,7 @@ def image_to_message(
         header: Its header.
         image: uint8 ``(H, W, 3)`` RGB.
         encoding: One of :data:`DECODED_ENCODINGS`.
-        buffer: Makes of a flat array what the class takes as ``data``.
+        buffer: Converts a flat array to the type of the field ``data``.
 
     Raises:
         InputError: Another encoding.
@@ -98,9 +99,10 @@ def image_to_message(
 
 
 def _from_raw(message: Any) -> Image:
+    """The picture of an ``Image`` message, as a view."""
     encoding = str(message.encoding)
     if encoding not in ENCODINGS:
-        raise InputError(f"encoding {encoding[:40]!r} is not supported ({_why_not(encoding)}); {_TAKEN}")
+        raise InputError(f"encoding {encoding[:40]!r} is not supported ({_why_not(encoding)}); {_SUPPORTED}")
     channels = ENCODINGS[encoding]
     width, height, step = int(message.width), int(message.height), int(message.step)
     _check_size(width, height)
@@ -118,32 +120,31 @@ def _from_raw(message: Any) -> Image:
 
 
 def _from_compressed(message: Any) -> Image:
+    """The picture of a ``CompressedImage`` message, decoded."""
     name = str(message.format)
     data = np.frombuffer(memoryview(message.data), np.uint8)
     head = data[:32].tobytes()
     if name.startswith("tatok"):
         raise InputError("the message holds tokens already; decode it")
     if "compressedDepth" in name or not head.startswith((_PNG, _JPEG)):
-        raise InputError(f"compressed format {name[:40]!r} is not supported; {_TAKEN}")
+        raise InputError(f"compressed format {name[:40]!r} is not supported; {_SUPPORTED}")
     size = _png_size(head) if head.startswith(_PNG) else _jpeg_size(data)
     if size is None:
         raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged: it does not say its size")
     _check_size(*size)
     try:
-        # IMREAD_COLOR alone would turn the picture as its EXIF note says; the camera's calibration is for it as it is.
+        # IMREAD_COLOR alone obeys the EXIF orientation; the calibration of a camera is for the unturned picture.
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise FormatError(f"the {name[:40]!r} picture cannot be decoded ({error.err})") from None
-    # OpenCV paints the missing part of a JPEG that is cut off grey, without a word.
+    # OpenCV silently paints the missing part of a JPEG that is cut off grey.
     if image is None or (head.startswith(_JPEG) and b"\xff\xd9" not in data[-1024:].tobytes()):
         raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged or cut off")
     return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
 
 
-_TAKEN: Final = f"supported: raw {', '.join(ENCODINGS)}, and JPEG or PNG of 8 bits in CompressedImage"
-
-
 def _why_not(encoding: str) -> str:
+    """Why an encoding is not supported, and what to do."""
     if encoding.startswith("bayer"):
         return "a raw sensor pattern: debayer it first, as image_proc does"
     if encoding.startswith(("16", "32", "64", "mono16")):
@@ -159,7 +160,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _png_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height that a PNG states; looked at before it is decoded, which takes as much memory as it states.
+    """Width and height that a PNG states. They are checked before decoding, which allocates that much memory.
 
     Raises:
         InputError: It has 16 bits per channel.
@@ -167,7 +168,7 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
     if len(head) < 26 or head[12:16] != b"IHDR":
         return None
     if head[24] > 8:
-        raise InputError(f"PNG with {head[24]} bits per channel is not supported (depth?); {_TAKEN}")
+        raise InputError(f"PNG with {head[24]} bits per channel is not supported (depth?); {_SUPPORTED}")
     return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
 
 

@@ -1,7 +1,8 @@
 """ROS 2 camera messages to packets of tokens and back, with any objects that have the fields of the messages.
 
-Works on what ``rclpy`` hands to a node and on what ``rosbags`` reads from a bag; neither is imported here. Tokens
-travel as ``sensor_msgs/msg/CompressedImage``: ``data`` is one packet, ``format`` says whose (:class:`TokenFormat`).
+Works on the messages of ``rclpy`` and of ``rosbags``, and imports neither. Tokens travel as
+``sensor_msgs/msg/CompressedImage``: ``data`` is one packet, and ``format`` names its model and stream
+(:class:`TokenFormat`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
 
 TOKEN_TOPIC: Final = "/tatok"
-"""What follows the name of an image topic in the name of its token topic."""
+"""Ending of a token topic, after the name of its image topic."""
 DECODED_TOPIC: Final = "/decoded"
-"""What follows it in the name of the topic of decoded pictures."""
+"""Ending of a topic of decoded pictures, after the name of the image topic."""
 REQUEST_TOPIC: Final = "/tatok/request_keyframe"
-"""What follows it in the name of the ``std_msgs/msg/Empty`` topic that asks for a keyframe."""
+"""Ending of the ``std_msgs/msg/Empty`` topic that requests a keyframe, after the name of the image topic."""
 KEYFRAME_INTERVAL: Final = 30
-"""Frames between keyframes where nothing else is said: those who seek or join late wait no longer than that."""
+"""Default number of frames from one keyframe to the next: the longest wait after a jump in a bag, or for a late
+subscriber."""
 
 
 _MAX_FORMAT: Final = 256
@@ -40,24 +42,24 @@ _FORMAT = re.compile(r"tatok; bundle=([0-9a-f]{16}); encoding=(rgb8|bgr8|mono8);
 
 @dataclass(frozen=True, slots=True)
 class TokenFormat:
-    """What the ``format`` of a token message says, as ``tatok; bundle=<16 hex>; encoding=rgb8; stream=<8 hex>``."""
+    """The ``format`` of a token message: ``tatok; bundle=<16 hex>; encoding=rgb8; stream=<8 hex>``."""
 
     bundle: str
     """Tag of the model bundle, 16 hexadecimal digits."""
     encoding: str
     """Encoding of the pictures that went in, without alpha: ``rgb8``, ``bgr8`` or ``mono8``."""
     stream: str
-    """Told anew by every encoder, 8 hexadecimal digits: packets of another one do not follow those before."""
+    """Name that each encoder chooses, 8 hexadecimal digits: packets of another stream do not continue this one."""
 
     def __str__(self) -> str:
         return f"tatok; bundle={self.bundle}; encoding={self.encoding}; stream={self.stream}"
 
     @classmethod
     def parse(cls, text: str) -> TokenFormat:
-        """Reads it.
+        """Reads the ``format`` of a message.
 
         Raises:
-            FormatError: It does not name our packets.
+            FormatError: It is not that of a token message.
         """
         match = _FORMAT.fullmatch(text) if len(text) <= _MAX_FORMAT else None
         if match is None:
@@ -74,15 +76,15 @@ class TokenPacket:
     packet: bytes = field(repr=False)
     """The packet (``docs/format.md``)."""
     format: str
-    """What goes into the field ``format``."""
+    """The field ``format`` of the message."""
     kind: Literal["key", "delta"]
-    """Whether it stands alone."""
+    """A keyframe stands alone; a delta builds on the packets before."""
     width: int
     height: int
     n_tokens: int
-    """Patch tokens in the packet."""
+    """Number of patch tokens in the packet."""
     n_patches: int
-    """Patches of the picture."""
+    """Number of patches of the picture."""
 
 
 def packet_to_message(
@@ -97,8 +99,8 @@ def packet_to_message(
     Args:
         message_type: The class of the message.
         header: The header of the camera message.
-        packet: What :meth:`ImageEncoder.encode` gave.
-        buffer: Makes of bytes what the class takes as ``data``.
+        packet: The result of :meth:`ImageEncoder.encode`.
+        buffer: Converts bytes to the type of the field ``data``.
     """
     return message_type(header=header, format=packet.format, data=buffer(packet.packet))
 
@@ -111,8 +113,8 @@ class ImageEncoder:
         budget: Limits for each packet.
         max_loss_db: See :class:`StreamEncoder`.
         keyframe_interval: See :class:`StreamEncoder`.
-        max_kbps: See :class:`Stream`; makes the refresh a rolling one.
-        frames_only: Every packet stands alone, with the tokens that ``budget`` leaves; nothing is held.
+        max_kbps: See :class:`Stream`; spreads the refresh over the frames.
+        frames_only: Make every packet a keyframe, limited by ``budget``; no patch is held.
         stream: Name of the stream, 8 hexadecimal digits; by default a random one.
 
     Raises:
@@ -159,11 +161,11 @@ class ImageEncoder:
             message: See :func:`image_from_message`.
 
         Returns:
-            The packet; None where ``max_kbps`` has nothing left for this frame.
+            The packet; None if ``max_kbps`` leaves no bits for this frame.
 
         Raises:
-            InputError: An encoding or size that is not taken, or a budget that is too small.
-            FormatError: The message is damaged. The stream is as before.
+            InputError: The encoding or size is not supported, or the budget is too small.
+            FormatError: The message is damaged. The stream stays as it was.
         """
         image = image_from_message(message)
         height, width = image.shape[:2]
@@ -187,11 +189,11 @@ class ImageEncoder:
 
 
 class TokenDecoder:
-    """Turns token messages of one topic back into pictures, whatever was lost or began anew on the way.
+    """Turns token messages of one topic into pictures. Copes with lost packets and restarted encoders.
 
     Args:
-        tokenizer: The model that made them.
-        on_loss: Called with a line of text when packets are missing: the place to publish a request for a keyframe.
+        tokenizer: The model that encoded them.
+        on_loss: Called with a line of text when packets are missing; a place to publish a request for a keyframe.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, on_loss: Callable[[str], None] | None = None) -> None:
@@ -203,7 +205,7 @@ class TokenDecoder:
 
     @property
     def needs_keyframe(self) -> bool:
-        """Whether a keyframe would help: nothing has come yet, or packets are missing."""
+        """Whether a keyframe is needed: none has come yet, or packets are missing."""
         return self._decoder.needs_keyframe
 
     def decode(self, message: Any) -> tuple[DecodedFrame, str]:
@@ -213,10 +215,10 @@ class TokenDecoder:
             message: A ``CompressedImage`` with a packet.
 
         Returns:
-            What there is to see then, and the encoding of the pictures that went in.
+            The decoded frame, and the encoding of the camera messages.
 
         Raises:
-            FormatError: It holds no packet, a damaged one, or one of another model; the decoder is as before.
+            FormatError: It holds no packet, a damaged one, or one of another model. The decoder stays as it was.
         """
         name = TokenFormat.parse(str(message.format))
         if name.bundle != self.tokenizer.tag.hex():
@@ -226,7 +228,7 @@ class TokenDecoder:
             )
         packet = bytes(memoryview(message.data))
         decoder = self._decoder
-        if name.stream != self._stream:  # another encoder, or the same one begun anew: its frame numbers start over
+        if name.stream != self._stream:  # another or a restarted encoder: its frame numbers start over
             decoder = StreamDecoder(self.tokenizer, on_loss=self._on_loss)
         decoded = decoder.decode(packet)
         self._decoder, self._stream = decoder, name.stream
@@ -234,7 +236,7 @@ class TokenDecoder:
 
 
 class _Mailbox(Source):
-    """The message at hand as a source of one frame, which may be iterated over again for the next one."""
+    """The current message as a source of one frame, which is iterated over again for each message."""
 
     def __init__(self) -> None:
         super().__init__("messages", np.zeros((MIN_SIDE, MIN_SIDE, 3), np.uint8), fps=None, frames=None)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tatok_edge.errors import InputError, SourceError, one_line
 from tatok_edge.geometry import Image
-from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, Connection, Ended, LiveSource, Lost, next_picture
+from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, Connection, Ended, LiveSource, Lost, first_picture, next_picture
 from tatok_edge.sources.passwords import without_secrets
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
@@ -178,14 +178,8 @@ class _PipelineSource(Source):
 
     def __init__(self, name: str, connection: _PipelineConnection) -> None:
         self._connection = connection
-        try:
-            first = next_picture(connection, lambda: False)
-        except (Lost, Ended) as error:
-            connection.close()
-            raise SourceError(f"{name}: no picture came ({error})") from None
-        assert first is not None
-        self._first = first
-        super().__init__(name, first, fps=connection.fps, frames=None)
+        self._first = first_picture(connection, name)
+        super().__init__(name, self._first, fps=connection.fps, frames=None)
 
     def _read(self) -> Iterator[SourceFrame]:
         clock = RisingClock(self.fps)

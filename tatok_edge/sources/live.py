@@ -83,12 +83,7 @@ class LiveSource(Source):
         retry_seconds: float | None = RETRY_SECONDS,
     ) -> None:
         connection = connect()
-        try:
-            first = next_picture(connection, lambda: False)
-        except (Lost, Ended) as error:
-            connection.close()
-            raise SourceError(f"{name}: no picture came ({error})") from None
-        assert first is not None
+        first = first_picture(connection, name)
         super().__init__(name, first, fps=connection.fps, frames=None, live=True)
         self._connect = connect
         self._drop = drop
@@ -203,6 +198,21 @@ class LiveSource(Source):
         """Ends the iteration and waits for the thread, which releases the device: at most as long as its timeouts."""
         super().close()
         self._thread.join(timeout=OPEN_TIMEOUT + 2 * READ_TIMEOUT)
+
+
+def first_picture(connection: Connection, name: str) -> Image:
+    """Waits for the first picture of a connection.
+
+    Raises:
+        SourceError: None came; the connection is closed.
+    """
+    try:
+        first = next_picture(connection, lambda: False)
+    except (Lost, Ended) as error:
+        connection.close()
+        raise SourceError(f"{name}: no picture came ({error})") from None
+    assert first is not None
+    return first
 
 
 def next_picture(connection: Connection, stopped: Callable[[], bool]) -> Image | None:

@@ -1,16 +1,16 @@
-"""What every source of frames has in common: the frame, the open source and the clock of its time stamps."""
+"""The base of all sources: the frame, the open source and the clock of its time stamps."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
 
+from tatok_edge.closing import Closing
 from tatok_edge.geometry import Image
 
 CLOCK_RESTART_US = 1_000_000
-"""A time stamp that lies this far before the last one belongs to a clock that began anew."""
+"""A time stamp that jumps back this far comes from a clock that started again, in microseconds."""
 USUAL_FPS = 30.0
 """Frame rate that is assumed for a source that states none."""
 MAX_FPS = 1000
@@ -24,24 +24,24 @@ class SourceFrame:
     image: Image
     """RGB picture, uint8 (height, width, 3)."""
     index: int
-    """Number of the frame in its source, from 0; pictures that cannot be read and dropped frames count too."""
+    """Number of the frame in its source, from 0. Dropped frames and pictures that cannot be read count, too."""
     timestamp_us: int
     """Time of the frame in microseconds from the first one, strictly rising; 0 for pictures without a frame rate."""
     restarted: bool = False
-    """Whether what came before says little about this frame: the source was lost and came back, or has a new size."""
+    """Whether this frame does not follow the one before: the source was lost and came back, or has a new size."""
     arrived: float | None = None
-    """When a live source took it, in seconds of ``time.monotonic``; None for frames that wait to be read."""
+    """Time of arrival at a live source, in seconds of ``time.monotonic``; None for files."""
 
 
-class Source(ABC):
+class Source(Closing):
     """An open source of frames: a context manager to iterate over once.
 
     Args:
-        name: What to call it in messages and files; holds no password.
-        first: The first frame's picture.
+        name: Its name in messages and files, without passwords.
+        first: Picture of the first frame.
         fps: Frames per second, if known.
         frames: Number of frames, if known.
-        live: Whether frames come at their own pace, taken or not.
+        live: Whether frames come at their own pace, like those of a camera.
     """
 
     def __init__(self, name: str, first: Image, *, fps: float | None, frames: int | None, live: bool = False) -> None:
@@ -51,11 +51,11 @@ class Source(ABC):
         self.live = live
         self.height, self.width = first.shape[:2]
         self.problem: str | None = None
-        """Why the source ended early or left something out, in one line; known once the iteration is over."""
+        """Why the source ended early or left out frames, in one line; set when the iteration ends."""
         self.dropped = 0
-        """Frames that a live source threw away because a newer one was there."""
+        """Number of frames that a live source dropped for newer ones."""
         self.reconnects = 0
-        """How often a live source was lost and came back."""
+        """Number of times that a live source was lost and came back."""
         # A plain flag: stop() may run in a signal handler, which must not wait for a lock that its own thread holds.
         self._stopped = False
 
@@ -72,7 +72,7 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self) -> Iterator[SourceFrame]:
-        """Delivers the frames in order; sets :attr:`problem` where some are missing."""
+        """Delivers the frames in order; sets :attr:`problem` if some are missing."""
 
     def stop(self) -> None:
         """Ends the iteration before the next frame; may be called from a signal handler or another thread."""
@@ -82,22 +82,14 @@ class Source(ABC):
         """Ends the iteration, waits for the source's thread if it has one, and releases the file or device."""
         self.stop()
 
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class RisingClock:
-    """Makes the time stamps of a file strictly rising, so that no frame is lost for its stamp.
+    """Makes the time stamps of a file strictly rising.
 
-    - A stamp that repeats, or lies less than a second before the one before, becomes one microsecond more than that.
-    - One that lies further back is of a clock that began anew (files that were joined): it follows one frame time
-      after the one before, and those after it keep their distances.
-    - Stamps that have never moved are no clock at all: the frames then follow each other at the frame rate.
+    - A stamp that repeats, or goes back by less than a second, becomes one microsecond more than the one before.
+    - A stamp that goes back further comes from a clock that started again, as in joined files. It becomes one frame
+      time more than the one before, and later stamps keep their distances to it.
+    - While all stamps are the same, the frames follow each other at the frame rate.
 
     Args:
         fps: The frame rate, if known.
@@ -111,7 +103,7 @@ class RisingClock:
         self._last = 0
 
     def __call__(self, stamp_us: int) -> int:
-        """The stamp to use for a frame that says ``stamp_us``; the first frame's is 0."""
+        """The rising time stamp of a frame whose file says ``stamp_us``; 0 for the first frame."""
         if self._first is None:
             self._first, self._offset = stamp_us, -stamp_us
             return 0

@@ -11,10 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("mcap", reason="the extra 'robotics' is not installed")
-pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
-
 from helpers.bags import (
     CAMERA,
     COMPRESSED,

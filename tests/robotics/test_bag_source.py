@@ -6,10 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("mcap", reason="the extra 'robotics' is not installed")
-pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
-
 from helpers.bags import CAMERA, Array, camera_bag, raw_message
 
 from tatok_edge.errors import SourceError

@@ -7,10 +7,6 @@ import struct
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("mcap", reason="the extra 'robotics' is not installed")
-pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
-
 from helpers.bags import (
     CAMERA,
     IMAGE,

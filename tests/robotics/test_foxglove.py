@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("mcap", reason="the extra 'robotics' is not installed")
-pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
 
 from helpers.paths import ROOT
 

@@ -10,10 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("mcap", reason="the extra 'robotics' is not installed")
-pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
-
 from helpers.bags import COMPRESSED, IMAGE, TYPES, Array, compressed_message, header, raw_message
 from hypothesis import given
 from hypothesis import strategies as st

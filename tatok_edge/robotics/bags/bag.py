@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.robotics.bags.mcap import indexed_channels, read_mcap
 from tatok_edge.robotics.bags.metadata import BAG_FILE, METADATA_FILE, METADATA_RECORD, load_info, load_record
@@ -51,7 +51,7 @@ def require(package: str) -> Any:
         raise InputError(f"bags need the package {error.name}: pip install 'tatok-edge[robotics]'") from None
 
 
-class Bag:
+class Bag(Closing):
     """An open bag to read; a context manager.
 
     Args:
@@ -95,14 +95,6 @@ class Bag:
         """Removes the unpacked files."""
         if self._folder is not None:
             self._folder.cleanup()
-
-    def __enter__(self) -> Bag:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _files(self) -> list[Path]:
         """The files to read. Compressed files are unpacked first."""
