@@ -1,6 +1,6 @@
-"""Writes files and folders under a temporary name and renames them when they are complete.
+"""Writes files and folders under a temporary name, and renames them when they are complete.
 
-A failure therefore leaves the file or folder that was there before as it was.
+So a failure leaves an earlier file or folder as it was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``tatok encode`` and ``tatok decode`` of bags: camera topics to token topics and back, everything else untouched."""
+"""``tatok encode`` and ``tatok decode`` of bags: camera topics to token topics and back; all other topics are copied."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.tokens.budget import TokenBudget
 
 FALLBACK_FPS = 25.0
-"""Frame rate of a video of messages whose times do not tell."""
+"""Frame rate of a video whose messages have no usable times."""
 
 T = TypeVar("T")
 
 
 class _Topic:
-    """What became of one topic."""
+    """Counts of one topic."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -52,10 +52,10 @@ class _Topic:
         self.bytes_in = self.bytes_out = 0
         self.sizes: set[tuple[int, int]] = set()
         self.problems: Counter[str] = Counter()
-        """Why messages were left as they are."""
+        """Reasons for which messages were left as they are, with their numbers."""
 
     def report(self) -> Report:
-        """The figures."""
+        """The counts for the report."""
         width, height = min(self.sizes, default=(0, 0))
         return {
             "topic": self.target,
@@ -72,7 +72,7 @@ class _Topic:
         }
 
     def problem(self, name: str) -> str | None:
-        """What is wrong in one line; None where all is well."""
+        """The most frequent problem in one line; None without problems."""
         if not self.problems:
             return None
         text, _ = self.problems.most_common(1)[0]
@@ -142,7 +142,7 @@ def decode(
 
 
 class _Work:
-    """Replaces the messages of some topics by others."""
+    """Replaces the messages of some topics: images by tokens, or tokens by images."""
 
     command = ""
     types: Sequence[str] = ()
@@ -159,7 +159,7 @@ class _Work:
         return channel.topic in self.topics and channel.type in self.types
 
     def replace(self, record: Message) -> Message | None:
-        """The message that takes the place of another one; None where that one has to stay as it is."""
+        """The message that replaces ``record``; None if it has to stay as it is."""
         data = self.attempt(record, self._convert)
         if data is None:
             return None
@@ -168,7 +168,7 @@ class _Work:
         return Message(channel, record.log_time, record.publish_time, record.sequence, data)
 
     def attempt(self, record: Message, convert: Callable[[Any, str], T]) -> T | None:
-        """What ``convert`` makes of a message; None, counted as a problem, where it cannot."""
+        """Converts a message. A message that cannot be converted is counted as a problem, and None returned."""
         topic = self.topics[record.channel.topic]
         topic.messages += 1
         topic.bytes_in += len(record.data)
@@ -252,7 +252,7 @@ class _Decoding(_Work):
         return IMAGE_TYPE
 
     def picture(self, message: Any, name: str) -> tuple[Image, str]:
-        """The whole picture of a token message, and the encoding of what went in."""
+        """The complete picture of a token message, and the encoding of the camera message."""
         decoded, encoding = self._decoders[name].decode(message)
         if decoded.image is None or not decoded.complete:
             raise FormatError(decoded.problem or "patches are missing until the next keyframe")
@@ -268,7 +268,7 @@ class _Decoding(_Work):
 
 
 def _rewrite(bag: Bag, output: str, work: _Work, *, force: bool, as_json: bool, frames: int | None = None) -> int:
-    """Copies the bag with some messages replaced. What cannot be replaced stays as it is, and is reported."""
+    """Copies the bag and replaces messages. Messages that cannot be converted stay as they are, and are reported."""
     start = time.perf_counter()
     copied = done = 0
     with (
@@ -330,7 +330,7 @@ def _row(topic: _Topic) -> str:
 
 
 def _to_video(bag: Bag, work: _Decoding, topic: str, output: str, *, fps: float | None, as_json: bool) -> int:
-    """Decodes one topic to a video of the pictures that are whole."""
+    """Decodes one topic to a video of its complete pictures."""
     count, rate = _rate(bag, topic)
     rate = fps or rate
     bag.problems.clear()  # everything is read once more
@@ -363,7 +363,7 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, output: str, *, fps: float 
 
 
 def _rate(bag: Bag, topic: str) -> tuple[int, float]:
-    """Number of messages of a topic, and their rate by the times at which they were recorded."""
+    """Number of messages of a topic, and their rate by their times of recording."""
     first = last = count = 0
     for record in bag.records():
         if isinstance(record, Message) and record.channel.topic == topic:

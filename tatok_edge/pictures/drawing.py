@@ -1,4 +1,4 @@
-"""Pictures that show what the tokenizer does: which tokens it keeps, what they give back, how many a frame takes."""
+"""Draws pictures for people: the kept map over a picture, panels side by side, and tokens per frame as a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tatok_edge.errors import InputError
 from tatok_edge.geometry import PATCH, Image
 
 PANEL_WIDTH = (320, 960)
-"""Panels are enlarged by a whole factor to at least the first width, and shrunk to at most the second."""
+"""Smallest and largest width of a panel: small pictures are enlarged by a whole factor, large ones shrunk."""
 LABEL_HEIGHT = 30
 GAP = 8
 PLOT_HEIGHT = 220
@@ -22,15 +22,15 @@ PAPER = (255, 255, 255)
 ACCENT = (22, 106, 178)
 MARK = (214, 74, 44)
 DROPPED_TINT = (28, 38, 70)
-"""Dark blue under the patches whose token was dropped."""
+"""Dark blue that is added to dropped patches."""
 
 
 def keep_overlay(image: Image, keep: NDArray[np.bool_]) -> Image:
-    """Shows the kept patches in colour and the dropped ones dark and grey, with a line between the two.
+    """Shows the kept patches in colour and the dropped ones in dark grey, with a line between them.
 
     Args:
         image: RGB picture, uint8 (height, width, 3).
-        keep: Which patches were kept, bool (rows, columns) of the padded patch grid.
+        keep: Kept map, bool (rows, columns) of the padded patch grid.
 
     Raises:
         InputError: The map is too small for the picture.
@@ -86,7 +86,7 @@ def rate_plot(tokens: Sequence[int], patches: int, *, width: int, mark: int | No
     mean = sum(tokens) / len(tokens)
     _text(image, f"patch tokens per frame (mean {mean:.0f} of {patches})", (GAP, 22), INK, 0.5)
     low, high = float(min(tokens)), float(max(tokens))
-    # At least a tenth of the mean is shown, so that a flat curve looks flat.
+    # The axis covers at least a tenth of the mean, so that a flat curve looks flat.
     spread = max(high - low, 0.1 * mean, 1)
     low, high = max(low - 0.15 * spread, 0.0), high + 0.15 * spread
 

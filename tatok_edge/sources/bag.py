@@ -1,4 +1,4 @@
-"""The frames of a camera topic of a bag as a source, for whatever takes one."""
+"""A camera topic of a ROS 2 bag as a source."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
 
 class BagSource(Source):
-    """The images of one topic of a bag, by their header stamps.
+    """The images of one topic of a bag, with the time stamps of their headers.
 
     Args:
         path: The bag.
-        topic: The topic; may be left out where the bag has only one of images.
+        topic: The topic; may be left out if the bag has one topic of images.
 
     Raises:
-        SourceError: There is no such bag or topic, or it holds no image that can be taken.
-        InputError: The packages that read bags are missing.
+        SourceError: The bag or topic does not exist, or has no image that can be read.
+        InputError: A package of the extra ``robotics`` is missing.
     """
 
     def __init__(self, path: str | Path, topic: str | None = None) -> None:
@@ -43,7 +43,7 @@ class BagSource(Source):
         super().__init__(f"{path}#{self.topic}", first[0], fps=None, frames=None)
 
     def _images(self) -> Iterator[tuple[Image, int, int]]:
-        """Pictures with the numbers of their messages and their stamps in microseconds."""
+        """Pictures with the numbers of their messages and their time stamps in microseconds."""
         cdr = Cdr()
         index = -1
         for record in self._bag.records():
@@ -70,6 +70,6 @@ class BagSource(Source):
             self.problem = self._bag.problems[0]
 
     def close(self) -> None:
-        """Ends the iteration and removes what was unpacked."""
+        """Ends the iteration and removes the unpacked files."""
         super().close()
         self._bag.close()

@@ -1,9 +1,9 @@
-"""A camera clip that the project renders itself: a static security camera on a yard, with things that move.
+"""The rendered camera clip: a static security camera on a yard, with moving objects.
 
-It stands in for a camera where there is none (``make demo``, tests, examples). The scene has what a tokenizer meets in
-such a picture: smooth gradients (sky, glass, light falling off), regular structure (bricks, lane marks), fine irregular
-texture (asphalt, leaves), moving textured objects with shadows, a running clock and sensor noise. Every frame is a pure
-function of its number and the clip's settings, so a clip can be rendered in any order and always comes out the same.
+It replaces a camera in ``make demo``, tests and examples. The scene has the contents of such pictures: smooth gradients
+(sky, glass, falling light), regular structure (bricks, lane marks), fine irregular texture (asphalt, leaves), moving
+textured objects with shadows, a running clock and sensor noise. A frame depends on its number and on the settings of the
+clip only, so frames can be rendered in any order and are always the same.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tatok_edge.geometry import Image
 NOISE_SIGMA = 1.6
 """Standard deviation of the sensor noise, in grey levels: that of a small sensor by day."""
 SUPERSAMPLE = 2
-"""The background and the sprites are drawn this many times larger and averaged down, which smooths their edges."""
+"""Factor by which the background and the sprites are drawn larger, then averaged down to smooth their edges."""
 
 LOOP_FRAMES = 60
-"""Frames that :func:`render_loop` renders at most."""
+"""Largest number of frames of :func:`render_loop`."""
 LOOP_BYTES = 64 << 20
-"""Memory that the frames of :func:`render_loop` may take."""
+"""Largest size of the frames of :func:`render_loop`, in bytes."""
 
 Float = NDArray[np.float32]
 Color = tuple[float, float, float]
@@ -42,9 +42,9 @@ class Scene:
     height: int = 480
     """Height in pixels."""
     fps: float = 30.0
-    """Frames per second: how far things move from one frame to the next."""
+    """Frames per second; sets how far objects move from one frame to the next."""
     seed: int = 0
-    """Another seed gives other bricks, asphalt and noise."""
+    """Seed of the bricks, asphalt and noise."""
 
 
 def render(scene: Scene, index: int) -> Image:
@@ -71,12 +71,11 @@ def render(scene: Scene, index: int) -> Image:
 def render_loop(scene: Scene) -> list[Image]:
     """Renders the first frames of ``scene``, to be shown forwards and backwards in turn, as a live camera.
 
-    Rendering takes more time than an encoder has, so a live clip is rendered beforehand. What moves turns back at the
-    ends of the loop, and the noise repeats from one turn to the next; between neighbouring frames it is fresh.
+    Rendering is slower than real time, so a live clip is rendered beforehand. Moving objects turn back at the ends of
+    the loop, and the noise repeats from one turn to the next; neighbouring frames have different noise.
 
     Returns:
-        At least two RGB images, uint8 (height, width, 3), at most ``LOOP_FRAMES`` or ``LOOP_BYTES`` where more than
-        two exceed that.
+        RGB images, uint8 (height, width, 3): at least two, and otherwise at most ``LOOP_FRAMES`` and ``LOOP_BYTES``.
     """
     fitting = LOOP_BYTES // (3 * scene.width * scene.height)
     return [render(scene, index) for index in range(max(2, min(LOOP_FRAMES, scene.frames, fitting)))]
@@ -230,7 +229,7 @@ def _blend(image: Image, sprite: Float, left: float, top: float, *, mirror: bool
     source = sprite[:, ::-1] if mirror else sprite
     size = (sprite.shape[1] + 1, sprite.shape[0] + 1)
     shift = np.array([[1, 0, left - x0], [0, 1, top - y0]], np.float32)
-    # Colours are multiplied by alpha first, so that the empty pixels around the sprite bleed no colour into its edge.
+    # Colours are multiplied by alpha first, so that the edge takes no colour from the empty pixels around the sprite.
     weighted = np.dstack([source[..., :3] * source[..., 3:], source[..., 3]])
     moved = cv2.warpAffine(weighted, shift, size, flags=cv2.INTER_LINEAR)
     xa, xb, ya, yb = max(x0, 0), min(x0 + size[0], width), max(y0, 0), min(y0 + size[1], height)
