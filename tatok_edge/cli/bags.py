@@ -1,4 +1,4 @@
-"""``tatok encode`` and ``tatok decode`` of bags: camera topics to token topics and back; all other topics are copied."""
+"""``tatok encode`` and ``tatok decode`` of bags: camera topics to token topics and back, other topics copied."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 It replaces a camera in ``make demo``, tests and examples. The scene has the contents of such pictures: smooth gradients
 (sky, glass, falling light), regular structure (bricks, lane marks), fine irregular texture (asphalt, leaves), moving
-textured objects with shadows, a running clock and sensor noise. A frame depends on its number and on the settings of the
-clip only, so frames can be rendered in any order and are always the same.
+textured objects with shadows, a running clock and sensor noise. A frame depends on its number and on the settings of
+the clip only, so frames can be rendered in any order and are always the same.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-
 from helpers.paths import ROOT
 
 from tatok_edge.evaluation.folder import psnr
