@@ -7,12 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.paths import SHARED
+from helpers.paths import shared
 
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.opencv import scales_new_sizes
-
-CLIPS = SHARED / "videos"
 
 
 def test_video(clip: Path) -> None:
@@ -36,9 +34,7 @@ def test_stop_ends_a_video_before_the_next_frame(clip: Path) -> None:
 
 
 def test_video_that_breaks_off_delivers_what_is_whole(tmp_path: Path) -> None:
-    whole = CLIPS / "bear_pan.mp4"
-    if not whole.exists():
-        pytest.skip(f"{whole} is not here: the clip of shared/data is needed")
+    whole = shared("videos/bear_pan.mp4")
     path = tmp_path / "cut.mp4"
     data = whole.read_bytes()
     path.write_bytes(data[: len(data) // 2])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import shared
 from helpers.streams import same
 
 from tatok_edge import MultiStream, Stream, StreamDecoder, StreamEncoder, StreamFrame, open_source
