@@ -210,7 +210,7 @@ def median_us(device: Device, stream: int, launch: Callable[[int], None]) -> flo
         graph = device.capture(stream, many)
 
         def work() -> None:
-            device.launch(graph, stream)
+            graph.launch(stream)
 
     times = [device.elapsed(stream, work) for _ in range(REPEATS + 3)][3:]
     return float(np.median(times)) * 1e3 / LAUNCHES

@@ -43,7 +43,7 @@ def open_session(
         precision: Precision of the graphs; ``"int8"`` runs on the CPU only (TensorRT's is chosen by ``tatok build``).
         engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
         model: Name or path of the bundle, for messages.
-        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.cuda.device.stream_handle` takes it; by default
+        stream: CUDA stream to work on, as :func:`tatok_edge.runtime.cuda.arrays.stream_handle` takes it; by default
             one of the session's own.
 
     Raises:

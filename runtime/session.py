@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tatok_edge.runtime.cuda.device import DeviceArray
+    from tatok_edge.runtime.cuda.arrays import DeviceArray
 
 
 GraphName = Literal["global_encoder", "context", "patch_encoder", "decoder", "refiner"]

@@ -17,7 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.geometry import CELL, CELL_SIDE, PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
-from tatok_edge.runtime.cuda.device import Device, DeviceArray
+from tatok_edge.runtime.cuda.arrays import DeviceArray
+from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels
 from tatok_edge.runtime.session import EncodedFrame, Stage, TokenFilter
 from tatok_edge.runtime.tensorrt.engines import smallest_fitting

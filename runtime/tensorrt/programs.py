@@ -266,7 +266,7 @@ class Programs:
         known = self._recorded.get((graph, key))
         if known is not None:
             self._recorded.move_to_end((graph, key))
-            self._device.launch(known.graph, self._stream)
+            known.graph.launch(self._stream)
             return known.bound.outputs
         index = program.profile(key)
         bound = program.bound[index]
@@ -326,7 +326,7 @@ class Programs:
         while len(self._recorded) > MAX_RECORDED:
             self._device.synchronize(self._stream)
             shape, oldest = self._recorded.popitem(last=False)
-            self._device.destroy_graph(oldest.graph)
+            oldest.graph.destroy()
             self._uses.pop(shape, None)
 
     def _failed(self, what: str, manifest: EngineManifest) -> BackendError:
@@ -341,7 +341,7 @@ class Programs:
         """Free graphs, contexts and engines, in this order; the buffers are the device's to free."""
         for recorded in self._recorded.values():
             with contextlib.suppress(BackendError):  # of a GPU that failed: the rest must still end before its memory
-                self._device.destroy_graph(recorded.graph)
+                recorded.graph.destroy()
         self._recorded.clear()
         for program in self.by_name.values():
             program.bound.clear()

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.cuda import device
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.cuda.device import Device, DeviceArray, stream_handle
+from tatok_edge.runtime.cuda.arrays import DeviceArray, stream_handle
+from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import Frames, Kernels
 from tatok_edge.runtime.session import Backend, EncodedFrame, GraphName, Stage, Tensors, TokenFilter
 from tatok_edge.runtime.tensorrt import engines

@@ -29,7 +29,7 @@ from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
 if TYPE_CHECKING:
-    from tatok_edge.runtime.cuda.device import DeviceArray, OnDevice
+    from tatok_edge.runtime.cuda.arrays import DeviceArray, OnDevice
 
 AnyImage = Union[Image, "OnDevice"]
 """An image on the host or, for a tokenizer on a GPU, in its memory: an array of PyTorch, CuPy, pycuda, ..."""
@@ -445,7 +445,7 @@ class Tokenizer:
             raise BackendError(
                 f"decode_into needs a tokenizer that prepares frames on a GPU; this one runs {self.backend}"
             )
-        from tatok_edge.runtime.cuda.device import device_array
+        from tatok_edge.runtime.cuda.arrays import device_array
 
         target = device_array(out, stream=session.stream)
         if target.dtype != np.uint8 or target.shape != (frame.height, frame.width, 3) or not target.contiguous:
@@ -552,7 +552,7 @@ def _check_pixels(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> No
 
 def _on_device(image: object, name: str, stream: int) -> Image | DeviceArray:
     """The image as a session that takes frames wants it: an array of the host, or what describes one on the GPU."""
-    from tatok_edge.runtime.cuda.device import device_array, is_on_device
+    from tatok_edge.runtime.cuda.arrays import device_array, is_on_device
 
     if not is_on_device(image):
         check_image(image, name)

@@ -29,8 +29,10 @@ from tatok_edge.export.engines.profiles import graph_profiles, parse_profiles
 from tatok_edge.model.bundle import GRAPHS, Bundle
 from tatok_edge.runtime.cuda import device as device_module
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.cuda.device import CudaPython, Device, PyCuda
+from tatok_edge.runtime.cuda.cuda_python import CudaPython
+from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import Kernels
+from tatok_edge.runtime.cuda.pycuda import PyCuda
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour

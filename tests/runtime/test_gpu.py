@@ -26,7 +26,9 @@ from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime import reference
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.cuda.device import IMPLEMENTATIONS, Device, device_array, open_device, stream_handle
+from tatok_edge.runtime.cuda.arrays import device_array, stream_handle
+from tatok_edge.runtime.cuda.device import Device, open_device
+from tatok_edge.runtime.cuda.driver import IMPLEMENTATIONS
 from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 from tatok_edge.runtime.tensorrt import programs as tensorrt_programs
@@ -320,7 +322,7 @@ def test_recorded_kernels_run_again(kernels: Kernels, device: Device, memory: Me
         memory.stream, lambda: kernels.dtf(pointer, 4, 4800, limits, indices, counts, stream=memory.stream)
     )
     device.copy_to_device(pointer, scores, memory.stream)
-    device.launch(graph, memory.stream)
+    graph.launch(memory.stream)
     assert read_indices().tobytes() == dtf_cases.dense(*reference.dtf(scores, tau=0.5), 4800)[0].tobytes()
 
 
