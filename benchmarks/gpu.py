@@ -23,12 +23,11 @@ from tatok_edge.export.engines.profiles import FrameRange, ProfileSet
 from tatok_edge.export.engines.tensorrt import build_engines
 from tatok_edge.model.bundle import Bundle, open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.runtime.tensorrt.flavour import TITLES, find_flavour, gpu_architecture, target_sms
+from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, find_flavour, gpu_architecture, target_sms
 
 NOT_RUN = "not run"
 WARMUP = 3
 BATCHES = (1, 32)
-BACKENDS = {"trt": "tensorrt", "rtx": "tensorrt-rtx"}
 
 Device = Literal["auto", "cuda", "cpu"]
 Row = dict[str, Any]
@@ -111,13 +110,13 @@ def torch_rows(
 def tensorrt_rows(bundle: Bundle, image: NDArray[np.uint8], batches: Sequence[int], repeats: int) -> list[Row]:
     """The whole tokenizer, uint8 frames to tokens and back, for every flavour of TensorRT in fp16."""
     rows = []
-    for flavour, backend in BACKENDS.items():
+    for flavour, facts in FLAVOURS.items():
         try:
-            rows += _flavour_rows(bundle, image, batches, repeats, flavour, backend)
+            rows += _flavour_rows(bundle, image, batches, repeats, flavour, facts.backend)
         except (TaTokError, ImportError) as error:
             why = " ".join(str(error).split())
             size = f"{image.shape[1]}x{image.shape[0]}"
-            names = [f"{TITLES[flavour]} {name}" for name in ("encode", "decode")]
+            names = [f"{facts.title} {name}" for name in ("encode", "decode")]
             rows += [row(name, batch, size, note=why) for batch in batches for name in names]
     return rows
 

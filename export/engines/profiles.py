@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, WINDOW_VALUES
-from tatok_edge.runtime.tensorrt.engines import Profile, ShapeRange, smallest_fitting
+from tatok_edge.runtime.tensorrt.choice import smallest_fitting
+from tatok_edge.runtime.tensorrt.manifest import Profile, ShapeRange
 
 if TYPE_CHECKING:
     from tatok_edge.model.bundle import Bundle

@@ -1,7 +1,7 @@
 """Engines from a model bundle: ``tatok build``.
 
 Each graph is checked against what TensorRT takes (:mod:`.lint`), converted if fp16 is asked for (:mod:`.precision`),
-and built with all its profiles (:mod:`.profiles`) into one engine, which :mod:`tatok_edge.runtime.tensorrt.engines`
+and built with all its profiles (:mod:`.profiles`) into one engine, which :mod:`tatok_edge.runtime.tensorrt.store`
 keeps. A build says what it is about to do, can be interrupted at any time, and leaves a whole engine or none. Engines
 that are there already, built from the same content for the same target, are taken as they are.
 """
@@ -31,31 +31,37 @@ from tatok_edge.export.engines.lint import check_graph, load_graph
 from tatok_edge.export.engines.profiles import ProfileSet, graph_profiles
 from tatok_edge.geometry import PATCH
 from tatok_edge.model.bundle import Bundle
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, Plugin, Profile, ShapeRange
 from tatok_edge.runtime.tensorrt.flavour import Flavour, Messages
+from tatok_edge.runtime.tensorrt.manifest import (
+    ENGINE_PRECISIONS,
+    EngineManifest,
+    EnginePrecision,
+    PluginRecord,
+    Profile,
+    ShapeRange,
+    read_manifest,
+)
+from tatok_edge.runtime.tensorrt.store import (
+    build_lock,
+    cache_folder,
+    prepare_folder,
+    store_engine,
+    stored_engine,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-Precision = Literal["fp32", "fp16"]
 Say = Callable[[str], None]
 Advance = Callable[[str, float], None]
 """Called with the name of a graph and the share of its build that is done."""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 WORKSPACE_BYTES = 1 << 30
 """GPU memory that a layer may use for scratch while TensorRT chooses its implementation."""
 _POLL_SECONDS = 0.1
 _START_SECONDS = 5.0
-_TYPICAL = {
-    "trt": "usually one to five minutes per engine, on a small Jetson up to ten",
-    "rtx": "usually 2 to 10 seconds per engine",
-}
-_BASE_BYTES = {"trt": 3 << 29, "rtx": 1 << 28}
-"""Memory of the process that builds. For TensorRT-RTX 1.7 measured (240 MB for all of the shipped model's graphs); for
-TensorRT, which loads its libraries of kernels and a CUDA context, an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class ExtraGraph:
 
     onnx: bytes
     profiles: tuple[Profile, ...]
-    plugin: Plugin | None = None
+    plugin: PluginRecord | None = None
     """The plugin that it needs, registered with TensorRT."""
 
 
@@ -88,7 +94,7 @@ def build_engines(
     flavour: Flavour,
     profiles: ProfileSet,
     *,
-    precision: Precision = "fp16",
+    precision: EnginePrecision = "fp16",
     sms: Sequence[str] | None = None,
     folder: Path | None = None,
     pictures: Sequence[NDArray[np.uint8]] | None = None,
@@ -119,22 +125,22 @@ def build_engines(
         BundleError: a graph that TensorRT 10.3 does not take.
         BackendError: TensorRT fails, fp16 disagrees, too little memory, or a folder that cannot be written.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in ENGINE_PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(ENGINE_PRECISIONS)}, got {precision!r}")
     targets = tensorrt_flavour.target_sms(flavour, sms, tensorrt_flavour.gpu_architecture())
-    folder = engines.cache_folder() if folder is None else folder
+    folder = cache_folder() if folder is None else folder
     sources = bundle.graphs()
     graphs = {name: load_graph(data, name) for name, data in sources.items()}
     for name, graph in graphs.items():
         check_graph(graph, name)
-    engines.prepare_folder(folder, 3 * sum(map(len, sources.values())))
+    prepare_folder(folder, 3 * sum(map(len, sources.values())))
     if check_memory:
         check_free_memory(flavour, sum(map(len, sources.values())))
     given = dict(sources)
     agreement: dict[str, Any] | None = None
     if precision == "fp16":
         given, agreement = _convert(bundle, graphs, pictures, say)
-    jobs: dict[str, tuple[bytes, bytes, tuple[Profile, ...], Plugin | None]] = {
+    jobs: dict[str, tuple[bytes, bytes, tuple[Profile, ...], PluginRecord | None]] = {
         name: (sources[name], given[name], shapes, None) for name, shapes in graph_profiles(profiles, bundle).items()
     }
     for name, more in (extra or {}).items():
@@ -144,7 +150,7 @@ def build_engines(
         name: _draft(bundle, flavour, name, source, data, precision, targets, profiles, shapes, plugin, agreement)
         for name, (source, data, shapes, plugin) in jobs.items()
     }
-    there = {name: engines.existing(folder, draft) for name, draft in drafts.items()}
+    there = {name: stored_engine(folder, draft) for name, draft in drafts.items()}
     missing = {name: draft for name, draft in drafts.items() if there[name] is None}
     if missing:
         say(_announcement(bundle, flavour, precision, targets, folder, missing))
@@ -204,7 +210,7 @@ def dtf_graph(flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, pro
     if form == "plugin":
         there = tensorrt_plugin.register(flavour)
         file = str(there.path) if there.path else None
-        plugin = Plugin(tensorrt_plugin.PLUGIN_NAME, there.version, file, there.sha256)
+        plugin = PluginRecord(tensorrt_plugin.PLUGIN_NAME, there.version, file, there.sha256)
     model = dtf_model(DtfLimits.make(tau=tau), form=form)
     return ExtraGraph(model.SerializeToString(), tuple(ranges), plugin)
 
@@ -226,7 +232,7 @@ def _draft(
     sms: tuple[str, ...],
     profiles: ProfileSet,
     shapes: tuple[Profile, ...],
-    plugin: Plugin | None,
+    plugin: PluginRecord | None,
     agreement: Mapping[str, Any] | None,
 ) -> EngineManifest:
     """The manifest of an engine, before its bytes are known."""
@@ -261,7 +267,7 @@ def _announcement(
     drafts: Mapping[str, EngineManifest],
 ) -> str:
     last = _last_seconds(folder, drafts)
-    how_long = f"about {max(last, 1):.0f} s, as last time" if last is not None else _TYPICAL[flavour.name]
+    how_long = f"about {max(last, 1):.0f} s, as last time" if last is not None else flavour.facts.build_time
     count = f"{len(drafts)} engine{'s' if len(drafts) > 1 else ''}"
     return (
         f"building {count} of {bundle.name} in {precision} with {flavour.title} for SM {', '.join(sms)} into {folder}: "
@@ -274,7 +280,7 @@ def _last_seconds(folder: Path, drafts: Mapping[str, EngineManifest]) -> float |
     seconds: dict[str, tuple[float, float]] = {}
     for path in folder.glob("*.json"):
         try:
-            there, age = engines.read_manifest(path), path.stat().st_mtime
+            there, age = read_manifest(path), path.stat().st_mtime
         except (BackendError, OSError):
             continue
         draft = drafts.get(there.graph)
@@ -309,9 +315,9 @@ def _build_one(
     say_waiting = threading.Timer(1.0, say, (f"{draft.graph}: another process is building it, waiting",))
     say_waiting.daemon = True
     say_waiting.start()
-    with engines.lock(path) as waited:
+    with build_lock(path) as waited:
         say_waiting.cancel()
-        there = engines.existing(folder, draft) if waited else None
+        there = stored_engine(folder, draft) if waited else None
         if there is not None:
             say(f"{draft.graph}: built by another process")
             return BuiltEngine(path, there, 0.0, True)
@@ -332,7 +338,7 @@ def _build_one(
         manifest = dataclasses.replace(
             draft, engine_bytes=len(plan), engine_sha256=hashlib.sha256(plan).hexdigest(), notes=notes
         )
-        engines.store(folder, manifest, plan)
+        store_engine(folder, manifest, plan)
         cache.store()
     say(f"{draft.graph}: {len(plan) / 1e6:.1f} MB in {seconds:.1f} s")
     return BuiltEngine(path, manifest, seconds, False)
@@ -353,7 +359,7 @@ class _TimingCache:
 
     def __init__(self, flavour: Flavour, manifest: EngineManifest, folder: Path) -> None:
         self._path: Path | None = None
-        if tensorrt_flavour.has_timing_cache(flavour):
+        if flavour.facts.times_kernels:
             self._path = folder / f"timing-{flavour.name}{flavour.version}-sm{manifest.sms[0].replace('.', '')}.cache"
         self._data = b""
         if self._path is not None and self._path.is_file():
@@ -373,7 +379,7 @@ class _TimingCache:
         """Writes it; a cache that cannot be written is no reason to fail."""
         if self._path is not None and self._data:
             with contextlib.suppress(OSError):
-                engines.write_whole(self._path, self._data)
+                write_whole(self._path, self._data)
 
 
 def build_plan(
@@ -508,7 +514,7 @@ def check_free_memory(flavour: Flavour, graph_bytes: int) -> None:
     Raises:
         BackendError: too little is free; says how much.
     """
-    needed = _BASE_BYTES[flavour.name] + 8 * graph_bytes
+    needed = flavour.facts.build_bytes + 8 * graph_bytes
     free = available_memory()
     if free is not None and free < needed:
         raise BackendError(

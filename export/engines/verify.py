@@ -39,8 +39,9 @@ from tatok_edge.model.bundle import GRAPHS, Bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.session import Backend, GraphName, Session
-from tatok_edge.runtime.tensorrt import engines
-from tatok_edge.runtime.tensorrt.engines import EngineSet, Profile
+from tatok_edge.runtime.tensorrt.choice import EngineSet
+from tatok_edge.runtime.tensorrt.manifest import Profile
+from tatok_edge.runtime.tensorrt.store import write_whole
 from tatok_edge.tokens.budget import TokenBudget
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -672,7 +673,7 @@ def write_record(
     }
     data = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
     try:
-        engines.write_whole(path, data)
+        write_whole(path, data)
     except OSError as error:
         raise BackendError(
             f"{path} cannot be written ({error.strerror or error}): the engines are good, though"

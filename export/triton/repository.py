@@ -36,7 +36,7 @@ from tatok_edge.export.triton.graphs import (
 from tatok_edge.files import temporary_name
 from tatok_edge.model.bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits
-from tatok_edge.runtime.tensorrt.engines import SUFFIX, EngineManifest, read_manifest
+from tatok_edge.runtime.tensorrt.manifest import SUFFIX, EngineManifest, read_manifest
 
 MAX_PICTURES = 8
 """Most pictures that are batched."""

@@ -13,7 +13,7 @@ import re
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,13 +22,76 @@ from tatok_edge.errors import BackendError, InputError, one_line
 from tatok_edge.runtime.tensorrt.api import Api, Builder, IBuilderConfig, INetworkDefinition, OnnxParser, Runtime
 
 FlavourName = Literal["trt", "rtx"]
-TITLES: dict[FlavourName, str] = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
-MODULES: dict[FlavourName, str] = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
-VERSIONS: dict[FlavourName, tuple[tuple[int, int], tuple[int, int]]] = {
-    "trt": ((10, 3), (12, 0)),
-    "rtx": ((1, 2), (2, 0)),
+
+
+@dataclass(frozen=True, slots=True)
+class FlavourFacts:
+    """What is known of a flavour before it is imported."""
+
+    name: FlavourName
+    title: str
+    """Name for people."""
+    backend: str
+    """Backend of :func:`tatok_edge.runtime.open.open_session` that runs its engines."""
+    module: str
+    """Python module."""
+    first: tuple[int, int]
+    """First version that is accepted."""
+    end: tuple[int, int]
+    """First version that is not accepted any more."""
+    install: str
+    """Command that installs it."""
+    builds_for_others: bool
+    """Whether it builds for GPUs that are not in this machine."""
+    times_kernels: bool
+    """Whether it measures kernels when it builds, so that a timing cache makes later builds faster."""
+    graphs_off: str | None
+    """Why its engines are not recorded as CUDA graphs; None where they are."""
+    build_bytes: int
+    """Memory of the process that builds, without the graphs."""
+    build_time: str
+    """How long a build usually takes, for people."""
+
+
+FLAVOURS: Mapping[FlavourName, FlavourFacts] = {
+    "trt": FlavourFacts(
+        name="trt",
+        title="TensorRT",
+        backend="tensorrt",
+        module="tensorrt",
+        first=(10, 3),
+        end=(12, 0),
+        install="pip install 'tatok-edge[tensorrt]' (on a Jetson it is a part of JetPack: apt install "
+        "python3-libnvinfer)",
+        builds_for_others=False,
+        times_kernels=True,
+        graphs_off=None,
+        build_bytes=3 << 29,  # an estimate: it loads its libraries of kernels and a CUDA context
+        build_time="usually one to five minutes per engine, on a small Jetson up to ten",
+    ),
+    "rtx": FlavourFacts(
+        name="rtx",
+        title="TensorRT-RTX",
+        backend="tensorrt-rtx",
+        module="tensorrt_rtx",
+        first=(1, 2),
+        end=(2, 0),
+        install="pip install 'tatok-edge[rtx]' (x86 machines with an RTX GPU)",
+        builds_for_others=True,
+        times_kernels=False,
+        graphs_off="TensorRT-RTX replaces its kernels while it runs",
+        build_bytes=1 << 28,  # version 1.7 takes 240 MB for all graphs of the shipped model
+        build_time="usually 2 to 10 seconds per engine",
+    ),
 }
-"""From which version on, and below which, a flavour is taken."""
+"""By name, in the order in which they are tried."""
+
+
+def flavour_title(name: str) -> str:
+    """Name of a flavour for people; an unknown name stays as it is."""
+    return next((facts.title for facts in FLAVOURS.values() if facts.name == name), name)
+
+
 PORTABLE_SMS = ("8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for where there is no GPU to ask: Ampere, Ada and Blackwell desktops."""
 SYSTEM_FOLDERS = (
@@ -37,10 +100,6 @@ SYSTEM_FOLDERS = (
 )
 """Where JetPack and the Debian packages put TensorRT, out of sight of virtual environments."""
 
-_INSTALL = {
-    "trt": "pip install 'tatok-edge[tensorrt]' (on a Jetson it is a part of JetPack: apt install python3-libnvinfer)",
-    "rtx": "pip install 'tatok-edge[rtx]' (x86 machines with an RTX GPU)",
-}
 _DRIVER = "no NVIDIA driver, no GPU, or a driver that is older than this TensorRT needs; see nvidia-smi"
 
 
@@ -58,9 +117,14 @@ class Flavour:
     """The module."""
 
     @property
+    def facts(self) -> FlavourFacts:
+        """What is known of the flavour, whatever its version."""
+        return FLAVOURS[self.name]
+
+    @property
     def title(self) -> str:
         """Name and version for people."""
-        return f"{TITLES[self.name]} {self.version}"
+        return f"{self.facts.title} {self.version}"
 
 
 # --- finding it -----------------------------------------------------------------------------------
@@ -73,45 +137,43 @@ def find_flavour(wanted: str = "auto") -> Flavour:
         InputError: another name.
         BackendError: it is not installed, cannot be imported, or has a version that this package does not know.
     """
-    if wanted != "auto" and wanted not in TITLES:
+    if wanted != "auto" and wanted not in FLAVOURS:
         raise InputError(
             f"unknown TensorRT flavour {wanted!r}: 'auto', 'trt' (TensorRT) and 'rtx' (TensorRT-RTX) exist"
         )
-    names = [name for name in TITLES if wanted in ("auto", name)]
     problems = []
-    for name in names:
+    for facts in (facts for name, facts in FLAVOURS.items() if wanted in ("auto", name)):
         try:
-            return _load(name)
+            return _load(facts)
         except BackendError as error:
             problems.append(str(error))
     raise BackendError("; ".join(problems))
 
 
-def _load(name: FlavourName) -> Flavour:
-    module = MODULES[name]
+def _load(facts: FlavourFacts) -> Flavour:
     try:
-        api = cast(Api, importlib.import_module(module))
+        api = cast(Api, importlib.import_module(facts.module))
     except ModuleNotFoundError as error:
-        if error.name != module:
-            raise BackendError(f"{TITLES[name]} cannot be imported ({error}): reinstall it") from error
-        api = _load_system(name)
+        if error.name != facts.module:
+            raise BackendError(f"{facts.title} cannot be imported ({error}): reinstall it") from error
+        api = _load_system(facts)
     except (ImportError, OSError) as error:
-        raise BackendError(f"{TITLES[name]} cannot be imported ({one_line(error)}): reinstall it") from error
+        raise BackendError(f"{facts.title} cannot be imported ({one_line(error)}): reinstall it") from error
     version = str(getattr(api, "__version__", ""))
     parts = re.match(r"(\d+)\.(\d+)", version)
-    first, end = VERSIONS[name]
+    first, end = facts.first, facts.end
     if parts is None or not first <= (int(parts[1]), int(parts[2])) < end:
         raise BackendError(
-            f"{TITLES[name]} {version or 'without a version'} is installed; this tatok-edge takes "
+            f"{facts.title} {version or 'without a version'} is installed; this tatok-edge takes "
             f"{first[0]}.{first[1]} up to, but not, {end[0]}.{end[1]}: install such a version"
         )
     location = Path(str(getattr(api, "__file__", "."))).resolve().parent
-    return Flavour(name, version, location, api)
+    return Flavour(facts.name, version, location, api)
 
 
-def _load_system(name: FlavourName) -> Api:
+def _load_system(facts: FlavourFacts) -> Api:
     """The system's package, which a virtual environment without system packages does not see."""
-    module = MODULES[name]
+    module = facts.module
     for folder in SYSTEM_FOLDERS:
         package = folder / module
         if not (package / "__init__.py").is_file():
@@ -120,7 +182,7 @@ def _load_system(name: FlavourName) -> Api:
         if not any((package / f"{module}{suffix}").is_file() for suffix in suffixes):
             there = ", ".join(sorted(path.name for path in package.glob(f"{module}*.so*"))) or "no extension module"
             raise BackendError(
-                f"{TITLES[name]} in {package} is for another Python ({there}; this one needs "
+                f"{facts.title} in {package} is for another Python ({there}; this one needs "
                 f"{sysconfig.get_config_var('EXT_SUFFIX')}): use the system's Python for the virtual environment"
             )
         spec = importlib.util.spec_from_file_location(
@@ -134,10 +196,10 @@ def _load_system(name: FlavourName) -> Api:
         except (ImportError, OSError) as error:
             del sys.modules[module]
             raise BackendError(
-                f"{TITLES[name]} in {package} cannot be imported ({one_line(error)}): reinstall it"
+                f"{facts.title} in {package} cannot be imported ({one_line(error)}): reinstall it"
             ) from error
         return cast(Api, loaded)
-    raise BackendError(f"{TITLES[name]} is not installed: {_INSTALL[name]}")
+    raise BackendError(f"{facts.title} is not installed: {facts.install}")
 
 
 # --- objects --------------------------------------------------------------------------------------
@@ -297,7 +359,7 @@ def target_sms(flavour: Flavour, wanted: Sequence[str] | None, gpu: str | None) 
     chosen = sorted(set(wanted), key=_sm_number) if wanted is not None else ([gpu] if gpu else list(PORTABLE_SMS))
     if not chosen:
         raise InputError("no GPU architecture to build for: name at least one, such as 8.6")
-    if flavour.name == "trt":
+    if not flavour.facts.builds_for_others:
         if gpu is None:
             raise BackendError(
                 f"{flavour.title} builds on the GPU that it builds for, and this machine has none that can be used: "
@@ -332,7 +394,7 @@ def set_targets(flavour: Flavour, config: IBuilderConfig, sms: Sequence[str]) ->
     Raises:
         BackendError: TensorRT-RTX refuses.
     """
-    if flavour.name == "trt":
+    if not flavour.facts.builds_for_others:
         return
     members = cast(Any, flavour.api).ComputeCapability.__members__
     config.num_compute_capabilities = len(sms)
@@ -349,12 +411,7 @@ def _sm_number(sm: str) -> float:
     return float(sm)
 
 
-# --- what only some have --------------------------------------------------------------------------
-
-
-def has_timing_cache(flavour: Flavour) -> bool:
-    """Whether a timing cache makes later builds faster; TensorRT-RTX times nothing when it builds."""
-    return flavour.name == "trt"
+# --- plugins -------------------------------------------------------------------------------------
 
 
 def prepare_plugins(flavour: Flavour) -> None:

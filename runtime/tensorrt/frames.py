@@ -21,7 +21,7 @@ from tatok_edge.runtime.cuda.arrays import DeviceArray
 from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels
 from tatok_edge.runtime.session import EncodedFrame, Stage, TokenFilter
-from tatok_edge.runtime.tensorrt.engines import smallest_fitting
+from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.programs import PADDED, Programs, Shape
 
 SCORES = ("residual", "entropy", "information")

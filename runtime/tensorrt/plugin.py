@@ -42,14 +42,14 @@ HEADER_FOLDERS = (
     Path("/usr/local/tensorrt/include"),
 )
 
-Kind = Literal["library", "python"]
+PluginForm = Literal["library", "python"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
+class RegisteredPlugin:
     """A plugin that is registered with a TensorRT."""
 
-    kind: Kind
+    kind: PluginForm
     """The C++ library, or its twin in Python."""
     path: Path | None
     """The library with the kernel: the plugin itself, or that of the CUDA kernels; None where only building is
@@ -98,10 +98,10 @@ def find_library() -> Path | None:
 
 
 _lock = threading.Lock()
-_registered: dict[str, tuple[Plugin, object]] = {}  # by module; the registry does not keep creators alive
+_registered: dict[str, tuple[RegisteredPlugin, object]] = {}  # by module; the registry does not keep creators alive
 
 
-def register(flavour: Flavour, *, kind: Kind | None = None, library: Path | None = None) -> Plugin:
+def register(flavour: Flavour, *, kind: PluginForm | None = None, library: Path | None = None) -> RegisteredPlugin:
     """Make the plugin known to TensorRT, once per process; later calls return what was registered.
 
     Args:
@@ -126,7 +126,7 @@ def register(flavour: Flavour, *, kind: Kind | None = None, library: Path | None
             path = library or find_library()
             if path is not None:
                 load_plugins(flavour, path)
-                plugin = Plugin("library", path, sha256_of(path))
+                plugin = RegisteredPlugin("library", path, sha256_of(path))
                 _registered[key] = (plugin, None)
                 return plugin
             if kind == "library":
@@ -136,7 +136,7 @@ def register(flavour: Flavour, *, kind: Kind | None = None, library: Path | None
         return plugin
 
 
-def _register_python(flavour: Flavour) -> tuple[Plugin, object]:
+def _register_python(flavour: Flavour) -> tuple[RegisteredPlugin, object]:
     prepare_plugins(flavour)
     api: Any = flavour.api
     registry = api.get_plugin_registry()
@@ -149,7 +149,7 @@ def _register_python(flavour: Flavour) -> tuple[Plugin, object]:
     creator = make_creator(api, kernels)
     if not registry.register_creator(creator, NAMESPACE):
         raise BackendError(f"{flavour.title} refuses the plugin {PLUGIN_NAME}: another one of that name is registered")
-    return Plugin("python", kernels.path if kernels else None, kernels.sha256 if kernels else None), creator
+    return RegisteredPlugin("python", kernels.path if kernels else None, kernels.sha256 if kernels else None), creator
 
 
 # --- the twin in Python ---------------------------------------------------------------------------

@@ -18,10 +18,10 @@ import numpy as np
 
 from tatok_edge.errors import BackendError
 from tatok_edge.runtime.cuda.device import Device, Graph
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt.api import ICudaEngine, IExecutionContext, Runtime
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, EngineSet
+from tatok_edge.runtime.tensorrt.choice import EngineSet, choose_profile
 from tatok_edge.runtime.tensorrt.flavour import Flavour, Messages, make_logger, make_runtime
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, build_command
 
 Shape = tuple[int, ...]
 Key = tuple[Shape, ...]
@@ -86,7 +86,7 @@ class Program:
             InputError: an input is unknown or missing.
         """
         if set(shapes) != set(self.inputs):
-            engines.choose_profile(self.manifest, shapes)  # says which
+            choose_profile(self.manifest, shapes)  # says which
         return tuple(tuple(shapes[name]) for name in self.inputs)
 
     def profile(self, key: Key) -> int:
@@ -97,7 +97,7 @@ class Program:
         """
         index = self.profiles.get(key)
         if index is None:
-            index = engines.choose_profile(self.manifest, dict(zip(self.inputs, key, strict=True)))
+            index = choose_profile(self.manifest, dict(zip(self.inputs, key, strict=True)))
             if len(self.profiles) >= _MAX_KNOWN:
                 self.profiles.clear()
             self.profiles[key] = index
@@ -129,8 +129,8 @@ class Programs:
             self.graphs_off = f"{device.implementation} has no CUDA graphs"
         elif stream in (0, 1):  # CU_STREAM_LEGACY is 1
             self.graphs_off = "the default stream cannot be recorded"
-        elif flavour.name == "rtx":
-            self.graphs_off = "TensorRT-RTX replaces its kernels while it runs"
+        else:
+            self.graphs_off = flavour.facts.graphs_off
 
     @property
     def recorded(self) -> int:
@@ -181,7 +181,7 @@ class Programs:
         if not same or engine.num_optimization_profiles != len(manifest.profiles) or None in dtypes.values():
             raise BackendError(
                 f"the engine {found.folder / manifest.file} has other tensors or profiles than its manifest says: run "
-                f"'{engines.build_command(manifest.model, manifest)}'"
+                f"'{build_command(manifest.model, manifest)}'"
             )
         outputs = tuple(name for name in names if not is_input[name])
         return Program(
@@ -331,7 +331,7 @@ class Programs:
 
     def _failed(self, what: str, manifest: EngineManifest) -> BackendError:
         why = self._messages.first("it does not say why")
-        again = engines.build_command(manifest.model, manifest)
+        again = build_command(manifest.model, manifest)
         hint = f"run '{again}'"
         if "memory" in why.lower():
             hint = f"close what else uses the GPU, or build for smaller frames ({again} --profiles FILE)"

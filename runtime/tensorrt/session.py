@@ -28,18 +28,17 @@ from tatok_edge.runtime.cuda.arrays import DeviceArray, stream_handle
 from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import Frames, Kernels
 from tatok_edge.runtime.session import Backend, EncodedFrame, GraphName, Stage, Tensors, TokenFilter
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
-from tatok_edge.runtime.tensorrt.engines import EngineMismatch, EngineSet, Found, smallest_fitting
-from tatok_edge.runtime.tensorrt.flavour import TITLES, Flavour, FlavourName
+from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines, smallest_fitting
+from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, Flavour, FlavourName
 from tatok_edge.runtime.tensorrt.frames import DeviceFrames
+from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, build_command, read_manifest
 from tatok_edge.runtime.tensorrt.programs import PADDED, Program, Programs
+from tatok_edge.runtime.tensorrt.store import cache_folder
 
 DEVICE_VARIABLE = "TATOK_DEVICE"
 """Environment variable that names what memory and streams go through: ``cuda-python`` or ``pycuda``."""
-_FLAVOURS: dict[str, FlavourName] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
-_NAMES = {flavour: name for name, flavour in _FLAVOURS.items()}
 _STAGED_ROW_BYTES = 32 << 20  # of feature rows that are uploaded at once
 _ALIGNMENT = 256
 _PROBE_BYTES = 32 * 32 * 3
@@ -310,13 +309,14 @@ def open_tensorrt(
         BackendError: no driver, TensorRT or engine, one that does not fit, or too little memory: what to do is said.
     """
     handle = None if stream is None else stream_handle(stream)
-    folder = engines.cache_folder() if folder is None else folder
+    folder = cache_folder() if folder is None else folder
     if tensorrt_flavour.gpu_architecture() is None:
         raise BackendError(f"{_NO_DRIVER}: take backend 'onnxruntime', which runs on the CPU")
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in graphs.items()}
-    wanted = [_FLAVOURS[backend]] if backend in _FLAVOURS else _built(folder, hashes)
+    named = [facts.name for facts in FLAVOURS.values() if facts.backend == backend]
+    wanted = named or _built(folder, hashes)
     if not wanted:
-        raise BackendError(f"there are no engines of {model} in {folder}: run '{engines.build_command(model)}'")
+        raise BackendError(f"there are no engines of {model} in {folder}: run '{build_command(model)}'")
     problems = []
     for name in wanted:
         try:
@@ -333,10 +333,10 @@ def _built(folder: Path, hashes: Mapping[str, str]) -> list[FlavourName]:
     flavours = set()
     for path in folder.glob("*.json") if folder.is_dir() else []:
         with contextlib.suppress(EngineMismatch):
-            manifest = engines.read_manifest(path)
+            manifest = read_manifest(path)
             if hashes.get(manifest.graph) == manifest.onnx_sha256:
                 flavours.add(manifest.flavour)
-    return [name for name in TITLES if name in flavours]
+    return [name for name in FLAVOURS if name in flavours]
 
 
 def _open(
@@ -353,26 +353,28 @@ def _open(
     session = TensorRTSession(flavour, found, gpu, kernels=kernels, stream=stream)
     precision = next(iter(found.manifests.values())).precision
     reason = f"{reason}; engines in {folder}; CUDA graphs {session.cuda_graphs}; {where}"
-    backend = Backend(_NAMES[flavour.name], flavour.version, f"{name} (SM {sm})", precision, 1, reason)
+    backend = Backend(flavour.facts.backend, flavour.version, f"{name} (SM {sm})", precision, 1, reason)
     return session, backend
 
 
 def _find(flavour: Flavour, hashes: Mapping[str, str], folder: Path, model: str, sm: str) -> EngineSet:
     """The engines that fit what is there."""
 
-    def found(version: str | None, sha256: str | None) -> dict[str, Found]:
+    def found(version: str | None, sha256: str | None) -> dict[str, EngineTarget]:
         return {
-            graph: Found(model, digest, flavour.name, flavour.version, sm, plugin_version=version, plugin_sha256=sha256)
+            graph: EngineTarget(
+                model, digest, flavour.name, flavour.version, sm, plugin_version=version, plugin_sha256=sha256
+            )
             for graph, digest in hashes.items()
         }
 
     try:
-        return engines.find_engines(folder, found(None, None), list(hashes))
+        return find_engines(folder, found(None, None), list(hashes))
     except EngineMismatch as error:
         if error.kind != "plugin":
             raise
     plugin = tensorrt_plugin.register(flavour)  # only engines that need it get here
-    return engines.find_engines(folder, found(plugin.version, plugin.sha256), list(hashes))
+    return find_engines(folder, found(plugin.version, plugin.sha256), list(hashes))
 
 
 def _find_kernels(gpu: Device) -> tuple[Kernels | None, str]:

@@ -19,8 +19,9 @@ from tatok_edge.model.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
     from tatok_edge.export.engines.profiles import CountAs, ProfileSet
-    from tatok_edge.export.engines.tensorrt import BuiltEngine, Precision
+    from tatok_edge.export.engines.tensorrt import BuiltEngine
     from tatok_edge.runtime.tensorrt.flavour import Flavour
+    from tatok_edge.runtime.tensorrt.manifest import EnginePrecision
 
 TAU = 0.5
 """Share of the score that single frames keep where none is named."""
@@ -34,7 +35,7 @@ def build(
     model: str,
     *,
     flavour: str,
-    precision: Precision,
+    precision: EnginePrecision,
     profiles: str,
     calibrate: Sequence[str],
     count_as: CountAs,
@@ -65,8 +66,8 @@ def build(
         verbose: Print all that TensorRT says.
     """
     from tatok_edge.export.engines.tensorrt import build_engines, dtf_graph
-    from tatok_edge.runtime.tensorrt.engines import cache_folder
     from tatok_edge.runtime.tensorrt.flavour import find_flavour
+    from tatok_edge.runtime.tensorrt.store import cache_folder
 
     start = time.perf_counter()
     bundle = open_bundle(model)
@@ -170,7 +171,7 @@ def _pictures(videos: Sequence[str]) -> list[NDArray[np.uint8]]:
 def _report(
     bundle: Bundle, flavour: Flavour, profiles: ProfileSet, folder: Path, built: Sequence[BuiltEngine], seconds: float
 ) -> dict[str, Any]:
-    from tatok_edge.runtime.tensorrt.engines import manifest_path
+    from tatok_edge.runtime.tensorrt.manifest import manifest_path
 
     first = built[0].manifest
     return {

@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, FlavourFacts, flavour_title
+
 if TYPE_CHECKING:
     from tatok_edge.model.bundle import Bundle
-    from tatok_edge.runtime.tensorrt.engines import EngineManifest
+    from tatok_edge.runtime.tensorrt.manifest import EngineManifest
 
 CPU_FEATURES = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
@@ -29,8 +31,6 @@ CPU_FEATURES = {
 
 ROOT = Path("/")
 """Where the system's files are."""
-FLAVOURS = {"trt": "tensorrt", "rtx": "tensorrt-rtx"}
-"""Backends by flavour of TensorRT."""
 NOT_NEEDED = "not needed without an NVIDIA GPU"
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 _IN_CONTAINER = "in a container, start it with --gpus all (on a Jetson: --runtime nvidia)"
@@ -58,11 +58,12 @@ def examine() -> Report:
     models = _models()
     kernels = _kernels()
     nvidia = _nvidia()
-    flavours = {name: _flavour(name, nvidia) for name in FLAVOURS}
+    flavours: dict[str, Report] = {name: _flavour(facts, nvidia) for name, facts in FLAVOURS.items()}
     memory = _device_memory(nvidia)
     engines = _engines(nvidia, flavours)
     onnxruntime = _onnxruntime()
-    backends = [onnxruntime, *(_tensorrt(name, nvidia, memory, flavours[name], engines) for name in FLAVOURS)]
+    backends = [onnxruntime]
+    backends += [_tensorrt(facts, nvidia, memory, flavours[name], engines) for name, facts in FLAVOURS.items()]
     ok = onnxruntime["usable"] and opencv["usable"] and kernels["usable"] and any(model["usable"] for model in models)
     return {
         "ok": ok,
@@ -118,16 +119,18 @@ def _onnxruntime() -> Report:
     return _backend("onnxruntime", True, f"{ort.__version__}, on the CPU")
 
 
-def _tensorrt(name: str, nvidia: Report, memory: Report, flavour: Report, engines: Sequence[Report]) -> Report:
+def _tensorrt(
+    facts: FlavourFacts, nvidia: Report, memory: Report, flavour: Report, engines: Sequence[Report]
+) -> Report:
     """Whether a flavour of TensorRT can run a model here, or the first thing that is missing."""
     for part in (nvidia, memory, flavour):
         if not part["usable"]:
-            return _backend(FLAVOURS[name], False, part["reason"])
-    fitting = [one for one in engines if one["usable"] and one["flavour"] == name]
+            return _backend(facts.backend, False, part["reason"])
+    fitting = [one for one in engines if one["usable"] and one["flavour"] == facts.name]
     if not fitting:
-        return _backend(FLAVOURS[name], False, "no engines for this GPU: tatok build tatok-s8 --flavour " + name)
+        return _backend(facts.backend, False, "no engines for this GPU: tatok build tatok-s8 --flavour " + facts.name)
     models = ", ".join(dict.fromkeys(one["model"] for one in fitting))
-    return _backend(FLAVOURS[name], True, f"{flavour['reason']}, with engines of {models}")
+    return _backend(facts.backend, True, f"{flavour['reason']}, with engines of {models}")
 
 
 def _backend(name: str, usable: bool, reason: str) -> Report:
@@ -249,19 +252,21 @@ def _cuda_kernels(nvidia: Report) -> Report:
         return {"usable": False, "reason": text}
 
 
-def _flavour(name: str, nvidia: Report) -> Report:
+def _flavour(facts: FlavourFacts, nvidia: Report) -> Report:
     """A TensorRT, by whether it can be imported."""
     from tatok_edge.errors import BackendError
     from tatok_edge.runtime.tensorrt.flavour import find_flavour
 
-    report: Report = {"name": FLAVOURS[name], "version": None}
+    report: Report = {"name": facts.backend, "version": None}
     try:
-        found = find_flavour(name)
+        found = find_flavour(facts.name)
     except BackendError as error:
         if not nvidia["usable"] and "is not installed" in str(error):
             return report | {"usable": False, "reason": NOT_NEEDED}
         return report | {"usable": False, "reason": str(error)}
-    where = "" if nvidia["usable"] else "; runs nothing without a GPU" + (", but builds" if name == "rtx" else "")
+    where = (
+        "" if nvidia["usable"] else "; runs nothing without a GPU" + (", but builds" if facts.builds_for_others else "")
+    )
     return report | {"usable": True, "version": found.version, "reason": f"{found.title} in {found.location}{where}"}
 
 
@@ -287,7 +292,8 @@ def _engines(nvidia: Report, flavours: Mapping[str, Report]) -> list[Report]:
     """Every set of engines of the shipped models in the cache, and whether it fits what is here."""
     from tatok_edge.errors import TaTokError
     from tatok_edge.model.bundle import list_models, open_bundle
-    from tatok_edge.runtime.tensorrt.engines import EngineMismatch, cache_folder, read_manifest
+    from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, read_manifest
+    from tatok_edge.runtime.tensorrt.store import cache_folder
 
     folder = cache_folder()
     manifests = []
@@ -324,19 +330,14 @@ def _engine_set(
     """Whether the engines that were built together can run here."""
     from tatok_edge.export.engines.verify import is_verified
     from tatok_edge.model.bundle import GRAPHS
-    from tatok_edge.runtime.tensorrt.engines import (
-        EngineMismatch,
-        EngineSet,
-        Found,
-        build_command,
-        check_manifest,
-        read_engine,
-    )
+    from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, check_manifest
+    from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, build_command
+    from tatok_edge.runtime.tensorrt.store import read_engine
 
     first = next(iter(manifests.values()))
     flavour = flavours.get(first.flavour)
     version = flavour["version"] if flavour else None
-    title = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}.get(first.flavour, first.flavour)
+    title = flavour_title(first.flavour)
     what = f"{first.precision}, {title} {first.version}, SM {', '.join(first.sms)}"
     report: Report = {
         "model": bundle.name,
@@ -355,7 +356,7 @@ def _engine_set(
     try:
         for graph in GRAPHS:
             manifest = manifests[graph]
-            found = Found(
+            found = EngineTarget(
                 bundle.name,
                 bundle.manifest["files"][graph]["sha256"],
                 first.flavour,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
 from tatok_edge.runtime.open import open_session
 from tatok_edge.runtime.session import Backend, Session
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
-from tatok_edge.runtime.tensorrt.engines import EngineSet, Found, Profile, cache_folder, find_engines
+from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
+from tatok_edge.runtime.tensorrt.manifest import EnginePrecision, Profile
+from tatok_edge.runtime.tensorrt.store import cache_folder
 from tatok_edge.sources.open import open_source
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ SOURCE = "synthetic:frames=60,width=640,height=480"
 _FLAVOURS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 SPREAD = 5
 """Frames of a source of unknown length between two that are taken."""
-
-Precision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def verify(
     *,
     folder: str | None,
     backend: str,
-    precision: Precision | None,
+    precision: EnginePrecision | None,
     source: str,
     count: int,
     as_json: bool,
@@ -155,7 +155,7 @@ def open_candidate(
     *,
     folder: str | None,
     backend: str,
-    precision: Precision | None,
+    precision: EnginePrecision | None,
 ) -> Candidate:
     """Opens what is to be verified.
 
@@ -171,7 +171,7 @@ def open_candidate(
 
 
 def _onnx_candidate(
-    bundle: Bundle, graphs: Mapping[str, bytes], frames: Sequence[NDArray[np.uint8]], precision: Precision
+    bundle: Bundle, graphs: Mapping[str, bytes], frames: Sequence[NDArray[np.uint8]], precision: EnginePrecision
 ) -> Candidate:
     from tatok_edge.export.engines.profiles import graph_profiles
 
@@ -205,7 +205,7 @@ def _frame_profiles(frames: Sequence[NDArray[np.uint8]]) -> ProfileSet:
 
 
 def _engine_candidate(
-    bundle: Bundle, graphs: Mapping[str, bytes], folder: str | None, backend: str, precision: Precision | None
+    bundle: Bundle, graphs: Mapping[str, bytes], folder: str | None, backend: str, precision: EnginePrecision | None
 ) -> Candidate:
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"--engines {folder}: no such folder; 'tatok build -o {folder}' makes it")
@@ -220,7 +220,9 @@ def _engine_candidate(
     # The same choice as that of the session.
     hashes = {graph: str(bundle.manifest["files"][graph]["sha256"]) for graph in GRAPHS}
     sm = tensorrt_flavour.gpu_architecture() or ""
-    found = {graph: Found(_named(bundle), sha256, flavour, chosen.version, sm) for graph, sha256 in hashes.items()}
+    found = {
+        graph: EngineTarget(_named(bundle), sha256, flavour, chosen.version, sm) for graph, sha256 in hashes.items()
+    }
     try:
         there = find_engines(cache_folder() if folder is None else Path(folder), found, GRAPHS)
         _check_precision(bundle, there, precision)
@@ -237,7 +239,7 @@ def _named(bundle: Bundle) -> str:
     return bundle.name if bundle.name in list_models() else str(bundle.path)
 
 
-def _check_precision(bundle: Bundle, there: EngineSet, wanted: Precision | None) -> None:
+def _check_precision(bundle: Bundle, there: EngineSet, wanted: EnginePrecision | None) -> None:
     precision = there.manifests[GRAPHS[0]].precision
     if wanted is not None and precision != wanted:
         raise BackendError(

@@ -25,11 +25,12 @@ from tatok_edge.export.engines import verify
 from tatok_edge.export.engines.profiles import default_profiles, graph_profiles
 from tatok_edge.model.bundle import GRAPHS, open_bundle
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, EngineSet
+from tatok_edge.runtime.tensorrt.choice import EngineSet
 from tatok_edge.runtime.tensorrt.flavour import Flavour
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, manifest_path
+from tatok_edge.runtime.tensorrt.store import store_engine
 
 ORIN = {"name": b"Orin", "sm": (8, 7), "memory": 32 << 30, "integrated": 1}
 ADA = {"name": b"NVIDIA RTX 4090", "sm": (8, 9), "memory": 24 << 30, "integrated": 0}
@@ -290,7 +291,7 @@ def store_engines(folder: Path, **changes: Any) -> EngineSet:
             "engine_sha256": hashlib.sha256(plan).hexdigest(),
         }
         manifests[graph] = EngineManifest(**(values | changes))
-        engines.store(folder, manifests[graph], plan)
+        store_engine(folder, manifests[graph], plan)
     return EngineSet(folder, manifests)
 
 
@@ -332,7 +333,7 @@ def test_engines_that_are_damaged_or_not_all_there(machine: Machine, tmp_path: P
     there = store_engines(tmp_path / "engines")
     (tmp_path / "engines" / there.manifests["context"].file).write_bytes(b"short")
     assert "has 5 bytes, it was built with" in on_orin(machine)["engines"][0]["reason"]
-    (tmp_path / "engines" / engines.manifest_path(Path(there.manifests["context"].file)).name).unlink()
+    (tmp_path / "engines" / manifest_path(Path(there.manifests["context"].file)).name).unlink()
     assert "context missing: tatok build tatok-s8" in on_orin(machine)["engines"][0]["reason"]
 
 

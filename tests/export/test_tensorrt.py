@@ -30,9 +30,11 @@ from tatok_edge.export.engines import lint, precision, tensorrt
 from tatok_edge.export.engines.profiles import parse_profiles
 from tatok_edge.model.bundle import GRAPHS, open_bundle
 from tatok_edge.runtime.onnxruntime import OnnxSession
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
+from tatok_edge.runtime.tensorrt.choice import EngineTarget, check_manifest, find_engines
 from tatok_edge.runtime.tensorrt.flavour import Flavour, find_flavour, target_sms
+from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, ShapeRange, read_manifest
+from tatok_edge.runtime.tensorrt.store import read_engine
 from tatok_edge.sources.open import open_source
 
 CI = os.environ.get("CI") == "true"
@@ -123,8 +125,8 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
     assert [engine.manifest.graph for engine in built] == [*GRAPHS, "dtf_plugin", "dtf_onnx"]
     count = {"patch_encoder": 4}
     for engine in built:
-        manifest = engines.read_manifest(engine.path)
-        plan = engines.read_engine(engine.path, manifest)
+        manifest = read_manifest(engine.path)
+        plan = read_engine(engine.path, manifest)
         assert manifest == engine.manifest and engine.path.name == manifest.file
         assert manifest.sms == SMS and manifest.precision == kind and manifest.version == rtx.version
         assert len(manifest.profiles) == count.get(manifest.graph, 2)
@@ -135,8 +137,8 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
             assert manifest.onnx_sha256 == hashlib.sha256(source).hexdigest()
             # A plan holds the weights.
             assert len(plan) > len(source) * (0.9 if kind == "fp32" else 0.4)
-            found = engines.Found(bundle.name, manifest.onnx_sha256, "rtx", rtx.version, "8.9", kind, profiles.tag)
-            engines.check_manifest(manifest, found)
+            found = EngineTarget(bundle.name, manifest.onnx_sha256, "rtx", rtx.version, "8.9", kind, profiles.tag)
+            check_manifest(manifest, found)
             # Each kind of mismatch, on engines that were really built.
             for mismatch, change in {
                 "weights": {"onnx_sha256": "0" * 64},
@@ -145,14 +147,14 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
                 "version": {"version": rtx.version + ".1"},
                 "architecture": {"sm": "9.0"},
             }.items():
-                with pytest.raises(engines.EngineMismatch) as caught:
-                    engines.check_manifest(manifest, dataclasses.replace(found, **change))
+                with pytest.raises(EngineMismatch) as caught:
+                    check_manifest(manifest, dataclasses.replace(found, **change))
                 assert caught.value.kind == mismatch
         elif manifest.plugin is not None:
             sha256 = manifest.onnx_sha256
-            found = engines.Found(bundle.name, sha256, "rtx", rtx.version, "8.9", plugin_version=None)
-            with pytest.raises(engines.EngineMismatch, match="plugin TaTokDTF version 1, found none"):
-                engines.check_manifest(manifest, found)
+            found = EngineTarget(bundle.name, sha256, "rtx", rtx.version, "8.9", plugin_version=None)
+            with pytest.raises(EngineMismatch, match="plugin TaTokDTF version 1, found none"):
+                check_manifest(manifest, found)
     agreement = built[0].manifest.notes["agreement"]
     if kind == "fp16":
         assert (
@@ -167,10 +169,10 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
     assert any("for SM 8.6, 8.9, 12.0" in line and "usually 2 to 10 seconds" in line for line in lines)
     assert max(max(values) for values in shares.values()) > 0.5
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".part-", ".probe-"))]
-    chosen = engines.find_engines(
+    chosen = find_engines(
         tmp_path,
         {
-            engine.manifest.graph: engines.Found("tatok-s8", engine.manifest.onnx_sha256, "rtx", rtx.version, "12.0")
+            engine.manifest.graph: EngineTarget("tatok-s8", engine.manifest.onnx_sha256, "rtx", rtx.version, "12.0")
             for engine in built[:4]
         },
         GRAPHS,
@@ -239,7 +241,7 @@ def test_two_processes_end_with_good_engines(tmp_path: Path, rtx: Flavour, profi
         assert first["file"] == second["file"]
         assert first["reused"] or second["reused"]
         path = tmp_path / first["file"]
-        engines.read_engine(path, engines.read_manifest(path))
+        read_engine(path, read_manifest(path))
 
 
 @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 0.1), (signal.SIGKILL, 0.1)])
@@ -283,15 +285,15 @@ def test_what_tensorrt_refuses_is_said_in_one_line(rtx: Flavour) -> None:
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         return bytes(made.SerializeToString())
 
-    profile = {"x": engines.ShapeRange((1, 4), (2, 4), (3, 4))}
+    profile = {"x": ShapeRange((1, 4), (2, 4), (3, 4))}
     good = model("Relu", ["n", 4])
     assert len(tensorrt.build_plan(rtx, good, "g", [profile], ["8.6"])) > 100
     for data, profiles, says in [
         (model("NonZero", ["n", 4]), [profile], "cannot parse graph 'g' at node 'the_node', operator NonZero"),
         (b"junk", [profile], "cannot parse graph 'g'"),
         (good, [{"y": profile["x"]}], "has inputs x, profile 0 names y"),
-        (good, [{"x": engines.ShapeRange((2, 4), (1, 4), (3, 4))}], "refuses profile 0 of graph 'g'"),
-        (good, [{"x": engines.ShapeRange((1, 5), (2, 5), (3, 5))}], "cannot build graph 'g'"),
+        (good, [{"x": ShapeRange((2, 4), (1, 4), (3, 4))}], "refuses profile 0 of graph 'g'"),
+        (good, [{"x": ShapeRange((1, 5), (2, 5), (3, 5))}], "cannot build graph 'g'"),
     ]:
         with pytest.raises(BackendError, match=r"TensorRT-RTX|inputs x") as caught:
             tensorrt.build_plan(rtx, data, "g", profiles, ["8.6"])

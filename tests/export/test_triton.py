@@ -27,7 +27,7 @@ from tatok_edge import TokenBudget, TokenFrame, Tokenizer
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.export.triton.repository import main, to_text, write_repository
 from tatok_edge.model.bundle import GRAPHS, open_bundle
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, ShapeRange
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, ShapeRange
 from tatok_edge.sources.synthetic import Scene, render
 
 ALIKE = 0.999

@@ -27,6 +27,7 @@ from tatok_edge.cli.main import main
 from tatok_edge.cli.verify import read_frames
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.export.engines import lint, precision
+from tatok_edge.export.engines import verify as verification
 from tatok_edge.export.engines.profiles import graph_profiles, parse_profiles
 from tatok_edge.export.engines.verify import (
     BOUNDS,
@@ -43,9 +44,10 @@ from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import Backend
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, EngineSet
+from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest
+from tatok_edge.runtime.tensorrt.store import store_engine
 from tatok_edge.sources.open import open_source
 
 PROFILES = {
@@ -336,7 +338,7 @@ def engine_set(folder: Path, bundle: Bundle, **changes: Any) -> EngineSet:
             "engine_sha256": hashlib.sha256(plan).hexdigest(),
         }
         manifests[graph] = EngineManifest(**(values | changes))
-        engines.store(folder, manifests[graph], plan)
+        store_engine(folder, manifests[graph], plan)
     return EngineSet(folder, manifests)
 
 
@@ -362,9 +364,9 @@ def test_a_record_names_what_it_vouches_for(tmp_path: Path, bundle: Bundle, good
     # It lies among manifests and disturbs nobody who looks for engines.
     first = there.manifests["context"]
     found = {
-        g: engines.Found("tatok-s8", m.onnx_sha256, "rtx", first.version, "8.9") for g, m in there.manifests.items()
+        g: EngineTarget("tatok-s8", m.onnx_sha256, "rtx", first.version, "8.9") for g, m in there.manifests.items()
     }
-    assert engines.find_engines(tmp_path, found, GRAPHS).manifests == there.manifests
+    assert find_engines(tmp_path, found, GRAPHS).manifests == there.manifests
     assert not [name for name in tmp_path.iterdir() if name.name.startswith(".part-")]
 
 
@@ -406,7 +408,7 @@ def test_a_folder_that_cannot_be_written(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(engines, "write_whole", full)
+    monkeypatch.setattr(verification, "write_whole", full)
     with pytest.raises(BackendError, match=r"cannot be written \(No space left on device\): the engines are good"):
         write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
 

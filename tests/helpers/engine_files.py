@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from tatok_edge.runtime.tensorrt.engines import EngineManifest, Found, Plugin, ShapeRange
+from tatok_edge.runtime.tensorrt.choice import EngineTarget
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, PluginRecord, ShapeRange
 
 PLAN = bytes(range(256)) * 40
 """The bytes of the engine."""
@@ -32,7 +33,7 @@ def make(**changes: Any) -> EngineManifest:
             {"features": ShapeRange((1, 1056), (64, 1056), (64, 1056))},
             {"features": ShapeRange((65, 1056), (576, 1056), (576, 1056))},
         ),
-        "plugin": Plugin("TaTokDTF", "1", "/opt/plugin.so", sha("plugin")),
+        "plugin": PluginRecord("TaTokDTF", "1", "/opt/plugin.so", sha("plugin")),
         "engine_bytes": len(PLAN),
         "engine_sha256": hashlib.sha256(PLAN).hexdigest(),
         "notes": {"edges": [64, 576], "histogram": [[10, 3]]},
@@ -40,7 +41,7 @@ def make(**changes: Any) -> EngineManifest:
     return EngineManifest(**(values | changes))
 
 
-def found(**changes: Any) -> Found:
+def found(**changes: Any) -> EngineTarget:
     """A machine that runs the engine, with ``changes``."""
     values: dict[str, Any] = {
         "model": "tatok-s8",
@@ -51,4 +52,4 @@ def found(**changes: Any) -> Found:
         "plugin_version": "1",
         "plugin_sha256": sha("plugin"),
     }
-    return Found(**(values | changes))
+    return EngineTarget(**(values | changes))

@@ -34,10 +34,10 @@ from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import Kernels
 from tatok_edge.runtime.cuda.pycuda import PyCuda
 from tatok_edge.runtime.onnxruntime import OnnxSession
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
-from tatok_edge.runtime.tensorrt.engines import EngineManifest
 from tatok_edge.runtime.tensorrt.flavour import Flavour, FlavourName
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, PluginRecord
+from tatok_edge.runtime.tensorrt.store import store_engine
 
 GUARD = 512
 VERSION = "10.3.0"
@@ -416,7 +416,7 @@ def store_engines(
     flavour: str = "trt",
     version: str = VERSION,
     sms: tuple[str, ...] = ("8.7",),
-    plugin: engines.Plugin | None = None,
+    plugin: PluginRecord | None = None,
     model: str | None = None,
 ) -> dict[str, Path]:
     """Puts engines of a bundle into a folder, as ``tatok build`` does."""
@@ -443,7 +443,7 @@ def store_engines(
             engine_sha256=hashlib.sha256(plan).hexdigest(),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        paths[graph] = engines.store(folder, manifest, plan)
+        paths[graph] = store_engine(folder, manifest, plan)
     assert set(paths) == set(GRAPHS)
     return paths
 

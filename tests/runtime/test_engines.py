@@ -19,19 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import BackendError, InputError
-from tatok_edge.runtime.tensorrt import engines
-from tatok_edge.runtime.tensorrt.engines import (
+from tatok_edge.runtime.tensorrt.choice import EngineTarget, check_manifest, choose_profile, find_engines
+from tatok_edge.runtime.tensorrt.manifest import (
+    EngineManifest,
     EngineMismatch,
-    Found,
-    Plugin,
+    PluginRecord,
     ShapeRange,
-    check_manifest,
-    choose_profile,
-    find_engines,
     manifest_path,
-    read_engine,
     read_manifest,
-    store,
+)
+from tatok_edge.runtime.tensorrt.store import (
+    build_lock,
+    cache_folder,
+    prepare_folder,
+    read_engine,
+    store_engine,
+    stored_engine,
 )
 
 GRAPHS = ("context", "patch_encoder")
@@ -42,7 +45,7 @@ W, P = sha("weights")[:12], sha("plugin")[:12]
 
 
 def test_what_was_built_here_for_this_runs(tmp_path: Path) -> None:
-    path = store(tmp_path, make(), PLAN)
+    path = store_engine(tmp_path, make(), PLAN)
     manifest = read_manifest(path)
     assert manifest == make() and dict(manifest.notes) == dict(make().notes)
     check_manifest(manifest, found())
@@ -86,7 +89,7 @@ def test_an_engine_for_several_architectures() -> None:
 
 def test_an_engine_without_plugin_needs_none() -> None:
     check_manifest(make(plugin=None), found(plugin_version=None, plugin_sha256=None))
-    built_without_library = make(plugin=Plugin("TaTokDTF", "1", None, None))
+    built_without_library = make(plugin=PluginRecord("TaTokDTF", "1", None, None))
     check_manifest(built_without_library, found())
 
 
@@ -101,7 +104,7 @@ def test_an_engine_without_plugin_needs_none() -> None:
     ],
 )
 def test_engines_that_were_damaged(tmp_path: Path, change: Any, kind: str) -> None:
-    path = store(tmp_path, make(), PLAN)
+    path = store_engine(tmp_path, make(), PLAN)
     if change is None:
         path.unlink()
     else:
@@ -109,7 +112,7 @@ def test_engines_that_were_damaged(tmp_path: Path, change: Any, kind: str) -> No
     with pytest.raises(EngineMismatch, match="run 'tatok build tatok-s8") as caught:
         read_engine(path, read_manifest(path))
     assert caught.value.kind == kind and str(path) in str(caught.value)
-    assert engines.existing(tmp_path, make()) is None
+    assert stored_engine(tmp_path, make()) is None
 
 
 def corrupt(data: dict[str, Any], path: str, value: Any) -> str:
@@ -221,11 +224,11 @@ def test_out_of_range_names_the_tensor_and_the_command() -> None:
 
 def put_set(folder: Path, age: float, **changes: Any) -> None:
     for graph in GRAPHS:
-        path = store(folder, make(graph=graph, **changes), PLAN)
+        path = store_engine(folder, make(graph=graph, **changes), PLAN)
         os.utime(manifest_path(path), (time.time() - age,) * 2)
 
 
-def here(**changes: Any) -> dict[str, Found]:
+def here(**changes: Any) -> dict[str, EngineTarget]:
     return {graph: found(**changes) for graph in GRAPHS}
 
 
@@ -282,7 +285,7 @@ def test_a_mismatch_is_found_before_an_engine_is_opened(tmp_path: Path, changes:
 
 
 def test_a_set_that_is_not_complete(tmp_path: Path) -> None:
-    store(tmp_path, make(graph="context"), PLAN)
+    store_engine(tmp_path, make(graph="context"), PLAN)
     with pytest.raises(EngineMismatch, match="lack patch_encoder: run 'tatok build tatok-s8 --precision fp16'"):
         find_engines(tmp_path, here(), GRAPHS)
 
@@ -291,18 +294,18 @@ def test_a_set_that_is_not_complete(tmp_path: Path) -> None:
 
 
 def test_only_the_same_content_is_taken_again(tmp_path: Path) -> None:
-    store(tmp_path, make(), PLAN)
+    store_engine(tmp_path, make(), PLAN)
     draft = dataclasses.replace(make(), engine_bytes=0, engine_sha256="", notes={})
-    assert engines.existing(tmp_path, draft) == make()
-    assert engines.existing(tmp_path, dataclasses.replace(draft, built_sha256=sha("x"))) is None
-    assert engines.existing(tmp_path, dataclasses.replace(draft, profiles=draft.profiles[:1])) is None
-    assert engines.existing(tmp_path, dataclasses.replace(draft, version="10.3.1")) is None
+    assert stored_engine(tmp_path, draft) == make()
+    assert stored_engine(tmp_path, dataclasses.replace(draft, built_sha256=sha("x"))) is None
+    assert stored_engine(tmp_path, dataclasses.replace(draft, profiles=draft.profiles[:1])) is None
+    assert stored_engine(tmp_path, dataclasses.replace(draft, version="10.3.1")) is None
 
 
 def test_a_new_engine_replaces_the_old_pair(tmp_path: Path) -> None:
-    store(tmp_path, make(), PLAN)
+    store_engine(tmp_path, make(), PLAN)
     again = PLAN[::-1]
-    path = store(tmp_path, make(engine_sha256=hashlib.sha256(again).hexdigest()), again)
+    path = store_engine(tmp_path, make(engine_sha256=hashlib.sha256(again).hexdigest()), again)
     assert read_engine(path, read_manifest(path)) == again
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -319,10 +322,10 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from helpers import engine_files
 from tatok_edge.errors import BackendError
-from tatok_edge.runtime.tensorrt import engines
+from tatok_edge.runtime.tensorrt import store
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk does, writing fails half-way
 try:
-    engines.store(Path(sys.argv[1]), engine_files.make(), engine_files.PLAN)
+    store.store_engine(Path(sys.argv[1]), engine_files.make(), engine_files.PLAN)
 except BackendError as error:
     print(error)
 """
@@ -338,8 +341,8 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"MB free, the engines need about \d+ MB: free some"):
-        engines.prepare_folder(tmp_path / "new", 1 << 60)
-    engines.prepare_folder(tmp_path / "new", 1)
+        prepare_folder(tmp_path / "new", 1 << 60)
+    prepare_folder(tmp_path / "new", 1)
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -347,7 +350,7 @@ def test_what_a_killed_build_left_is_removed_in_time(tmp_path: Path) -> None:
     for name, age in ((".part-old.engine", 7200), (".part-new.engine", 10), ("mine.engine", 7200)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    engines.prepare_folder(tmp_path, 1)
+    prepare_folder(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {".part-new.engine", "mine.engine"}
 
 
@@ -355,27 +358,27 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "engines", tmp_path / "file"):
         with pytest.raises(BackendError, match=r"cannot be written .* name another folder with -o"):
-            engines.prepare_folder(folder, 1)
-        with pytest.raises(BackendError, match="cannot be written"), engines.lock(folder / "x.engine"):
+            prepare_folder(folder, 1)
+        with pytest.raises(BackendError, match="cannot be written"), build_lock(folder / "x.engine"):
             pass
 
 
 def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TATOK_ENGINES", raising=False)
-    assert engines.cache_folder() == tmp_path / "tatok-edge" / "engines"
+    assert cache_folder() == tmp_path / "tatok-edge" / "engines"
     monkeypatch.setenv("TATOK_ENGINES", str(tmp_path / "mine"))
-    assert engines.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("TATOK_ENGINES")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert engines.cache_folder() == Path.home() / ".cache" / "tatok-edge" / "engines"
+    assert cache_folder() == Path.home() / ".cache" / "tatok-edge" / "engines"
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from tatok_edge.runtime.tensorrt.engines import lock
-with lock(Path(sys.argv[1])):
+from tatok_edge.runtime.tensorrt.store import build_lock
+with build_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -402,7 +405,7 @@ def test_the_second_process_waits_for_the_first(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
-    with engines.lock(path) as waited:
+    with build_lock(path) as waited:
         assert not waited
 
 

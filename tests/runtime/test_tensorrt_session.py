@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from tatok_edge.runtime.cuda.kernels import Kernels
 from tatok_edge.runtime.open import BACKENDS, open_session
 from tatok_edge.runtime.session import as_frame_session
 from tatok_edge.runtime.tensorrt import api as tensorrt_api
-from tatok_edge.runtime.tensorrt import engines
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import frames as device_frames
 from tatok_edge.runtime.tensorrt import programs as tensorrt_programs
 from tatok_edge.runtime.tensorrt import session as tensorrt_session
+from tatok_edge.runtime.tensorrt.manifest import PluginRecord
 from tatok_edge.runtime.tensorrt.session import TensorRTSession
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render
@@ -712,7 +713,7 @@ def test_engines_that_do_not_fit_what_is_there(
     bundle = open_bundle("tatok-s8")
     gpu = Gpu()
     install(monkeypatch, gpu, kernels)
-    plugin = engines.Plugin("TaTokDTF", "1", None, "0" * 64)
+    plugin = PluginRecord("TaTokDTF", "1", None, "0" * 64)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"version": "11.0.0"}, "was built with TensorRT 11.0.0, found TensorRT 10.3.0: run 'tatok build tatok-s8"),
         ({"sms": ("8.9",)}, "was built for a GPU of SM 8.9, found one of SM 8.7: run 'tatok build tatok-s8"),
@@ -725,7 +726,7 @@ def test_engines_that_do_not_fit_what_is_there(
         if "plugin" in options:
             from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 
-            there = tensorrt_plugin.Plugin("library", Path("plugin.so"), "1" * 64)
+            there = tensorrt_plugin.RegisteredPlugin("library", Path("plugin.so"), "1" * 64)
             monkeypatch.setattr(tensorrt_plugin, "register", lambda flavour, there=there: there)
             message = r"plugin TaTokDTF with hash 000000000000\.\.\., found one with hash 111111111111"
         with pytest.raises(BackendError, match=message):
@@ -753,8 +754,8 @@ def test_engines_with_the_plugin_run_where_it_is_there(
     from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 
     install(monkeypatch, Gpu(), kernels)
-    store_engines(tmp_path, open_bundle("tatok-s8"), plugin=engines.Plugin("TaTokDTF", "1", None, "1" * 64))
-    there = tensorrt_plugin.Plugin("library", Path("plugin.so"), "1" * 64)
+    store_engines(tmp_path, open_bundle("tatok-s8"), plugin=PluginRecord("TaTokDTF", "1", None, "1" * 64))
+    there = tensorrt_plugin.RegisteredPlugin("library", Path("plugin.so"), "1" * 64)
     monkeypatch.setattr(tensorrt_plugin, "register", lambda flavour: there)
     with Tokenizer.load(engines=tmp_path) as tokenizer:
         assert tokenizer.backend.name == "tensorrt"
@@ -790,7 +791,8 @@ def test_without_tensorrt_it_is_named(monkeypatch: pytest.MonkeyPatch, kernels: 
     real = tensorrt_flavour.find_flavour
     install(monkeypatch, Gpu(), kernels)
     monkeypatch.setattr(tensorrt_flavour, "find_flavour", real)
-    monkeypatch.setattr(tensorrt_flavour, "MODULES", {"trt": "no_tensorrt", "rtx": "no_tensorrt_rtx"})
+    missing = {name: replace(facts, module=f"no_{facts.module}") for name, facts in tensorrt_flavour.FLAVOURS.items()}
+    monkeypatch.setattr(tensorrt_flavour, "FLAVOURS", missing)
     with pytest.raises(BackendError, match=r"TensorRT is not installed: pip install 'tatok-edge\[tensorrt\]'"):
         Tokenizer.load(backend="tensorrt", engines=folder)
     with Tokenizer.load(engines=folder, threads=1) as tokenizer:
