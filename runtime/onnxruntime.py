@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, one_line
-
-if TYPE_CHECKING:
-    pass
-from tatok_edge.runtime.session import GraphName, Tensors
+from tatok_edge.runtime.session import GraphName, Session, Tensors
 
 
-class OnnxSession:
+class OnnxSession(Session):
     """ONNX Runtime on the CPU.
 
     Args:
@@ -54,7 +50,7 @@ class OnnxSession:
             self._outputs[name] = [output.name for output in session.get_outputs()]
 
     def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
-        """See :class:`Session`."""
+        """See :meth:`Session.run`."""
         session = self._sessions.get(graph)
         if session is None:
             raise BackendError("this session is closed; load the tokenizer again")
@@ -65,7 +61,7 @@ class OnnxSession:
         return dict(zip(self._outputs[graph], values, strict=True))
 
     def close(self) -> None:
-        """See :class:`Session`."""
+        """See :meth:`Session.close`."""
         self._sessions.clear()
 
 

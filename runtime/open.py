@@ -6,14 +6,11 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import onnxruntime as ort
 
 from tatok_edge.errors import BackendError
-
-if TYPE_CHECKING:
-    pass
 from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
 from tatok_edge.runtime.session import Backend, Session
 

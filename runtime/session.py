@@ -1,17 +1,18 @@
-"""Sessions: what runs the networks of a bundle. One small protocol; each backend implements it."""
+"""Sessions run the networks of a bundle. Two small protocols; each backend implements the first or both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tatok_edge.runtime.cuda.arrays import DeviceArray
+    from tatok_edge.runtime.tensorrt.choice import EngineSet
 
 
 GraphName = Literal["global_encoder", "context", "patch_encoder", "decoder", "refiner"]
@@ -20,7 +21,7 @@ Tensors = dict[str, "NDArray[np.float32] | NDArray[np.int32]"]
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What runs the networks, and why."""
+    """The backend that runs the networks, and why it was taken."""
 
     name: str
     """``"onnxruntime"``, ``"tensorrt"`` or ``"tensorrt-rtx"``."""
@@ -41,20 +42,33 @@ class Backend:
 
 
 class Session(Protocol):
-    """Runs the graphs of one bundle. Safe to call from several threads."""
+    """Runs the graphs of one bundle. Safe to call from several threads.
+
+    A class that inherits from it runs graphs only, until it says otherwise.
+    """
+
+    @property
+    def frames(self) -> FrameSession | None:
+        """Encodes and decodes whole frames where the networks run; None where only graphs run."""
+        return None
+
+    @property
+    def engines(self) -> EngineSet | None:
+        """The TensorRT engines that it runs; None where it runs the ONNX graphs."""
+        return None
 
     def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
         """Run one graph on C-contiguous arrays; returns its outputs by name."""
         ...
 
     def close(self) -> None:
-        """Free what the session holds; a closed session raises :class:`BackendError`."""
+        """Free the networks; a closed session raises :class:`BackendError`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenFilter:
-    """Limits of Dynamic Token Filtering, as ``_kernels.dtf`` takes them."""
+    """Limits of Dynamic Token Filtering, as ``kernels.dtf`` takes them."""
 
     tau: float
     min_tokens: int
@@ -63,25 +77,59 @@ class TokenFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """How frames are to be encoded."""
+
+    filters: Sequence[TokenFilter]
+    """One for each frame."""
+    levels: Sequence[int]
+    """FSQ levels of each code dimension."""
+    score: str
+    """What ranks the patches: ``"residual"``, ``"entropy"`` or ``"information"``."""
+    with_scores: bool
+    """Whether the scores are returned."""
+    bgr: bool
+    """The channels of the frames are in BGR order."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """What :meth:`FrameSession.encode_frames` makes of a frame with ``N`` patches."""
+    """Tokens of a frame with ``N`` patches, as codes with ``D`` dimensions."""
 
     global_codes: NDArray[np.int32]
     """Codes of the cells, ``(D, hc, wc)``."""
     positions: NDArray[np.int32]
     """Kept patches, ``(T,)``, ascending."""
     codes: NDArray[np.int32]
-    """Their codes, ``(T, D)``."""
+    """Codes of the kept patches, ``(T, D)``."""
     scores: NDArray[np.float32] | None
-    """What the patches were ranked by, ``(N,)``, where it was asked for."""
+    """Score of each patch, ``(N,)``, where the request asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """Tokens of one frame, and how the picture is wanted."""
+
+    global_codes: NDArray[np.int32]
+    """Codes of the cells, ``(D, hc, wc)``."""
+    positions: NDArray[np.int32]
+    """Kept patches, ``(T,)``, ascending."""
+    codes: NDArray[np.int32]
+    """Codes of the kept patches, ``(T, D)``."""
+    levels: Sequence[int]
+    """FSQ levels of each code dimension."""
+    size: tuple[int, int]
+    """Height and width of the picture in pixels."""
+    bgr: bool
+    """The channels of the picture in BGR order."""
 
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Counts the time of a named block."""
 
 
-class FrameSession(Session, Protocol):
-    """A session that also does what lies between the networks, where they are: frames in, tokens out, and back."""
+class FrameSession(Protocol):
+    """Encodes and decodes whole frames on a GPU: the networks and all steps between them."""
 
     @property
     def stream(self) -> int:
@@ -89,35 +137,15 @@ class FrameSession(Session, Protocol):
         ...
 
     def encode_frames(
-        self,
-        frames: Sequence[NDArray[np.uint8] | DeviceArray],
-        *,
-        bgr: bool,
-        score: str,
-        filters: Sequence[TokenFilter],
-        levels: Sequence[int],
-        with_scores: bool,
-        stage: Stage,
+        self, frames: Sequence[NDArray[np.uint8] | DeviceArray], request: EncodeRequest, stage: Stage
     ) -> list[EncodedFrame]:
-        """Tokens of frames, uint8 ``(H, W, 3)`` of any strides; those that the graphs and CPU kernels would give."""
+        """Tokens of frames, uint8 ``(H, W, 3)`` of any strides: the same tokens as graphs and CPU kernels give."""
         ...
 
-    def decode_frame(
-        self,
-        global_codes: NDArray[np.int32],
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        size: tuple[int, int],
-        *,
-        bgr: bool,
-        levels: Sequence[int],
-        out: DeviceArray | None,
-        stage: Stage,
-    ) -> NDArray[np.uint8] | None:
-        """The frame of tokens, uint8 ``(*size, 3)``, or None where it was written to ``out``, contiguous."""
+    def decode_frame(self, request: DecodeRequest, stage: Stage) -> NDArray[np.uint8]:
+        """The picture of tokens, uint8 ``(H, W, 3)``, in memory of the host."""
         ...
 
-
-def as_frame_session(session: Session) -> FrameSession | None:
-    """The session, if it is one that takes frames."""
-    return cast("FrameSession", session) if getattr(session, "takes_frames", False) else None
+    def decode_into(self, request: DecodeRequest, out: DeviceArray, stage: Stage) -> None:
+        """Write the picture of tokens into device memory: ``out`` is uint8 ``(H, W, 3)`` in C order."""
+        ...

@@ -231,11 +231,11 @@ def _spread(count: int) -> list[int]:
 def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> list[Feeds]:
     """What the decoder is given for each picture at each of :data:`SHARES`."""
     with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
-        recorder = Recorder(OnnxSession(bundle.graphs(), threads=threads))
-        tokenizer.networks.session = recorder
+        recorder = Recorder(tokenizer.networks.session)
+        recorded = tokenizer.with_session(recorder)
         for picture in pictures:
             for share in SHARES:
-                tokenizer.decode(tokenizer.encode(picture, budget=TokenBudget(keep=share)))
+                recorded.decode(recorded.encode(picture, budget=TokenBudget(keep=share)))
     return recorder.feeds[GRAPH]
 
 
@@ -255,15 +255,13 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
             OnnxSession(graphs, threads=threads),
             OnnxSession({**graphs, GRAPH: decoder}, threads=threads),
         )
+        decoders = [tokenizer.with_session(session) for session in sessions]
         shares, between = {}, []
         for share in SHARES:
             rows = []
             for picture in pictures:
                 frame = tokenizer.encode(picture, budget=TokenBudget(keep=share))
-                images = []
-                for session in sessions:
-                    tokenizer.networks.session = session
-                    images.append(tokenizer.decode(frame))
+                images = [other.decode(frame) for other in decoders]
                 rows.append([psnr(picture, image) for image in images])
                 between.append(psnr(images[0], images[1]))
             fp32, int8 = np.mean(rows, 0)

@@ -16,7 +16,7 @@ with the fp32 accumulators of tensor cores.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,6 +29,7 @@ from tatok_edge.geometry import patch_grid
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
+from tatok_edge.runtime.session import GraphName, Session, Tensors
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROUNDING = frozenset({"Floor", "Round", "Ceil", "ArgMax", "ArgMin"})
@@ -391,15 +392,15 @@ def _networks(graphs: Mapping[str, onnx.ModelProto], width: int) -> Networks:
     return Networks(session, width)
 
 
-class Recorder:
+class Recorder(Session):
     """A session that keeps the inputs of every graph."""
 
-    def __init__(self, session: OnnxSession) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self.feeds: dict[str, list[Mapping[str, NDArray[Any]]]] = {}
         """Inputs of each call, by graph."""
 
-    def run(self, graph: Any, inputs: Mapping[str, NDArray[Any]]) -> Any:
+    def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
         """Runs the graph."""
         self.feeds.setdefault(graph, []).append(dict(inputs))
         return self._session.run(graph, inputs)
@@ -414,7 +415,7 @@ def _record_inputs(
 ) -> dict[str, list[Mapping[str, NDArray[Any]]]]:
     """What every graph is given when pictures are encoded and decoded in fp32."""
     recorder = Recorder(OnnxSession({name: m.SerializeToString() for name, m in graphs.items()}, threads=1))
-    networks, clock = Networks(cast(Any, recorder), width), Clock()
+    networks, clock = Networks(recorder, width), Clock()
     for picture in pictures:
         grid = patch_grid(picture.shape[1], picture.shape[0])
         everything = np.arange(grid[0] * grid[1], dtype=np.int32)

@@ -441,8 +441,7 @@ def _stream_counter(
     from tatok_edge.stream.encoder import StreamEncoder
 
     calls = _Calls(tokenizer.networks.session)
-    counting = type(tokenizer)(tokenizer.bundle, calls, tokenizer.backend)
-    encoder = StreamEncoder(counting, budget=budget)
+    encoder = StreamEncoder(tokenizer.with_session(calls), budget=budget)
     encoded = 0
 
     def encode(image: NDArray[np.uint8]) -> int:
@@ -454,7 +453,7 @@ def _stream_counter(
     return encode, lambda: calls.count - encoded
 
 
-class _Calls:
+class _Calls(Session):
     """A session that counts the calls of the patch encoder."""
 
     def __init__(self, session: Session) -> None:

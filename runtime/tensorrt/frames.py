@@ -20,7 +20,7 @@ from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.cuda.arrays import DeviceArray
 from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels
-from tatok_edge.runtime.session import EncodedFrame, Stage, TokenFilter
+from tatok_edge.runtime.session import DecodeRequest, EncodedFrame, EncodeRequest, Stage, TokenFilter
 from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.programs import PADDED, Programs, Shape
 
@@ -84,7 +84,7 @@ class DeviceFrames:
     """
 
     def __init__(self, programs: Programs, device: Device, kernels: Kernels, stream: int) -> None:
-        self._programs, self._device, self.cpu_kernels, self._stream = programs, device, kernels, stream
+        self._programs, self._device, self._kernels, self._stream = programs, device, kernels, stream
         self._context, self._encoder = programs.by_name["context"], programs.by_name[PADDED]
         sizes = [profile["codes"].max for profile in self._context.manifest.profiles]
         self._dims = sizes[0][1]
@@ -109,38 +109,31 @@ class DeviceFrames:
     # --- encode -----------------------------------------------------------------------------------
 
     def encode(
-        self,
-        frames: Sequence[NDArray[np.uint8] | DeviceArray],
-        *,
-        bgr: bool,
-        score: str,
-        filters: Sequence[TokenFilter],
-        levels: Sequence[int],
-        with_scores: bool,
-        stage: Stage,
+        self, frames: Sequence[NDArray[np.uint8] | DeviceArray], request: EncodeRequest, stage: Stage
     ) -> list[EncodedFrame]:
         """See :meth:`tatok_edge.runtime.session.FrameSession.encode_frames`.
 
         Frame after frame goes as far as its kept positions, and the feature rows of these collect; the patch encoder
         runs when its largest profile is full, and at the end.
         """
+        score, levels = request.score, request.levels
         if score not in SCORES:
             raise InputError(f"unknown score {score!r}: {', '.join(SCORES)} exist")
         grids = [self._check(frame.shape[0], frame.shape[1]) for frame in frames]
         results = []
         self._filled = 0
         self._waiting.clear()
-        for frame, (rows, columns), limits in zip(frames, grids, filters, strict=True):
+        for frame, (rows, columns), limits in zip(frames, grids, request.filters, strict=True):
             patches = rows * columns * _CELL_PATCHES
             with stage("prior"):
-                view = self._take(frame, bgr)
+                view = self._take(frame, request.bgr)
                 self._prior(view, rows, columns)
                 self._rank(view, patches, score, levels)
                 cell_codes = self._cell_codes.download((self._dims, rows, columns), np.int32, self._stream)
                 every = None
                 if score == "information":
                     every = self._codes.download((patches, self._dims), np.int32, self._stream)
-                scores = self._scores.download((patches,), np.float32, self._stream) if with_scores else None
+                scores = self._scores.download((patches,), np.float32, self._stream) if request.with_scores else None
                 positions = self._filter(patches, limits)
                 scores = None if scores is None else scores.copy()
                 cell_codes = _checked(cell_codes.copy(), np.array(levels)[:, None, None], "global_encoder")
@@ -179,7 +172,7 @@ class DeviceFrames:
 
     def _prior(self, view: Frames, rows: int, columns: int) -> None:
         cells = self._programs.by_name["global_encoder"].pointers["cells"]
-        self.cpu_kernels.image_to_cells(view, cells, stream=self._stream)
+        self._kernels.image_to_cells(view, cells, stream=self._stream)
         self._programs.execute("global_encoder", {"cells": (1, PATCH_VALUES, rows, columns)})
         self._programs.execute("context", {"codes": (1, self._dims, rows, columns)})
 
@@ -187,13 +180,13 @@ class DeviceFrames:
         """Scores of all patches into their buffer."""
         pointers, target, stream = self._context.pointers, self._scores.pointer, self._stream
         if score == "residual":
-            self.cpu_kernels.patch_residual(view, pointers["mean"], target, stream=stream)
+            self._kernels.patch_residual(view, pointers["mean"], target, stream=stream)
         elif score == "entropy":
             self._device.copy_on_device(target, pointers["entropy"], patches * 4, stream)
         else:
             self._encode_every(view, patches)
             codes = (self._codes.pointer, self._every, patches)
-            self.cpu_kernels.information(pointers["log2_probs"], *codes, 1, patches, levels, target, stream=stream)
+            self._kernels.information(pointers["log2_probs"], *codes, 1, patches, levels, target, stream=stream)
 
     def _filter(self, patches: int, limits: TokenFilter) -> NDArray[np.int32]:
         """Kept positions, on the host and in the buffer of positions; what was downloaded before is there after it."""
@@ -207,7 +200,7 @@ class DeviceFrames:
                 raise self._bad_scores(str(error)) from None
             self._positions.upload(positions, self._stream)
             return positions
-        self.cpu_kernels.dtf(
+        self._kernels.dtf(
             *(self._scores.pointer, 1, patches, DtfLimits.make(**values), self._positions.pointer, self._count.pointer),
             stream=self._stream,
         )
@@ -243,7 +236,7 @@ class DeviceFrames:
         pointers = self._context.pointers
         width = self._row - WINDOW_VALUES - PATCH_VALUES
         target = self._encoder.pointers["features"] + first * self._row * 4
-        self.cpu_kernels.gather_features(
+        self._kernels.gather_features(
             *(view, pointers["context"], width, pointers["mean"], positions, count, target), stream=self._stream
         )
 
@@ -281,20 +274,27 @@ class DeviceFrames:
 
     # --- decode -----------------------------------------------------------------------------------
 
-    def decode(
-        self,
-        global_codes: NDArray[np.int32],
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        size: tuple[int, int],
-        *,
-        bgr: bool,
-        levels: Sequence[int],
-        out: DeviceArray | None,
-        stage: Stage,
-    ) -> NDArray[np.uint8] | None:
+    def decode(self, request: DecodeRequest, stage: Stage) -> NDArray[np.uint8]:
         """See :meth:`tatok_edge.runtime.session.FrameSession.decode_frame`."""
-        rows, columns = self._check(*size)
+        self._run_decoder(request, stage)
+        with stage("assemble"):
+            self._assemble(request, self._frame.pointer)
+            frame = self._frame.download((*request.size, 3), np.uint8, self._stream)
+            self._device.synchronize(self._stream)
+            return frame.copy()
+
+    def decode_into(self, request: DecodeRequest, out: DeviceArray, stage: Stage) -> None:
+        """See :meth:`tatok_edge.runtime.session.FrameSession.decode_into`."""
+        self._run_decoder(request, stage)
+        with stage("assemble"):
+            if out.producer is not None:
+                self._device.wait(self._stream, out.producer)
+            self._assemble(request, out.pointer)
+            self._device.synchronize(self._stream)
+
+    def _run_decoder(self, request: DecodeRequest, stage: Stage) -> None:
+        """Put the decoder on the stream; its pixels appear in its buffer."""
+        rows, columns = self._check(*request.size)
         patches, grid = rows * columns * _CELL_PATCHES, (rows * 4, columns * 4)
         prior, decoder = self._context.pointers, self._programs.by_name["decoder"]
         width = self._row - WINDOW_VALUES - PATCH_VALUES
@@ -302,25 +302,23 @@ class DeviceFrames:
         shapes = {name: (1, count, *grid) for name, count in channels.items()}
         decoder.profile(decoder.key(shapes))  # before anything is written
         with stage("upload"):
-            self._cell_codes.upload(global_codes, self._stream)
-            self._codes.upload(codes, self._stream)
-            self._positions.upload(positions, self._stream)
+            self._cell_codes.upload(request.global_codes, self._stream)
+            self._codes.upload(request.codes, self._stream)
+            self._positions.upload(request.positions, self._stream)
         with stage("decoder"):
             self._programs.execute("context", {"codes": (1, self._dims, rows, columns)})
-            self.cpu_kernels.decoder_state(
-                *(self._codes.pointer, self._positions.pointer, len(positions), prior["expected"], prior["entropy"]),
-                *(1, patches, levels, decoder.pointers["state"]),
+            tokens = (self._codes.pointer, self._positions.pointer, len(request.positions))
+            self._kernels.decoder_state(
+                *(*tokens, prior["expected"], prior["entropy"]),
+                *(1, patches, request.levels, decoder.pointers["state"]),
                 stream=self._stream,
             )
             self._programs.execute("decoder", shapes)
-        with stage("assemble"):
-            if out is not None and out.producer is not None:
-                self._device.wait(self._stream, out.producer)
-            target = self._frame.pointer if out is None else out.pointer
-            self.cpu_kernels.assemble(decoder.pointers["pixels"], 1, *size, target, bgr=bgr, stream=self._stream)
-            frame = self._frame.download((*size, 3), np.uint8, self._stream) if out is None else None
-            self._device.synchronize(self._stream)
-            return None if frame is None else frame.copy()
+
+    def _assemble(self, request: DecodeRequest, target: int) -> None:
+        """Put the picture on the stream, from the decoder's pixels to ``target``."""
+        pixels = self._programs.by_name["decoder"].pointers["pixels"]
+        self._kernels.assemble(pixels, 1, *request.size, target, bgr=request.bgr, stream=self._stream)
 
 
 def _checked(codes: NDArray[np.int32], levels: NDArray[Any], graph: str) -> NDArray[np.int32]:

@@ -27,7 +27,17 @@ from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.arrays import DeviceArray, stream_handle
 from tatok_edge.runtime.cuda.device import Device
 from tatok_edge.runtime.cuda.kernels import Frames, Kernels
-from tatok_edge.runtime.session import Backend, EncodedFrame, GraphName, Stage, Tensors, TokenFilter
+from tatok_edge.runtime.session import (
+    Backend,
+    DecodeRequest,
+    EncodedFrame,
+    EncodeRequest,
+    FrameSession,
+    GraphName,
+    Session,
+    Stage,
+    Tensors,
+)
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines, smallest_fitting
@@ -45,7 +55,7 @@ _PROBE_BYTES = 32 * 32 * 3
 _NO_DRIVER = "there is no usable NVIDIA driver or GPU on this machine (see nvidia-smi)"
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """Runs a model's engines on one GPU; :class:`tatok_edge.runtime.session.FrameSession` says what it takes.
 
     All memory is allocated here, and every profile runs once. Calls from several threads wait for one another: there is
@@ -73,6 +83,7 @@ class TensorRTSession:
     ) -> None:
         self._lock = threading.Lock()
         self._device = gpu
+        self._engines = found
         self._frames: DeviceFrames | None = None
         programs: Programs | None = None
         try:
@@ -96,9 +107,14 @@ class TensorRTSession:
     # --- what it is -------------------------------------------------------------------------------
 
     @property
-    def takes_frames(self) -> bool:
-        """Whether frames are prepared on the GPU: whether there are CUDA kernels."""
-        return self._frames is not None
+    def frames(self) -> FrameSession | None:
+        """This session where there are CUDA kernels, which prepare frames on the GPU; None without them."""
+        return self if self._frames is not None else None
+
+    @property
+    def engines(self) -> EngineSet:
+        """The engines."""
+        return self._engines
 
     @property
     def stream(self) -> int:
@@ -205,39 +221,21 @@ class TensorRTSession:
     # --- frames -----------------------------------------------------------------------------------
 
     def encode_frames(
-        self,
-        frames: Sequence[NDArray[np.uint8] | DeviceArray],
-        *,
-        bgr: bool,
-        score: str,
-        filters: Sequence[TokenFilter],
-        levels: Sequence[int],
-        with_scores: bool,
-        stage: Stage,
+        self, frames: Sequence[NDArray[np.uint8] | DeviceArray], request: EncodeRequest, stage: Stage
     ) -> list[EncodedFrame]:
-        """See :class:`tatok_edge.runtime.session.FrameSession`."""
+        """See :meth:`tatok_edge.runtime.session.FrameSession.encode_frames`."""
         with self._running():
-            return self._device_frames().encode(
-                frames, bgr=bgr, score=score, filters=filters, levels=levels, with_scores=with_scores, stage=stage
-            )
+            return self._device_frames().encode(frames, request, stage)
 
-    def decode_frame(
-        self,
-        global_codes: NDArray[np.int32],
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        size: tuple[int, int],
-        *,
-        bgr: bool,
-        levels: Sequence[int],
-        out: DeviceArray | None,
-        stage: Stage,
-    ) -> NDArray[np.uint8] | None:
-        """See :class:`tatok_edge.runtime.session.FrameSession`."""
+    def decode_frame(self, request: DecodeRequest, stage: Stage) -> NDArray[np.uint8]:
+        """See :meth:`tatok_edge.runtime.session.FrameSession.decode_frame`."""
         with self._running():
-            return self._device_frames().decode(
-                global_codes, codes, positions, size, bgr=bgr, levels=levels, out=out, stage=stage
-            )
+            return self._device_frames().decode(request, stage)
+
+    def decode_into(self, request: DecodeRequest, out: DeviceArray, stage: Stage) -> None:
+        """See :meth:`tatok_edge.runtime.session.FrameSession.decode_into`."""
+        with self._running():
+            self._device_frames().decode_into(request, out, stage)
 
     def _device_frames(self) -> DeviceFrames:
         if self._frames is None:

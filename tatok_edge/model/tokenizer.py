@@ -23,7 +23,7 @@ from tatok_edge.model.refine import Rates, Refiner
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
-from tatok_edge.runtime.session import Backend, Session, TokenFilter, as_frame_session
+from tatok_edge.runtime.session import Backend, DecodeRequest, EncodeRequest, Session, TokenFilter
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
@@ -120,6 +120,10 @@ class Tokenizer:
             stream=stream,
         )
         return cls(bundle, session, chosen)
+
+    def with_session(self, session: Session) -> Tokenizer:
+        """A tokenizer of the same bundle whose networks run on another session; each closes its own."""
+        return Tokenizer(self.bundle, session, self.backend)
 
     @property
     def name(self) -> str:
@@ -219,7 +223,7 @@ class Tokenizer:
         detailed: bool,
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
         names = ["image"] if len(images) == 1 else [f"images[{number}]" for number in range(len(images))]
-        session = as_frame_session(self.networks.session)
+        session = self.networks.session.frames
         if budget.refine:
             self.refiner()
         if session is None:
@@ -232,7 +236,13 @@ class Tokenizer:
         else:
             frames = [_on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
             patches = [int(np.prod(patch_grid(frame.shape[1], frame.shape[0]))) for frame in frames]
-            filters = [_token_filter(count, budget) for count in patches]
+            request = EncodeRequest(
+                filters=[_token_filter(count, budget) for count in patches],
+                levels=self.levels,
+                score=budget.score,
+                with_scores=detailed or budget.max_bits is not None,
+                bgr=bgr,
+            )
             encoded = [
                 _Tokens(
                     made.global_codes,
@@ -240,15 +250,7 @@ class Tokenizer:
                     made.codes,
                     np.empty(0, np.float32) if made.scores is None else made.scores,
                 )
-                for made in session.encode_frames(
-                    frames,
-                    bgr=bgr,
-                    score=budget.score,
-                    filters=filters,
-                    levels=self.levels,
-                    with_scores=detailed or budget.max_bits is not None,
-                    stage=clock.stage,
-                )
+                for made in session.encode_frames(frames, request, clock.stage)
             ]
         results = []
         for number, (taken, tokens) in enumerate(zip(frames, encoded, strict=True)):
@@ -440,7 +442,7 @@ class Tokenizer:
             InputError: another shape, dtype or layout, or a frame that :meth:`decode` does not take.
             BackendError: the tokenizer does not prepare frames on a GPU; :attr:`backend` says why.
         """
-        session = as_frame_session(self.networks.session)
+        session = self.networks.session.frames
         if session is None:
             raise BackendError(
                 f"decode_into needs a tokenizer that prepares frames on a GPU; this one runs {self.backend}"
@@ -453,7 +455,8 @@ class Tokenizer:
                 f"out must be uint8 {(frame.height, frame.width, 3)} in C order, got {target.dtype} {target.shape}"
                 f"{'' if target.contiguous else ' with gaps or in another order'}"
             )
-        self._decode(frame, bgr, Clock(), target)
+        clock = Clock()
+        session.decode_into(self._decode_request(frame, bgr, clock), target, clock.stage)
 
     def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
         """As :meth:`decode`, with the wall time of each stage."""
@@ -464,13 +467,13 @@ class Tokenizer:
         """Decode every frame of a ragged batch."""
         return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
 
-    def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock, out: DeviceArray | None = None) -> Image:
+    def _decode_request(self, frame: TokenFrame, bgr: bool, clock: Clock) -> DecodeRequest:
+        """The codes of a frame's tokens."""
         if frame.model != self.tag:
             raise InputError(
                 f"the frame was made by model {frame.model.hex()}, this is {self.name} {self.tag.hex()}: "
                 "decode it with the model that encoded it"
             )
-        rows, columns = patch_grid(frame.width, frame.height)
         hc, wc = cell_grid(frame.width, frame.height)
         with clock.stage("ids"):
             try:
@@ -479,16 +482,24 @@ class Tokenizer:
             except ValueError as error:
                 raise InputError(f"the frame does not fit model {self.name}: {error}") from None
         cells = global_codes.T.reshape(len(self.levels), hc, wc)
-        session = as_frame_session(self.networks.session)
+        return DecodeRequest(
+            global_codes=cells,
+            positions=frame.positions,
+            codes=codes,
+            levels=self.levels,
+            size=(frame.height, frame.width),
+            bgr=bgr,
+        )
+
+    def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock) -> Image:
+        request = self._decode_request(frame, bgr, clock)
+        session = self.networks.session.frames
         if session is not None:
-            size, levels = (frame.height, frame.width), self.levels
-            made = session.decode_frame(
-                cells, codes, frame.positions, size, bgr=bgr, levels=levels, out=out, stage=clock.stage
-            )
-            return np.empty((0, 0, 3), np.uint8) if made is None else made
-        prior = self.networks.prior(cells, clock)
+            return session.decode_frame(request, clock.stage)
+        rows, columns = patch_grid(frame.width, frame.height)
+        prior = self.networks.prior(request.global_codes, clock)
         with clock.stage("scatter"):
-            state = kernels.decoder_state(codes, frame.positions, prior.expected, prior.entropy, self.levels)
+            state = kernels.decoder_state(request.codes, request.positions, prior.expected, prior.entropy, self.levels)
         pixels = self.networks.pixels(state, prior.context, prior.mean, (rows, columns), clock)
         with clock.stage("assemble"):
             return kernels.assemble(pixels, columns, frame.height, frame.width, bgr)

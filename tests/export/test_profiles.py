@@ -33,6 +33,7 @@ from tatok_edge.export.engines.profiles import (
 )
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.session import Session
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.encoder import StreamEncoder
 from tatok_edge.tokens.budget import TokenBudget
@@ -70,7 +71,7 @@ def test_a_stream_is_counted_as_it_is_encoded(tokenizer: Tokenizer) -> None:
     """Every call of the patch encoder is in the counts: those of the frames, and whole frames in between."""
     rows: list[int] = []
 
-    class Recorder:
+    class Recorder(Session):
         def run(self, graph: Any, inputs: Any) -> Any:
             if graph == "patch_encoder":
                 rows.append(len(inputs["features"]))

@@ -43,7 +43,7 @@ from tatok_edge.model.bundle import GRAPHS, Bundle, open_bundle
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
-from tatok_edge.runtime.session import Backend
+from tatok_edge.runtime.session import Backend, Session
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
 from tatok_edge.runtime.tensorrt.manifest import EngineManifest
@@ -89,7 +89,7 @@ def half(bundle: Bundle, models: dict[str, Any], frames: list[Any]) -> dict[str,
     return precision.convert_bundle(models, frames, bundle.levels, bundle.context_width)[0]
 
 
-class Changed:
+class Changed(Session):
     """A candidate that computes as the reference does, and then something else."""
 
     def __init__(self, session: OnnxSession, change: Change) -> None:

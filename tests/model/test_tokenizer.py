@@ -19,6 +19,7 @@ from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
+from tatok_edge.runtime.session import Session
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
@@ -547,7 +548,7 @@ def test_the_backend_says_what_runs_and_why(tokenizer: Tokenizer) -> None:
     assert str(tokenizer.backend) in repr(tokenizer) and tokenizer.tag.hex() in repr(tokenizer)
 
 
-class _Doctored:
+class _Doctored(Session):
     """A session whose graphs' outputs are changed after the fact."""
 
     def __init__(self, session: OnnxSession, **changes: float) -> None:
@@ -569,7 +570,7 @@ class _Doctored:
 def doctored(tokenizer: Tokenizer) -> Any:
     """Makes tokenizers whose networks give a constant for one output."""
     bundle = open_bundle(tokenizer.name)
-    return lambda **changes: Tokenizer(bundle, _Doctored(tokenizer.networks.session, **changes), tokenizer.backend)  # type: ignore[arg-type]
+    return lambda **changes: Tokenizer(bundle, _Doctored(tokenizer.networks.session, **changes), tokenizer.backend)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

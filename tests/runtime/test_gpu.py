@@ -472,8 +472,8 @@ def test_frames_on_the_gpu_give_the_tokens_of_the_same_engines_and_the_cpu_kerne
     load: Callable[..., Tokenizer], pictures: list[NDArray[np.uint8]]
 ) -> None:
     with_kernels, without = load(), load(on_device=False)
-    assert with_kernels.networks.session.takes_frames  # type: ignore[attr-defined]
-    assert not without.networks.session.takes_frames  # type: ignore[attr-defined]
+    assert with_kernels.networks.session.frames is not None
+    assert without.networks.session.frames is None
     for bgr in (False, True):
         for picture in (*pictures, pictures[1][::-1, 5:-7]):
             for budget in BUDGETS:

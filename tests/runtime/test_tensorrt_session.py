@@ -33,7 +33,7 @@ from tatok_edge.runtime.cuda import device as device_module
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
 from tatok_edge.runtime.open import BACKENDS, open_session
-from tatok_edge.runtime.session import as_frame_session
+from tatok_edge.runtime.session import EncodeRequest
 from tatok_edge.runtime.tensorrt import api as tensorrt_api
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import frames as device_frames
@@ -210,7 +210,7 @@ def test_without_kernels_frames_are_prepared_on_the_cpu(
     opened: Open, cpu: Tokenizer, frames: list[NDArray[np.uint8]]
 ) -> None:
     gpu = opened(with_kernels=False)
-    assert not gpu.session.takes_frames and as_frame_session(gpu.session) is None
+    assert gpu.session.frames is None
     assert "frames prepared on the CPU, because no CUDA kernels; build them: python -m" in gpu.tokenizer.backend.reason
     budget = TokenBudget(tau=0.6)
     assert same(gpu.tokenizer.encode(frames[3], budget=budget), cpu.encode(frames[3], budget=budget))
@@ -218,7 +218,7 @@ def test_without_kernels_frames_are_prepared_on_the_cpu(
     assert gpu.tokenizer.decode(tokens).tobytes() == cpu.decode(tokens).tobytes()
     with pytest.raises(BackendError, match="no CUDA kernels"):
         gpu.session.encode_frames(
-            [], bgr=False, score="entropy", filters=[], levels=(8,), with_scores=False, stage=None
+            [], EncodeRequest(filters=[], levels=(8,), score="entropy", with_scores=False, bgr=False), None
         )
 
 
@@ -697,7 +697,7 @@ def test_running_out_of_memory_frees_everything(
         gpu.fail_allocation = number
         if number == 1:  # the probe of the kernels, without which frames are prepared on the CPU
             session, backend = open_session(graphs, backend="tensorrt", engines=folder)
-            assert "because Stand-in GPU has no 0.0 MiB left" in backend.reason and as_frame_session(session) is None
+            assert "because Stand-in GPU has no 0.0 MiB left" in backend.reason and session.frames is None
             session.close()
         else:
             with pytest.raises(
