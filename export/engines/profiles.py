@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, WINDOW_VALUES
+from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.manifest import Profile, ShapeRange
 
 if TYPE_CHECKING:
     from tatok_edge.model.bundle import Bundle
     from tatok_edge.model.tokenizer import Tokenizer
-    from tatok_edge.runtime.session import GraphName, Session, Tensors
     from tatok_edge.tokens.budget import TokenBudget
 
 __all__ = [

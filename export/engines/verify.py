@@ -1,11 +1,11 @@
 """Whether a backend computes the model: a candidate against the CPU reference, graph by graph, on real frames.
 
-Every graph of the candidate gets what the reference's graphs made, so one different code neither hides nor amplifies
-what comes after it. The inputs have the sizes at which engines go wrong: the smallest, best and largest of every
-profile, token counts on both sides of every edge, and batches in which rows occur twice. Then both encode and decode
-whole frames on their own.
+Every graph of the candidate gets the outputs of the reference's graphs, so that one different code neither hides nor
+amplifies later differences. The inputs have the sizes at which engines go wrong: the smallest, best and largest of
+every profile, token counts on both sides of every edge, and batches in which rows occur twice. Then both encode and
+decode whole frames on their own.
 
-What is compared, and the bounds (:class:`Bounds`):
+What is compared:
 
 - *finite*: no output of a graph may hold a number that is not finite;
 - *the same again*: the same call twice gives the same bits. TensorRT chooses its kernels when it builds, and those
@@ -14,167 +14,46 @@ What is compared, and the bounds (:class:`Bounds`):
   at most;
 - *tokens*, *kept sets*, *pixels*: as close as the precision allows.
 
-A candidate that keeps all bounds is blessed with a record beside its engines (:func:`write_record`), which names the
-hash of every engine; the record of one that does not is removed.
+The bounds and the verdict are in :mod:`.verdict`; the record of a success is in :mod:`.record`.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.errors import BackendError, InputError, TaTokError, one_line
+from tatok_edge.errors import InputError, TaTokError, one_line
 from tatok_edge.evaluation.folder import psnr
+from tatok_edge.export.engines.verdict import (
+    EQUAL_ROWS,
+    TAU,
+    Bounds,
+    GraphFigures,
+    Overlap,
+    Verification,
+    graph_failures,
+    overlap,
+    overlap_report,
+    whole_failures,
+)
 from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, PATCH_VALUES, WINDOW_VALUES, Image, patch_grid
-from tatok_edge.model.bundle import GRAPHS, Bundle
+from tatok_edge.model.bundle import Bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.session import Backend, GraphName, Session
-from tatok_edge.runtime.tensorrt.choice import EngineSet
 from tatok_edge.runtime.tensorrt.manifest import Profile
-from tatok_edge.runtime.tensorrt.store import write_whole
 from tatok_edge.tokens.budget import TokenBudget
 
 Arrays = Mapping[str, NDArray[Any]]
 Score = Literal["residual", "entropy"]
-Overlap = tuple[int, int]
-"""Sizes of the intersection and the union of two sets."""
 
-TAU = 0.5
-"""Share of the score that token filtering keeps where kept sets are compared: it cuts where scores are dense."""
-RECORD_VERSION = 1
-RECORD_SUFFIX = ".verified.json"
-MAX_RECORD_BYTES = 1 << 20
-EQUAL_ROWS = 2.0**-9
-"""How far numbers (not codes) of equal rows may lie apart, as a share of the largest number: two steps of fp16. A row
-may be added up by another tile of the same kernel, at the border of the batch for one."""
 _STEP = {"global_encoder": CELL, "context": CELL, "decoder": PATCH}
 _MAIN_INPUT = {"global_encoder": "cells", "context": "codes", "decoder": "state"}
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a candidate must keep."""
-
-    tokens: float
-    """Least share of equal tokens, global and patch. Codes are rounded, and where the reference is within the
-    candidate's precision of the next level, both are right."""
-    code_step: int
-    """Largest difference of a code in levels. Rounding the other way is one level; two are another computation."""
-    kept: float
-    """Least Jaccard index of the kept sets, over all frames together: a score near the threshold may fall either
-    way."""
-    pixel_difference: float
-    """Largest difference of a decoded pixel, as a share of full scale."""
-    psnr_db: float
-    """Least PSNR between the reconstructions of the same tokens; 48 dB is one grey level."""
-    loss_db: float
-    """How much worse than the reference the candidate may encode and decode the frames, in dB of PSNR: what users see
-    when every deviation adds up."""
-
-
-BOUNDS = {
-    # One rounding step of fp32 in sums of a thousand terms moves a code over a border once in some ten thousand.
-    "fp32": Bounds(tokens=0.999, code_step=1, kept=0.995, pixel_difference=0.002, psnr_db=60.0, loss_db=0.01),
-    # As the conversion is held to (:mod:`.precision`): models so far have 0.98 to 0.995 of the tokens, 80 dB
-    # between the decoders, and lose up to 0.07 dB of a still scene of 38 dB, nothing of others.
-    "fp16": Bounds(tokens=0.95, code_step=1, kept=0.95, pixel_difference=0.02, psnr_db=55.0, loss_db=0.2),
-}
-"""By precision."""
-
-
-@dataclass(slots=True)
-class GraphRecord:
-    """What was measured of one graph."""
-
-    calls: int = 0
-    values: int = 0
-    """Output values compared."""
-    not_finite: int = 0
-    not_repeated: int = 0
-    """Values that the same call gave differently."""
-    not_equal: int = 0
-    """Values of equal rows that differ by more than :data:`EQUAL_ROWS`, codes by anything."""
-    tokens: int = 0
-    equal_tokens: int = 0
-    code_step: int = 0
-    kept: dict[str, list[Overlap]] = field(default_factory=dict)
-    """By score, one per frame."""
-    difference: float = 0.0
-    """Largest difference of pixels (of the context: of mean pixels), share of full scale."""
-    absolute: float = 0.0
-    squared: float = 0.0
-    pixels: int = 0
-    errors: list[str] = field(default_factory=list)
-    """What the candidate raised."""
-    first: dict[str, str] = field(default_factory=dict)
-    """Where each kind of fault was first seen."""
-
-    def report(self) -> dict[str, Any]:
-        """The figures as JSON-compatible values; None for what this graph has not."""
-        pixels = None
-        if self.pixels:
-            error = self.squared / self.pixels
-            pixels = {
-                "max": round(self.difference, 7),
-                "mean": round(self.absolute / self.pixels, 8),
-                "psnr_db": round(min(-10 * math.log10(max(error, 1e-20)), 200.0), 2),
-            }
-        return {
-            "calls": self.calls,
-            "values": self.values,
-            "not_finite": self.not_finite,
-            "not_repeated": self.not_repeated,
-            "not_equal": self.not_equal,
-            "tokens": round(self.equal_tokens / self.tokens, 6) if self.tokens else None,
-            "code_step": self.code_step if self.tokens else None,
-            "kept": {score: _overlap_report(overlaps) for score, overlaps in self.kept.items()} or None,
-            "pixels": pixels,
-            "errors": self.errors,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """The result of :func:`verify`."""
-
-    graphs: Mapping[str, Mapping[str, Any]]
-    """Figures by graph, see :meth:`GraphRecord.report`."""
-    end_to_end: Mapping[str, Any]
-    """Figures of both, each on its own."""
-    bounds: Bounds
-    shapes: tuple[str, ...]
-    """Frame batches and token counts that were run."""
-    frames_sha256: str
-    """Hash of the frames."""
-    failures: tuple[str, ...]
-    """Each names the graph, what was measured and the bound."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether all bounds hold."""
-        return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """For the record and ``--json``."""
-        return {
-            "ok": self.ok,
-            "graphs": {name: dict(figures) for name, figures in self.graphs.items()},
-            "end_to_end": dict(self.end_to_end),
-            "bounds": asdict(self.bounds) | {"equal_rows": EQUAL_ROWS, "tau": TAU},
-            "shapes": list(self.shapes),
-            "frames_sha256": self.frames_sha256,
-            "failures": list(self.failures),
-        }
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -194,8 +73,8 @@ def verify(
 
     Args:
         bundle: The model.
-        reference: Whose results are taken for right.
-        candidate: Whose results are checked.
+        reference: The session whose results count as right.
+        candidate: The session whose results are checked.
         frames: RGB, uint8 (H, W, 3), at least one, of at least 32x32 pixels.
         profiles: Shapes that the candidate takes, by graph.
         bounds: What it must keep.
@@ -221,11 +100,9 @@ def verify(
     end_to_end = run.whole(frames, sizes)
     records: dict[str, dict[str, Any]] = {name: record.report() for name, record in run.records.items()}
     failures = [
-        text
-        for name, record in run.records.items()
-        for text in _graph_failures(name, record, records[name], bounds, candidate)
+        text for name, record in run.records.items() for text in graph_failures(name, record, records[name], bounds)
     ]
-    failures += _whole_failures(end_to_end, bounds)
+    failures += whole_failures(end_to_end, bounds)
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(repr(frame.shape).encode() + np.ascontiguousarray(frame).tobytes())
@@ -243,11 +120,11 @@ class _Run:
         self.reference = reference
         self.candidate = candidate
         self.profiles = profiles
-        self.records: dict[GraphName, GraphRecord] = {
-            "global_encoder": GraphRecord(),
-            "context": GraphRecord(),
-            "patch_encoder": GraphRecord(),
-            "decoder": GraphRecord(),
+        self.records: dict[GraphName, GraphFigures] = {
+            "global_encoder": GraphFigures(),
+            "context": GraphFigures(),
+            "patch_encoder": GraphFigures(),
+            "decoder": GraphFigures(),
         }
 
     # What is run.
@@ -396,7 +273,7 @@ class _Run:
             totals["patches"] += len(common)
             totals["cells"] += right.global_ids.size
             expected = first.encode(picture, budget=some).positions
-            overlaps.append(_overlap(expected, kept))
+            overlaps.append(overlap(expected, kept))
             decoded = first.decode(right)
             differences.append(float(np.mean((decoded.astype(np.float64) - same) ** 2)))
             quality.append((psnr(picture, decoded), psnr(picture, image)))
@@ -406,7 +283,7 @@ class _Run:
             result |= {
                 "patch_tokens": round(totals["patch_tokens"] / max(totals["patches"], 1), 6),
                 "global_tokens": round(totals["global_tokens"] / totals["cells"], 6),
-                "kept": _overlap_report(overlaps),
+                "kept": overlap_report(overlaps),
                 "between_db": round(10 * math.log10(255**2 / max(float(np.mean(differences)), 1e-5)), 2),
                 "reference_db": round(float(reference), 3),
                 "candidate_db": round(float(candidate), 3),
@@ -472,13 +349,13 @@ class _Run:
                 record.pixels += difference.size
         return expected, got
 
-    def _fault(self, record: GraphRecord, kind: str, count: int, output: str, where: str) -> None:
+    def _fault(self, record: GraphFigures, kind: str, count: int, output: str, where: str) -> None:
         if count:
             setattr(record, kind, getattr(record, kind) + count)
             record.first.setdefault(kind, f"{output} at {where}")
 
     def _add_kept(self, score: Score, mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> None:
-        value = _overlap(np.flatnonzero(mine), np.flatnonzero(theirs))
+        value = overlap(np.flatnonzero(mine), np.flatnonzero(theirs))
         self.records["context"].kept.setdefault(score, []).append(value)
 
 
@@ -525,17 +402,6 @@ def _kept(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     return kept
 
 
-def _overlap(mine: NDArray[Any], theirs: NDArray[Any]) -> Overlap:
-    common = len(np.intersect1d(mine, theirs, assume_unique=True))
-    return common, len(mine) + len(theirs) - common
-
-
-def _overlap_report(overlaps: Sequence[Overlap]) -> dict[str, float]:
-    common, union = np.sum(overlaps, axis=0)
-    exact = sum(part == whole for part, whole in overlaps) / len(overlaps)
-    return {"jaccard": round(float(common / union) if union else 1.0, 6), "exact": round(exact, 6)}
-
-
 def _differing(a: NDArray[Any], b: NDArray[Any], tolerance: float = 0.0) -> int:
     """How many values differ by more than ``tolerance``; what is not finite is equal to the same only."""
     if a.shape != b.shape:
@@ -561,149 +427,4 @@ def _wrong_outputs(expected: Arrays, got: Arrays) -> str:
 # --- the verdict ----------------------------------------------------------------------------------
 
 
-def _graph_failures(
-    name: str, record: GraphRecord, figures: Mapping[str, Any], bounds: Bounds, candidate: Session
-) -> Iterator[str]:
-    if record.errors:
-        more = f" (and {len(record.errors) - 1} more)" if len(record.errors) > 1 else ""
-        yield f"{name}: fails in {len(record.errors)} of {record.calls} calls, none may: {record.errors[0]}{more}"
-    if not record.calls:
-        yield f"{name}: was not run, none of the sizes is one that its profiles take"
-    for kind, what in (
-        ("not_finite", "are not finite"),
-        ("not_repeated", "differ when the same call is made again"),
-        ("not_equal", "differ between equal rows of a batch"),
-    ):
-        count = getattr(record, kind)
-        if count:
-            yield f"{name}: {count} of {record.values} values {what}, none may; first in {record.first[kind]}"
-    if figures["tokens"] is not None and figures["tokens"] < bounds.tokens:
-        yield (
-            f"{name}: {figures['tokens']:.2%} of {record.tokens} tokens are those of the reference, at least "
-            f"{bounds.tokens:.1%} are needed"
-        )
-    if record.code_step > bounds.code_step:
-        yield (
-            f"{name}: a code is {record.code_step} levels off, at most {bounds.code_step} is allowed; first in "
-            f"{record.first['code_step']}"
-        )
-    for score, kept in (figures["kept"] or {}).items():
-        if kept["jaccard"] < bounds.kept:
-            yield (
-                f"{name}: sets kept by {score} have a Jaccard index of {kept['jaccard']:.4f}, at least {bounds.kept:g} "
-                "is needed"
-            )
-    pixels = figures["pixels"]
-    if pixels is not None:
-        what = "mean pixels" if name == "context" else "pixels"
-        if pixels["max"] > bounds.pixel_difference:
-            yield (
-                f"{name}: {what} differ by up to {pixels['max']:.2%} of full scale, at most "
-                f"{bounds.pixel_difference:.1%} is allowed"
-            )
-        if pixels["psnr_db"] < bounds.psnr_db:
-            yield (f"{name}: {what} agree to {pixels['psnr_db']:.1f} dB, at least {bounds.psnr_db:g} dB are needed")
-
-
-def _whole_failures(figures: Mapping[str, Any], bounds: Bounds) -> Iterator[str]:
-    for error in figures["errors"][:1]:
-        yield f"whole frames: {len(figures['errors'])} cannot be encoded and decoded, none may fail: {error}"
-    if not figures["pictures"]:
-        if not figures["errors"] and not figures["graphs_fail"]:
-            yield "whole frames: none was encoded, none of the sizes is one that all graphs' profiles take"
-        return
-    if figures["loss_db"] > bounds.loss_db:
-        yield (
-            f"whole frames: {figures['candidate_db']:.2f} dB where the reference reaches "
-            f"{figures['reference_db']:.2f} dB, at most {bounds.loss_db:g} dB less are allowed"
-        )
-    jaccard = figures["kept"]["jaccard"]
-    if jaccard < bounds.kept:
-        yield f"whole frames: kept sets have a Jaccard index of {jaccard:.4f}, at least {bounds.kept:g} is needed"
-
-
 # --- the record -----------------------------------------------------------------------------------
-
-
-def record_path(engine_set: EngineSet) -> Path:
-    """Where the record of a set of engines is; its name carries the hash of all of them."""
-    first = next(iter(engine_set.manifests.values()))
-    model = Path(first.file).name.split(f".{first.graph}-")[0]
-    return engine_set.folder / f"{model}.{_set_hash(engine_set)[:16]}{RECORD_SUFFIX}"
-
-
-def _set_hash(engine_set: EngineSet) -> str:
-    names = sorted(f"{graph} {manifest.engine_sha256}" for graph, manifest in engine_set.manifests.items())
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def write_record(
-    bundle: Bundle, engine_set: EngineSet, result: Verification, *, reference: Backend, candidate: Backend
-) -> Path:
-    """Writes the record of a successful verification beside the engines, whole or not at all.
-
-    Raises:
-        BackendError: a bound is broken (then an earlier record of these engines is removed), an engine is no longer
-            what its manifest says, or the folder cannot be written.
-    """
-    path = record_path(engine_set)
-    if not result.ok:
-        remove_record(engine_set)
-        raise BackendError(f"not blessed: {result.failures[0]}")
-    for graph in engine_set.manifests:
-        engine_set.load(graph)  # what is vouched for is what is on the disk
-    first = next(iter(engine_set.manifests.values()))
-    record = {
-        "format_version": RECORD_VERSION,
-        "model": bundle.name,
-        "tag": bundle.tag.hex(),
-        "onnx_sha256": {name: bundle.manifest["files"][name]["sha256"] for name in GRAPHS},
-        "engines": {
-            graph: {"file": manifest.file, "sha256": manifest.engine_sha256, "built_sha256": manifest.built_sha256}
-            for graph, manifest in sorted(engine_set.manifests.items())
-        },
-        "set_sha256": _set_hash(engine_set),
-        "precision": first.precision,
-        "flavour": first.flavour,
-        "version": first.version,
-        "reference": asdict(reference),
-        "candidate": asdict(candidate),
-        "verified_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "result": result.to_json(),
-    }
-    data = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise BackendError(
-            f"{path} cannot be written ({error.strerror or error}): the engines are good, though"
-        ) from error
-    return path
-
-
-def remove_record(engine_set: EngineSet) -> None:
-    """Removes what vouched for these engines, if anything did.
-
-    Raises:
-        BackendError: it cannot be removed.
-    """
-    path = record_path(engine_set)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise BackendError(f"{path} cannot be removed ({error.strerror or error}): remove it") from error
-
-
-def is_verified(engine_set: EngineSet) -> bool:
-    """Whether a record vouches for exactly these engines."""
-    path = record_path(engine_set)
-    try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            return False
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(record, dict) or record.get("format_version") != RECORD_VERSION:
-        return False
-    result = record.get("result")
-    return isinstance(result, dict) and result.get("ok") is True and record.get("set_sha256") == _set_hash(engine_set)

@@ -328,7 +328,7 @@ def _engine_set(
     flavours: Mapping[str, Report],
 ) -> Report:
     """Whether the engines that were built together can run here."""
-    from tatok_edge.export.engines.verify import is_verified
+    from tatok_edge.export.engines.record import is_verified
     from tatok_edge.model.bundle import GRAPHS
     from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, check_manifest
     from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, build_command

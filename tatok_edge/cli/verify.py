@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,19 +20,16 @@ from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
 from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
 from tatok_edge.runtime.open import open_session
 from tatok_edge.runtime.session import Backend, Session
-from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
-from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
+from tatok_edge.runtime.tensorrt.choice import EngineSet
 from tatok_edge.runtime.tensorrt.manifest import EnginePrecision, Profile
-from tatok_edge.runtime.tensorrt.store import cache_folder
 from tatok_edge.sources.open import open_source
 
 if TYPE_CHECKING:
     from tatok_edge.export.engines.profiles import ProfileSet
-    from tatok_edge.export.engines.verify import Verification
+    from tatok_edge.export.engines.verdict import Verification
 
 SOURCE = "synthetic:frames=60,width=640,height=480"
 """Frames to compare on where no source is given: the rendered camera clip, which is there on every machine."""
-_FLAVOURS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 SPREAD = 5
 """Frames of a source of unknown length between two that are taken."""
 
@@ -73,38 +71,33 @@ def verify(
     Returns:
         0 if all bounds hold, 1 if not.
     """
-    from tatok_edge.export.engines import verify as module
+    from tatok_edge.export.engines import record as records
+    from tatok_edge.export.engines.verdict import BOUNDS
+    from tatok_edge.export.engines.verify import verify as compare
 
     bundle = open_bundle(model)
     graphs = bundle.graphs()
     frames = read_frames(source, count)
     reference, reference_backend = open_session(graphs, backend="onnxruntime")
     candidate = open_candidate(bundle, graphs, frames, folder=folder, backend=backend, precision=precision)
-    bounds = module.BOUNDS[candidate.precision]
     try:
         with Progress("verifying", None, unit="steps") as progress:
-            steps = 0
-
-            def step(text: str) -> None:
-                nonlocal steps
-                steps += 1
-                progress.update(steps, text)
-
-            result = module.verify(
+            steps = itertools.count(1)
+            result = compare(
                 bundle,
                 reference,
                 candidate.session,
                 frames=frames,
                 profiles=candidate.profiles,
-                bounds=bounds,
-                say=step,
+                bounds=BOUNDS[candidate.precision],
+                say=lambda text: progress.update(next(steps), text),
             )
     finally:
         candidate.session.close()
         reference.close()
     record: Path | None = None
     if candidate.engines is not None and result.ok:
-        record = module.write_record(
+        record = records.write_record(
             bundle, candidate.engines, result, reference=reference_backend, candidate=candidate.backend
         )
     report = {
@@ -126,7 +119,7 @@ def verify(
         say("verify", failure)
     if not result.ok:
         if candidate.engines is not None:
-            module.remove_record(candidate.engines)
+            records.remove_record(candidate.engines)
         say("verify", f"{bundle.name} on {candidate.backend.name} is not verified: {_what_to_do(candidate)}")
     return 0 if result.ok else 1
 
@@ -210,21 +203,14 @@ def _engine_candidate(
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"--engines {folder}: no such folder; 'tatok build -o {folder}' makes it")
     session, chosen = open_session(graphs, backend=backend, engines=folder, model=_named(bundle))
-    flavour = _FLAVOURS.get(chosen.name)
-    if flavour is None:
-        session.close()
-        raise BackendError(
-            f"nothing to verify: {chosen.name} runs no engines ({chosen.reason}). 'tatok doctor' says what is missing; "
-            f"'tatok verify {_named(bundle)} --backend onnxruntime --precision fp16' checks what engines are built from"
-        )
-    # The same choice as that of the session.
-    hashes = {graph: str(bundle.manifest["files"][graph]["sha256"]) for graph in GRAPHS}
-    sm = tensorrt_flavour.gpu_architecture() or ""
-    found = {
-        graph: EngineTarget(_named(bundle), sha256, flavour, chosen.version, sm) for graph, sha256 in hashes.items()
-    }
+    there = session.engines
     try:
-        there = find_engines(cache_folder() if folder is None else Path(folder), found, GRAPHS)
+        if there is None:
+            raise BackendError(
+                f"nothing to verify: {chosen.name} runs no engines ({chosen.reason}). 'tatok doctor' says what is "
+                f"missing; 'tatok verify {_named(bundle)} --backend onnxruntime --precision fp16' checks what engines "
+                "are built from"
+            )
         _check_precision(bundle, there, precision)
     except BackendError:
         session.close()

@@ -21,7 +21,7 @@ import pytest
 
 from tatok_edge.cli import doctor
 from tatok_edge.errors import BackendError
-from tatok_edge.export.engines import verify
+from tatok_edge.export.engines import record
 from tatok_edge.export.engines.profiles import default_profiles, graph_profiles
 from tatok_edge.model.bundle import GRAPHS, open_bundle
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
@@ -307,7 +307,7 @@ def test_engines_that_fit(machine: Machine, tmp_path: Path, monkeypatch: pytest.
     assert one["reason"] == "fp16, TensorRT 10.3.0, SM 8.7: not verified: tatok verify tatok-s8"
     trt = report["backends"][1]
     assert trt["usable"] and trt["reason"] == "TensorRT 10.3.0 in /opt, with engines of tatok-s8"
-    monkeypatch.setattr(verify, "is_verified", lambda engine_set: engine_set == there)
+    monkeypatch.setattr(record, "is_verified", lambda engine_set: engine_set == there)
     (one,) = on_orin(machine)["engines"]
     assert one["verified"] and one["reason"] == "fp16, TensorRT 10.3.0, SM 8.7: verified"
 

@@ -26,19 +26,11 @@ from tatok_edge.cli import verify as verify_command
 from tatok_edge.cli.main import main
 from tatok_edge.cli.verify import read_frames
 from tatok_edge.errors import BackendError, InputError
-from tatok_edge.export.engines import lint, precision
-from tatok_edge.export.engines import verify as verification
+from tatok_edge.export.engines import lint, precision, record
 from tatok_edge.export.engines.profiles import graph_profiles, parse_profiles
-from tatok_edge.export.engines.verify import (
-    BOUNDS,
-    Verification,
-    is_verified,
-    record_path,
-    remove_record,
-    token_counts,
-    verify,
-    write_record,
-)
+from tatok_edge.export.engines.record import is_verified, record_path, remove_record, write_record
+from tatok_edge.export.engines.verdict import BOUNDS, Verification
+from tatok_edge.export.engines.verify import token_counts, verify
 from tatok_edge.model.bundle import GRAPHS, Bundle, open_bundle
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import Kernels
@@ -352,15 +344,15 @@ def test_a_record_names_what_it_vouches_for(tmp_path: Path, bundle: Bundle, good
     assert not is_verified(there)
     path = write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
     assert is_verified(there) and path.parent == tmp_path and path.name.startswith("tatok-s8.")
-    record = json.loads(path.read_text())
-    assert record["tag"] == bundle.tag.hex()
+    written = json.loads(path.read_text())
+    assert written["tag"] == bundle.tag.hex()
     for graph in GRAPHS:
-        assert record["onnx_sha256"][graph] == hashlib.sha256(bundle.read(graph)).hexdigest()
-        engine = (tmp_path / record["engines"][graph]["file"]).read_bytes()
-        assert record["engines"][graph]["sha256"] == hashlib.sha256(engine).hexdigest()
-    assert record["result"]["ok"] is True and record["result"]["frames_sha256"] == good.frames_sha256
-    assert record["result"]["bounds"]["tokens"] == BOUNDS["fp32"].tokens
-    assert (record["reference"]["name"], record["candidate"]["device"]) == ("onnxruntime", "GPU")
+        assert written["onnx_sha256"][graph] == hashlib.sha256(bundle.read(graph)).hexdigest()
+        engine = (tmp_path / written["engines"][graph]["file"]).read_bytes()
+        assert written["engines"][graph]["sha256"] == hashlib.sha256(engine).hexdigest()
+    assert written["result"]["ok"] is True and written["result"]["frames_sha256"] == good.frames_sha256
+    assert written["result"]["bounds"]["tokens"] == BOUNDS["fp32"].tokens
+    assert (written["reference"]["name"], written["candidate"]["device"]) == ("onnxruntime", "GPU")
     # It lies among manifests and disturbs nobody who looks for engines.
     first = there.manifests["context"]
     found = {
@@ -408,7 +400,7 @@ def test_a_folder_that_cannot_be_written(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verification, "write_whole", full)
+    monkeypatch.setattr(record, "write_whole", full)
     with pytest.raises(BackendError, match=r"cannot be written \(No space left on device\): the engines are good"):
         write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
 
@@ -525,8 +517,8 @@ def test_engines_on_a_gpu_are_verified(
         assert f"{count} patches" in report["shapes"]
     assert "2 x 160x128" in report["shapes"] and report["end_to_end"]["pictures"] == 4
     assert {profile for graph, profile, _ in made.api.executed if graph == "patch_encoder"} == {0, 1, 2}
-    record = json.loads(Path(report["record"]).read_text())
-    assert record["flavour"] == "trt" and set(record["engines"]) == set(GRAPHS)
+    written = json.loads(Path(report["record"]).read_text())
+    assert written["flavour"] == "trt" and set(written["engines"]) == set(GRAPHS)
     assert made.gpu.clean  # closed again
 
 
