@@ -38,14 +38,15 @@ _TAU_ONE = 1 << 30
 
 
 @dataclass(slots=True)
-class _Graph:
-    """Nodes and constants under one prefix; the methods name what they add."""
+class GraphBuilder:
+    """Nodes and constants under one prefix; the methods return the names of the values that they add."""
 
     prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = field(default_factory=dict)
 
     def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """A node with one output."""
         name = name or f"{self.prefix}{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=self._node_name(), **attributes))
         return name
@@ -54,6 +55,7 @@ class _Graph:
         return f"{self.prefix}node_{len(self.nodes)}"
 
     def constant(self, value: Any, dtype: Any) -> str:
+        """A constant; equal ones are stored once."""
         array = np.asarray(value, dtype)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self.constants:
@@ -68,6 +70,7 @@ class _Graph:
         return names
 
     def cast(self, value: str, to: int) -> str:
+        """The value in another element type of ONNX."""
         return self.op("Cast", value, to=to)
 
 
@@ -101,124 +104,174 @@ def standard_nodes(
     Returns:
         Nodes in topological order, and initializers.
     """
-    g = _Graph(prefix)
-    f32, i32, i64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+    g = _FilterBuilder(prefix, limits=limits)
+    good, fixed = g.fixed_point(scores)
+    g.tabulate(fixed)
+    size, total = g.totals(g.op("Unsqueeze", g.ones, g.constant([1], np.int64)))
+    target = g.share_of(total)
+    least, most = g.count_limits(size)
+    threshold = g.find_threshold(least, most, target)
+    chosen = g.choose(threshold, least, most, target)
+    kept, number, first_bad, fine = g.refuse_bad(good, chosen)
+    g.write_outputs(kept, number, first_bad, fine, indices=indices, counts=counts)
+    return g.nodes, list(g.constants.values())
 
-    def mask(condition: str) -> str:
-        return g.cast(condition, f32)
 
-    def big(value: str) -> str:
-        return g.cast(value, i64)
+@dataclass(slots=True)
+class _FilterBuilder(GraphBuilder):
+    """The steps of :func:`standard_nodes`. ``B`` images, ``N`` tokens, ``K`` masks."""
 
-    # Fixed point: round(score * 2^16), ties to even; 2^31 stands for the saturated 2^31 - 1. Bad scores count as 0.
-    raw = g.cast(scores, f32)
-    good = g.op(
-        "And",
-        g.op("GreaterOrEqual", raw, g.constant(0, np.float32)),
-        g.op("LessOrEqual", raw, g.constant(np.finfo(np.float32).max, np.float32)),
-    )
-    valid = g.op("Where", good, raw, g.constant(0, np.float32))
-    capped = g.op("Min", valid, g.constant(65536.0, np.float32))  # before the product, which must not overflow
-    scaled = g.op("Round", g.op("Mul", capped, g.constant(65536.0, np.float32)))
-    fixed = g.op("Min", scaled, g.constant(_SATURATED, np.float32))
+    limits: DtfLimits = field(default_factory=DtfLimits.make)
+    ones: str = ""
+    """A one for each token, (B, N)."""
+    table: str = ""
+    """Of each token its four bytes, a one to count with, and whether it is saturated: (B, N, 6)."""
+    row: str = ""
+    """Fixed-point scores (B, 1, N)."""
 
-    # Per token its four bytes, a one to count with, and whether it is saturated: (B, N, 6).
-    columns, rest = [], fixed
-    for weight in reversed(_BYTES):
-        digit = g.op("Floor", g.op("Mul", rest, g.constant(1 / weight, np.float32)))
-        rest = g.op("Sub", rest, g.op("Mul", digit, g.constant(weight, np.float32)))
-        columns.append(digit)
-    columns.reverse()
-    ones = mask(g.op("GreaterOrEqual", fixed, g.constant(0, np.float32)))
-    columns += [ones, mask(g.op("GreaterOrEqual", fixed, g.constant(_SATURATED, np.float32)))]
-    last = g.constant([2], np.int64)
-    table = g.op("Concat", *[g.op("Unsqueeze", column, last) for column in columns], axis=2)
-    row = g.op("Unsqueeze", fixed, g.constant([1], np.int64))  # (B, 1, N)
+    def mask(self, condition: str) -> str:
+        """A condition as zeros and ones."""
+        return self.cast(condition, TensorProto.FLOAT)
 
-    def totals(chosen: str) -> tuple[str, str]:
+    def big(self, value: str) -> str:
+        """A value as int64."""
+        return self.cast(value, TensorProto.INT64)
+
+    def fixed_point(self, scores: str) -> tuple[str, str]:
+        """Whether scores are good, and ``round(score * 2^16)``, ties to even; bad scores count as 0.
+
+        2^31 stands for the saturated 2^31 - 1.
+        """
+        raw = self.cast(scores, TensorProto.FLOAT)
+        good = self.op(
+            "And",
+            self.op("GreaterOrEqual", raw, self.constant(0, np.float32)),
+            self.op("LessOrEqual", raw, self.constant(np.finfo(np.float32).max, np.float32)),
+        )
+        valid = self.op("Where", good, raw, self.constant(0, np.float32))
+        capped = self.op(
+            "Min", valid, self.constant(65536.0, np.float32)
+        )  # before the product, which must not overflow
+        scaled = self.op("Round", self.op("Mul", capped, self.constant(65536.0, np.float32)))
+        return good, self.op("Min", scaled, self.constant(_SATURATED, np.float32))
+
+    def tabulate(self, fixed: str) -> None:
+        """Fill :attr:`ones`, :attr:`table` and :attr:`row` from the fixed-point scores (B, N)."""
+        columns, rest = [], fixed
+        for weight in reversed(_BYTES):
+            digit = self.op("Floor", self.op("Mul", rest, self.constant(1 / weight, np.float32)))
+            rest = self.op("Sub", rest, self.op("Mul", digit, self.constant(weight, np.float32)))
+            columns.append(digit)
+        columns.reverse()
+        self.ones = self.mask(self.op("GreaterOrEqual", fixed, self.constant(0, np.float32)))
+        columns += [self.ones, self.mask(self.op("GreaterOrEqual", fixed, self.constant(_SATURATED, np.float32)))]
+        last = self.constant([2], np.int64)
+        self.table = self.op("Concat", *[self.op("Unsqueeze", column, last) for column in columns], axis=2)
+        self.row = self.op("Unsqueeze", fixed, self.constant([1], np.int64))
+
+    def totals(self, chosen: str) -> tuple[str, str]:
         """Count and exact sum, int64 (B, K, 1), of the tokens in the masks ``chosen`` (B, K, N)."""
-        sums = g.op("MatMul", chosen, table)
-        parts = g.split(big(sums), 6, axis=2)
+        sums = self.op("MatMul", chosen, self.table)
+        parts = self.split(self.big(sums), 6, axis=2)
         total = parts[0]
         for part, weight in zip(parts[1:4], _BYTES[1:], strict=True):
-            total = g.op("Add", total, g.op("Mul", part, g.constant(weight, np.int64)))
-        return parts[4], g.op("Sub", total, parts[5])
+            total = self.op("Add", total, self.op("Mul", part, self.constant(weight, np.int64)))
+        return parts[4], self.op("Sub", total, parts[5])
 
-    size, total = totals(g.op("Unsqueeze", ones, g.constant([1], np.int64)))
+    def share_of(self, total: str) -> str:
+        """``ceil(share * total / 2^30)``: the product of 77 bits in two parts, as in dtf.hpp."""
+        one = self.constant(_TAU_ONE, np.int64)
+        high = self.op("Div", total, one)
+        low = self.op("Sub", total, self.op("Mul", high, one))
+        share = self.constant(self.limits.share, np.int64)
+        rounded = self.op("Add", self.op("Mul", share, low), self.constant(_TAU_ONE - 1, np.int64))
+        return self.op("Add", self.op("Mul", share, high), self.op("Div", rounded, one))
 
-    # ceil(share * total / 2^30): the product of 77 bits in two parts, as in dtf.hpp.
-    one = g.constant(_TAU_ONE, np.int64)
-    high = g.op("Div", total, one)
-    low = g.op("Sub", total, g.op("Mul", high, one))
-    share = g.constant(limits.share, np.int64)
-    rounded = g.op("Add", g.op("Mul", share, low), g.constant(_TAU_ONE - 1, np.int64))
-    target = g.op("Add", g.op("Mul", share, high), g.op("Div", rounded, one))
+    def count_limits(self, size: str) -> tuple[str, str]:
+        """The least and the largest number of kept tokens.
 
-    # Count limits. A fixed-point score reaches the floor where it reaches the next float32 at or above the floor.
-    floor = np.float32(limits.floor_score)
-    if int(floor) < limits.floor_score:
-        floor = np.nextafter(floor, np.float32(np.inf), dtype=np.float32)
-    above_floor, _ = totals(mask(g.op("GreaterOrEqual", row, g.constant(floor, np.float32))))
-    least = g.op("Min", size, g.constant(limits.min_tokens, np.int64))
-    most = g.op("Min", g.op("Min", size, g.constant(limits.max_tokens, np.int64)), above_floor)
+        A fixed-point score reaches the floor where it reaches the next float32 at or above the floor.
+        """
+        limits = self.limits
+        floor = np.float32(limits.floor_score)
+        if int(floor) < limits.floor_score:
+            floor = np.nextafter(floor, np.float32(np.inf), dtype=np.float32)
+        above = self.op("GreaterOrEqual", self.row, self.constant(floor, np.float32))
+        above_floor, _ = self.totals(self.mask(above))
+        least = self.op("Min", size, self.constant(limits.min_tokens, np.int64))
+        upper = self.op("Min", size, self.constant(limits.max_tokens, np.int64))
+        return least, self.op("Min", upper, above_floor)
 
-    def enough(count: str, total: str) -> str:
-        reached = g.op("Or", g.op("GreaterOrEqual", count, most), g.op("GreaterOrEqual", total, target))
-        return g.op("And", g.op("GreaterOrEqual", count, least), reached)
+    def find_threshold(self, least: str, most: str, target: str) -> str:
+        """The largest threshold (B, 1, 1) at which the tokens that reach it are enough.
 
-    # The largest threshold at which the tokens that reach it are enough. Candidates that float32 rounds are harmless:
-    # where they lie closer together than float32 values do, no score lies between them.
-    threshold = g.op("Mul", g.op("ReduceMax", row, axes=[2], keepdims=1), g.constant(0, np.float32))  # (B, 1, 1)
-    for round_ in reversed(range(_ROUNDS)):
-        step = float(1 << (_DIGIT * round_))
-        steps = g.constant(np.arange(1, 1 << _DIGIT).reshape(1, -1, 1) * step, np.float32)
-        candidates = g.op("Add", threshold, steps)
-        passed = mask(enough(*totals(mask(g.op("GreaterOrEqual", row, candidates)))))
-        accepted = g.op("ReduceSum", passed, g.constant([1], np.int64), keepdims=1)
-        threshold = g.op("Add", threshold, g.op("Mul", accepted, g.constant(step, np.float32)))
+        Candidates that float32 rounds are harmless: where they lie closer together than float32 values do, no score
+        lies between them.
+        """
+        row = self.row
+        threshold = self.op("Mul", self.op("ReduceMax", row, axes=[2], keepdims=1), self.constant(0, np.float32))
+        for round_ in reversed(range(_ROUNDS)):
+            step = float(1 << (_DIGIT * round_))
+            steps = self.constant(np.arange(1, 1 << _DIGIT).reshape(1, -1, 1) * step, np.float32)
+            candidates = self.op("Add", threshold, steps)
+            count, total = self.totals(self.mask(self.op("GreaterOrEqual", row, candidates)))
+            reached = self.op("Or", self.op("GreaterOrEqual", count, most), self.op("GreaterOrEqual", total, target))
+            passed = self.mask(self.op("And", self.op("GreaterOrEqual", count, least), reached))
+            accepted = self.op("ReduceSum", passed, self.constant([1], np.int64), keepdims=1)
+            threshold = self.op("Add", threshold, self.op("Mul", accepted, self.constant(step, np.float32)))
+        return threshold
 
-    # All above the threshold, and as many of those equal to it as are needed, the first in raster order.
-    is_above = g.op("Greater", row, threshold)
-    is_equal = g.op("Equal", row, threshold)
-    count, total_above = totals(mask(is_above))
-    saturated = big(mask(g.op("GreaterOrEqual", threshold, g.constant(_SATURATED, np.float32))))
-    # Where nothing is kept the threshold is above every score, at most 2^32 - 1; it must only not be 0 as a divisor.
-    value = g.op("Max", g.op("Sub", big(threshold), saturated), g.constant(1, np.int64))
-    missing = g.op("Max", g.op("Sub", target, total_above), g.constant(0, np.int64))
-    needed = g.op("Div", g.op("Sub", g.op("Add", missing, value), g.constant(1, np.int64)), value)
-    ties = g.op("Max", needed, g.constant(1, np.int64))
-    ties = g.op("Min", ties, g.op("Sub", most, count))
-    ties = g.op("Max", ties, g.op("Sub", least, count))
-    # (B, 1, N): the place of every token among the equal ones, from 1 on.
-    place = g.op("CumSum", mask(is_equal), g.constant(2, np.int64))
-    chosen = g.op("LessOrEqual", place, g.cast(ties, f32))
-    kept = mask(g.op("Or", is_above, g.op("And", is_equal, chosen)))
+    def choose(self, threshold: str, least: str, most: str, target: str) -> str:
+        """A mask (B, 1, N): all tokens above the threshold, and the first of the equal ones, as many as are needed."""
+        is_above = self.op("Greater", self.row, threshold)
+        is_equal = self.op("Equal", self.row, threshold)
+        count, total_above = self.totals(self.mask(is_above))
+        saturated = self.big(self.mask(self.op("GreaterOrEqual", threshold, self.constant(_SATURATED, np.float32))))
+        # Where nothing is kept, the threshold is above every score, at most 2^32 - 1. As a divisor it must not be 0.
+        value = self.op("Max", self.op("Sub", self.big(threshold), saturated), self.constant(1, np.int64))
+        missing = self.op("Max", self.op("Sub", target, total_above), self.constant(0, np.int64))
+        needed = self.op("Div", self.op("Sub", self.op("Add", missing, value), self.constant(1, np.int64)), value)
+        ties = self.op("Max", needed, self.constant(1, np.int64))
+        ties = self.op("Min", ties, self.op("Sub", most, count))
+        ties = self.op("Max", ties, self.op("Sub", least, count))
+        # (B, 1, N): the place of every token among the equal ones, from 1 on.
+        place = self.op("CumSum", self.mask(is_equal), self.constant(2, np.int64))
+        chosen = self.op("LessOrEqual", place, self.cast(ties, TensorProto.FLOAT))
+        return self.mask(self.op("Or", is_above, self.op("And", is_equal, chosen)))
 
-    # Nothing is kept of an image with a bad score.
-    bad = mask(g.op("Not", g.op("Unsqueeze", good, g.constant([1], np.int64))))
-    number = g.op("CumSum", g.op("Unsqueeze", ones, g.constant([1], np.int64)), g.constant(2, np.int64))  # from 1 on
-    far = g.constant(float(1 << 20), np.float32)
-    bad_number = g.op("Add", number, g.op("Mul", g.op("Sub", g.constant(1, np.float32), bad), far))
-    first_bad = g.op("ReduceMin", bad_number, axes=[2], keepdims=1)
-    fine = g.op("GreaterOrEqual", first_bad, far)
-    kept = g.op("Mul", kept, mask(fine))
+    def refuse_bad(self, good: str, kept: str) -> tuple[str, str, str, str]:
+        """Keep nothing of an image with a bad score.
 
-    # Kept tokens to the front, the others behind them: a permutation, so no two updates meet.
-    kept_up_to = g.op("CumSum", kept, g.constant(2, np.int64))
-    kept_all = g.op("ReduceSum", kept, g.constant([2], np.int64), keepdims=1)
-    behind = g.op("Sub", g.op("Add", kept_all, number), kept_up_to)
-    is_kept = g.op("Greater", kept, g.constant(0.5, np.float32))
-    one_f = g.constant(1, np.float32)
-    slot = g.op("Sub", g.op("Where", is_kept, kept_up_to, behind), one_f)
-    update = g.op("Where", is_kept, g.op("Sub", number, one_f), g.constant(-1, np.float32))
-    flat = g.constant([1], np.int64)
-    updates = g.op("Squeeze", update, flat)
-    slots = g.cast(g.op("Squeeze", slot, flat), i32)
-    g.op("Cast", g.op("ScatterElements", updates, slots, updates, axis=1), name=indices, to=i32)
-    refused = g.op("Sub", g.constant(0, np.float32), first_bad)
-    result = g.op("Squeeze", g.op("Where", fine, kept_all, refused), g.constant([1, 2], np.int64))
-    g.op("Cast", result, name=counts, to=i32)
-    return g.nodes, list(g.constants.values())
+        Returns:
+            The mask (B, 1, N); the numbers of all tokens, from 1 on; the number of the first bad score, or a number
+            above all; and whether the image has no bad score.
+        """
+        bad = self.mask(self.op("Not", self.op("Unsqueeze", good, self.constant([1], np.int64))))
+        row = self.op("Unsqueeze", self.ones, self.constant([1], np.int64))
+        number = self.op("CumSum", row, self.constant(2, np.int64))
+        far = self.constant(float(1 << 20), np.float32)
+        distance = self.op("Mul", self.op("Sub", self.constant(1, np.float32), bad), far)
+        first_bad = self.op("ReduceMin", self.op("Add", number, distance), axes=[2], keepdims=1)
+        fine = self.op("GreaterOrEqual", first_bad, far)
+        return self.op("Mul", kept, self.mask(fine)), number, first_bad, fine
+
+    def write_outputs(self, kept: str, number: str, first_bad: str, fine: str, *, indices: str, counts: str) -> None:
+        """Kept tokens to the front, the others behind them: a permutation, so no two updates meet."""
+        kept_up_to = self.op("CumSum", kept, self.constant(2, np.int64))
+        kept_all = self.op("ReduceSum", kept, self.constant([2], np.int64), keepdims=1)
+        behind = self.op("Sub", self.op("Add", kept_all, number), kept_up_to)
+        is_kept = self.op("Greater", kept, self.constant(0.5, np.float32))
+        one = self.constant(1, np.float32)
+        slot = self.op("Sub", self.op("Where", is_kept, kept_up_to, behind), one)
+        update = self.op("Where", is_kept, self.op("Sub", number, one), self.constant(-1, np.float32))
+        flat = self.constant([1], np.int64)
+        updates = self.op("Squeeze", update, flat)
+        slots = self.cast(self.op("Squeeze", slot, flat), TensorProto.INT32)
+        scattered = self.op("ScatterElements", updates, slots, updates, axis=1)
+        self.op("Cast", scattered, name=indices, to=TensorProto.INT32)
+        refused = self.op("Sub", self.constant(0, np.float32), first_bad)
+        result = self.op("Squeeze", self.op("Where", fine, kept_all, refused), self.constant([1, 2], np.int64))
+        self.op("Cast", result, name=counts, to=TensorProto.INT32)
 
 
 def dtf_model(

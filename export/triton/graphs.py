@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tatok_edge.export.engines.dtf_onnx import OPSET, _Graph, standard_nodes
+from tatok_edge.export.engines.dtf_onnx import OPSET, GraphBuilder, standard_nodes
 from tatok_edge.geometry import CELL, PATCH
 from tatok_edge.runtime.cuda.kernels import DtfLimits
 
@@ -224,7 +224,7 @@ def _places(levels: Sequence[int]) -> Any:
     return np.cumprod([1, *levels[:-1]], dtype=np.int32)
 
 
-class _Builder(_Graph):
+class _Builder(GraphBuilder):
     """A graph under construction."""
 
     def __init__(self) -> None:

@@ -160,9 +160,27 @@ def make_creator(api: Any, kernels: Kernels | None) -> Any:
 
     Args:
         api: The module ``tensorrt`` or ``tensorrt_rtx``.
-        kernels: What it launches; None for a plugin that can be built into engines, but not run.
+        kernels: The CUDA kernels that it launches; None for a plugin that can be built into engines, but not run.
     """
+    plugin = _plugin_class(api, kernels)
 
+    class DtfCreator(api.IPluginCreatorV3One):  # type: ignore[misc]
+        def __init__(self) -> None:
+            api.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_version, self.plugin_namespace = PLUGIN_NAME, PLUGIN_VERSION, NAMESPACE
+            none = np.array([], np.int32)
+            self.field_names = api.PluginFieldCollection(
+                [api.PluginField(name, none, api.PluginFieldType.INT32) for name in FIELDS]
+            )
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            return plugin(limits_of_fields(name, {field.name: field.data for field in fields}))
+
+    return DtfCreator()
+
+
+def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
+    """The class of the plugin; it inherits from TensorRT's, so it is made when TensorRT is there."""
     alive: list[object] = []  # TensorRT 10.3 crashes where Python frees a plugin; an engine has a few small ones
     bases: Any = (api.IPluginV3, api.IPluginV3OneCore, api.IPluginV3OneBuild, api.IPluginV3OneRuntime)
 
@@ -227,19 +245,7 @@ def make_creator(api: Any, kernels: Kernels | None) -> Any:
             half = input_desc[0].type == api.DataType.HALF
             kernels.dtf(inputs[0], images, patches, self.limits, outputs[0], outputs[1], half=half, stream=stream)
 
-    class DtfCreator(api.IPluginCreatorV3One):  # type: ignore[misc]
-        def __init__(self) -> None:
-            api.IPluginCreatorV3One.__init__(self)
-            self.name, self.plugin_version, self.plugin_namespace = PLUGIN_NAME, PLUGIN_VERSION, NAMESPACE
-            none = np.array([], np.int32)
-            self.field_names = api.PluginFieldCollection(
-                [api.PluginField(name, none, api.PluginFieldType.INT32) for name in FIELDS]
-            )
-
-        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            return DtfPlugin(limits_of_fields(name, {field.name: field.data for field in fields}))
-
-    return DtfCreator()
+    return DtfPlugin
 
 
 def limits_of_fields(node: str, fields: dict[str, Any]) -> DtfLimits:
