@@ -1,4 +1,4 @@
-"""The specification of the kernels, in numpy: what every backend must compute, bit for bit.
+"""The specification of the kernels, in numpy. Every backend must compute the same, bit for bit.
 
 The functions have the signatures of :mod:`tatok_edge.runtime.cpu.kernels`, without ``out`` and without its checks of
 arguments. They are written to be read, not to be fast.
@@ -42,7 +42,7 @@ def dtf(
     if not np.all(np.isfinite(scores) & (scores >= 0)):
         raise ValueError("scores must be finite and at least 0")
     patches = scores.shape[1]
-    share = max(1, round(tau * TAU_ONE))  # however small tau is, something that has information is kept
+    share = max(1, round(tau * TAU_ONE))  # at least 1, so that the smallest tau keeps a patch with information
     floor = min(SCORE_MAX, round(floor_bits * SCORE_ONE))
     lower = min(min_tokens, patches)
     upper = patches if max_tokens is None else min(max_tokens, patches)
@@ -121,7 +121,7 @@ def scatter_columns(
     target: NDArray[np.float32],
     positions: NDArray[np.int32],
 ) -> None:
-    """Columns of source (C, M) to columns of target (C, N), in place; where a position comes twice, the later stays."""
+    """Columns of source (C, M) to columns of target (C, N), in place; the last of equal positions wins."""
     for from_, to in zip(source_positions, positions, strict=True):
         target[:, to] = source[:, from_]
 
@@ -139,7 +139,8 @@ def _patches(picture: NDArray[Any]) -> NDArray[Any]:
 def patch_change(image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8]) -> NDArray[np.int32]:
     """How the patches of the padded image differ from those of reference, an RGB picture: (2, N).
 
-    Row 0 are the sums of squared differences, row 1 those of what the 4x4 pixels of a quarter have in common.
+    Row 0 holds the sums of squared differences. Row 1 holds the sums of squared mean differences of the four quarters
+    (4x4 pixels) of a patch, times 16.
     """
     differences = _patches(_pad(image, bgr)).astype(np.int32) - _patches(reference)
     quarters = differences.reshape(-1, 2, PATCH // 2, 2, PATCH // 2, 3).sum(axis=(2, 4))

@@ -98,7 +98,7 @@ def standard_nodes(
         scores: Name of the scores (B, N), float32 or float16.
         indices: Name that the indices (B, N) get.
         counts: Name that the counts (B,) get.
-        limits: What is kept.
+        limits: Limits of the kept tokens.
         prefix: Of the names of everything between.
 
     Returns:
@@ -284,7 +284,7 @@ def dtf_model(
     """A whole model of token filtering: ``scores`` (B, N) to ``indices`` (B, N) and ``counts`` (B,).
 
     Args:
-        limits: What is kept.
+        limits: Limits of the kept tokens.
         form: The plugin node, or standard operators.
         dtype: ``numpy.float32`` or ``numpy.float16``, of the scores.
         shape: Of the scores; a string is a dynamic axis of that name.

@@ -1,11 +1,12 @@
 """Half precision: a graph in fp32 becomes one in fp16 with fp32 islands, and how far its tokens then agree.
 
-TensorRT's networks are strongly typed: what runs in which precision is written in the ONNX file. Inputs and outputs
+TensorRT's networks are strongly typed: the ONNX file sets the precision of every operator. Inputs and outputs
 stay fp32. Inside, weights and activations become fp16, except
 
-- *code heads*: what leads from the last linear layers to the rounding of codes, where a small error is another token;
+- *code heads*: the operators from the last linear layers to the rounding of codes, where a small error changes a
+  token;
 - *probability heads*: exponentials, logarithms and normalisations with the small layers around them;
-- what turns integer codes into inputs of the first layer;
+- the operators that turn integer codes into inputs of the first layer;
 - layers whose activations, on real pictures, come near the largest fp16 number.
 
 The agreement is measured with ONNX Runtime on a copy of the graph that computes in fp32 and rounds every fp16 tensor to
@@ -33,7 +34,7 @@ from tatok_edge.runtime.session import GraphName, Session, Tensors
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 ROUNDING = frozenset({"Floor", "Round", "Ceil", "ArgMax", "ArgMin"})
-"""What turns numbers into codes."""
+"""Operators that turn numbers into codes."""
 _SENSITIVE = """
 Exp Log Softmax LogSoftmax Pow Sqrt Reciprocal CumSum TopK ReduceSum ReduceMean ReduceLogSumExp ReduceLogSum
 ReduceL1 ReduceL2 ReduceProd ReduceSumSquare LayerNormalization InstanceNormalization GroupNormalization
@@ -200,7 +201,7 @@ def _islands(graph: onnx.GraphProto, types: Mapping[str, int], ranges: Mapping[s
         if node.op_type in SENSITIVE
         or any(ranges.get(name, 0.0) > LARGEST / HEADROOM for name in (*node.input, *node.output))
         or large_weights.intersection(node.input)
-        # What makes numbers of integers starts as exact as they are.
+        # A cast from integers to numbers stays exact.
         or (node.op_type == "Cast" and types.get(node.input[0]) not in (FLOAT, HALF))
     }
     # Forward from a head, through small layers too, until a large layer begins the next part of the network.
@@ -413,7 +414,7 @@ class Recorder(Session):
 def _record_inputs(
     graphs: Mapping[str, onnx.ModelProto], pictures: Sequence[NDArray[np.uint8]], levels: Sequence[int], width: int
 ) -> dict[str, list[Mapping[str, NDArray[Any]]]]:
-    """What every graph is given when pictures are encoded and decoded in fp32."""
+    """Inputs of every graph when pictures are encoded and decoded in fp32."""
     recorder = Recorder(OnnxSession({name: m.SerializeToString() for name, m in graphs.items()}, threads=1))
     networks, clock = Networks(recorder, width), Clock()
     for picture in pictures:

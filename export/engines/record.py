@@ -77,7 +77,7 @@ def write_record(
 
 
 def remove_record(engine_set: EngineSet) -> None:
-    """Removes what vouched for these engines, if anything did.
+    """Remove the record of these engines, if there is one.
 
     Raises:
         BackendError: it cannot be removed.

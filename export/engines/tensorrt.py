@@ -76,7 +76,7 @@ class ExtraGraph:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine that is there."""
+    """An engine on disk."""
 
     path: Path
     manifest: EngineManifest
@@ -108,7 +108,7 @@ def build_engines(
 
     Args:
         bundle: The model.
-        flavour: What builds, see :func:`tatok_edge.runtime.tensorrt.flavour.find_flavour`.
+        flavour: The TensorRT that builds, see :func:`tatok_edge.runtime.tensorrt.flavour.find_flavour`.
         profiles: Frame sizes and token counts to build for.
         precision: ``"fp32"`` or ``"fp16"``.
         sms: GPU architectures; by default this machine's, see :func:`tensorrt_flavour.target_sms`.
@@ -116,7 +116,7 @@ def build_engines(
         pictures: RGB, uint8 (H, W, 3), on which fp16 must agree with fp32; by default rendered ones.
         extra: More graphs, by name.
         check_memory: Refuse to start with too little free memory.
-        say: Takes one line about what happens next.
+        say: Takes one line about the next step.
         advance: Is told how far a build is.
         verbose: Print all that TensorRT says.
 
@@ -184,7 +184,7 @@ def dtf_graph(flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, pro
     """Dynamic Token Filtering as a graph of its own: ``scores`` (B, N) to ``indices`` (B, N) and ``counts`` (B,).
 
     Args:
-        flavour: What builds; for the plugin it is registered with it.
+        flavour: The TensorRT that builds; the plugin is registered with it.
         form: One plugin node, or standard operators.
         tau: Share of the information to keep.
         profiles: Frame sizes to build for.
@@ -371,7 +371,7 @@ class _TimingCache:
             config.set_timing_cache(config.create_timing_cache(self._data), ignore_mismatch=False)
 
     def take(self, config: Any) -> None:
-        """Takes what the build added."""
+        """Take the cache back, with the additions of the build."""
         if self._path is not None:
             self._data = bytes(config.get_timing_cache().serialize())
 
@@ -398,7 +398,7 @@ def build_plan(
     The build runs in a thread of its own, so that Ctrl-C is heard: it ends the build at its next step.
 
     Args:
-        flavour: What builds.
+        flavour: The TensorRT that builds.
         data: Serialised ONNX.
         name: Of the graph, for messages.
         profiles: Shapes to build for.
@@ -508,7 +508,7 @@ def check_free_memory(flavour: Flavour, graph_bytes: int) -> None:
     """Refuses a build that would run the machine out of memory.
 
     Args:
-        flavour: What builds.
+        flavour: The TensorRT that builds.
         graph_bytes: Size of all graphs.
 
     Raises:

@@ -21,7 +21,7 @@ may be added up by another tile of the same kernel, at the border of the batch f
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a candidate must keep."""
+    """Limits of the deviations of a candidate."""
 
     tokens: float
     """Least share of equal tokens, global and patch. Codes are rounded, and where the reference is within the
@@ -36,8 +36,8 @@ class Bounds:
     psnr_db: float
     """Least PSNR between the reconstructions of the same tokens; 48 dB is one grey level."""
     loss_db: float
-    """How much worse than the reference the candidate may encode and decode the frames, in dB of PSNR: what users see
-    when every deviation adds up."""
+    """How much worse than the reference the candidate may encode and decode the frames, in dB of PSNR: the sum of all
+    deviations, as users see it."""
 
 
 BOUNDS = {
@@ -73,7 +73,7 @@ class GraphFigures:
     squared: float = 0.0
     pixels: int = 0
     errors: list[str] = field(default_factory=list)
-    """What the candidate raised."""
+    """Errors that the candidate raised."""
     first: dict[str, str] = field(default_factory=dict)
     """Where each kind of fault was first seen."""
 
@@ -115,7 +115,7 @@ class Verification:
     frames_sha256: str
     """Hash of the frames."""
     failures: tuple[str, ...]
-    """Each names the graph, what was measured and the bound."""
+    """Each names the graph, the figure and the bound."""
 
     @property
     def ok(self) -> bool:

@@ -77,12 +77,12 @@ def verify(
         candidate: The session whose results are checked.
         frames: RGB, uint8 (H, W, 3), at least one, of at least 32x32 pixels.
         profiles: Shapes that the candidate takes, by graph.
-        bounds: What it must keep.
-        say: Takes one line about what happens next.
+        bounds: Limits of its deviations.
+        say: Takes one line about the next step.
 
     Raises:
         InputError: no frame.
-        BackendError: the reference fails. What the candidate raises is a failure in the result.
+        BackendError: the reference fails. An error of the candidate is a failure in the result.
     """
     if not frames:
         raise InputError("frames must hold at least one picture to compare the backends on")
@@ -111,7 +111,7 @@ def verify(
 
 
 class _Run:
-    """Both sessions, and what was measured so far."""
+    """Both sessions, and the figures so far."""
 
     def __init__(
         self, bundle: Bundle, reference: Session, candidate: Session, profiles: Mapping[str, Sequence[Profile]]
@@ -127,7 +127,7 @@ class _Run:
             "decoder": GraphFigures(),
         }
 
-    # What is run.
+    # Inputs and calls.
 
     def sizes(self, frames: Sequence[Image]) -> list[tuple[int, int, int]]:
         """Batches of padded frames ``(B, H, W)``: those of the frames, and the corners of every profile."""
@@ -291,7 +291,7 @@ class _Run:
             }
         return result
 
-    # How it is compared.
+    # Comparison.
 
     def _run(
         self, graph: GraphName, inputs: Arrays, pairs: Sequence[tuple[int, int]], size: tuple[int, int, int]
@@ -340,7 +340,7 @@ class _Run:
                 record.first["code_step"] = where
         for name in ("pixels", "mean"):
             if name in got:
-                # Full scale is from -1 to 1, and what is beyond it is not seen.
+                # Full scale is from -1 to 1; values beyond it are clipped in pictures.
                 pixels = (np.clip(np.nan_to_num(outputs[name]), -1, 1) for outputs in (got, expected))
                 difference = np.abs(next(pixels).astype(np.float64) - next(pixels)) / 2
                 record.difference = max(record.difference, float(difference.max(initial=0.0)))
@@ -403,7 +403,7 @@ def _kept(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _differing(a: NDArray[Any], b: NDArray[Any], tolerance: float = 0.0) -> int:
-    """How many values differ by more than ``tolerance``; what is not finite is equal to the same only."""
+    """How many values differ by more than ``tolerance``. Values that are not finite equal only themselves."""
     if a.shape != b.shape:
         return max(a.size, b.size)
     different = a != b

@@ -19,7 +19,7 @@ from tatok_edge.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """An array in device memory that belongs to someone else."""
+    """An array in device memory that belongs to another package."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -27,8 +27,7 @@ class DeviceArray:
     strides: tuple[int, ...]
     """In bytes."""
     producer: int | None
-    """Stream on which its values appear: wait for it (:meth:`Device.wait`). None: they are there, or the producer has
-    seen to it."""
+    """Stream that writes its values: wait for it with ``Device.wait``. None where no wait is needed."""
     owner: object = field(repr=False, compare=False)
     """Keeps the memory alive."""
 
@@ -81,11 +80,11 @@ class DlpackArray(Protocol):
 
 
 OnDevice = CudaArray | DlpackArray
-"""What :func:`device_array` takes."""
+"""An array that :func:`device_array` accepts."""
 
 
 def is_on_device(value: object) -> bool:
-    """Whether this is an array, and not one of numpy, that :func:`device_array` may take."""
+    """Whether this is an array of another package than numpy that :func:`device_array` may accept."""
     if isinstance(value, np.ndarray):
         return False
     return any(hasattr(type(value), name) for name in ("__cuda_array_interface__", "__dlpack_device__"))
@@ -96,7 +95,7 @@ def device_array(value: Any, *, stream: int = 0) -> DeviceArray:
 
     Args:
         value: An array of PyTorch, CuPy, pycuda, Numba, JAX, ...
-        stream: Where it will be used; a DLPack producer makes that stream wait for the values.
+        stream: Stream that will use it; a DLPack producer makes that stream wait for the values.
 
     Raises:
         InputError: neither protocol, memory that is not on a GPU, or a dtype that numpy does not have.
@@ -162,12 +161,12 @@ class _DLTensor(ctypes.Structure):
 
 
 def from_dlpack_capsule(capsule: object) -> DeviceArray:
-    """What a DLPack capsule describes, wherever its memory is.
+    """The array that a DLPack capsule describes, on any device.
 
     The capsule is kept, not consumed: the memory lives as long as it does.
 
     Raises:
-        InputError: it is no fresh DLPack capsule, or has a dtype that numpy does not have.
+        InputError: not a DLPack capsule, a capsule that was used before, or a dtype that numpy does not have.
     """
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.argtypes, get.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p

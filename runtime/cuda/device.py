@@ -57,7 +57,7 @@ class Graph:
 
     Args:
         device: Its device.
-        driver: What launches and destroys it.
+        driver: The driver's graphs.
         held: Handles of the graphs that the device still has to destroy; this one's is added.
         handle: Handle of the driver.
     """
@@ -114,7 +114,7 @@ class Device:
         self._host: set[int] = set()
         self._streams: set[int] = set()
         self._graphs: set[int] = set()
-        self._held = (self._memory, self._host, self._streams, self._graphs)  # what is left to free
+        self._held = (self._memory, self._host, self._streams, self._graphs)  # still to be freed
         self._open = False
         if ordinal < 0:
             raise InputError(f"the number of a GPU is at least 0, got {ordinal}")
@@ -198,7 +198,7 @@ class Device:
         return HostMemory(array, pointer, seen)
 
     def free(self, memory: int | HostMemory) -> None:
-        """Free what :meth:`allocate` or :meth:`pinned` gave."""
+        """Free memory of :meth:`allocate` or :meth:`pinned`."""
         host = isinstance(memory, HostMemory)
         pointer = memory.pointer if isinstance(memory, HostMemory) else memory
         with self._lock:
@@ -235,12 +235,12 @@ class Device:
             self._driver.streams.synchronize(stream)
 
     def wait(self, stream: int, other: int) -> None:
-        """Let what comes on ``stream`` wait for what is on ``other`` so far; nothing waits on the host."""
+        """Let later work on ``stream`` wait for the work that is on ``other`` now; the host does not wait."""
         with self.current():
             self._driver.streams.wait(stream, other)
 
     def elapsed(self, stream: int, work: Callable[[], None]) -> float:
-        """Milliseconds that the GPU takes for what ``work`` puts on the stream; waits for it."""
+        """Milliseconds that the GPU takes for the work that ``work`` puts on the stream; waits for it."""
         with self.current():
             return self._driver.streams.elapsed(stream, work)
 
@@ -267,7 +267,7 @@ class Device:
             self._driver.memory.fill(target, value, nbytes, stream)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Graph:
-        """Record what ``work`` puts on ``stream``, which is not run, as a graph.
+        """Record the work that ``work`` puts on ``stream`` as a graph; it does not run.
 
         Raises:
             BackendError: this implementation has no graphs, the stream is the default stream, or some of the work
@@ -295,7 +295,7 @@ class Device:
                     try:
                         with self.current():
                             call(value)
-                    except BackendError as error:  # go on: what can be freed is freed
+                    except BackendError as error:  # go on, to free the rest
                         problems.append(error)
 
         each(streams, self._driver.streams.synchronize)

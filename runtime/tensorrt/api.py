@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeAlias
 Shape = Sequence[int]
 
 RTX_ONLY = {("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "set_compute_capability")}
-"""What TensorRT does not have."""
+"""Names that TensorRT does not have."""
 TRT_ONLY = {
     ("IBuilderConfig", "create_timing_cache"),
     ("IBuilderConfig", "set_timing_cache"),
     ("IBuilderConfig", "get_timing_cache"),
 }
-"""What TensorRT-RTX does not have, or only as calls that do nothing."""
+"""Names that TensorRT-RTX does not have, or whose calls do nothing there."""
 
 
 class IHostMemory(Protocol):

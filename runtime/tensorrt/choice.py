@@ -27,7 +27,7 @@ from tatok_edge.runtime.tensorrt.store import read_engine
 
 @dataclass(frozen=True, slots=True)
 class EngineTarget:
-    """What is there to run an engine with."""
+    """The graph, the TensorRT and the GPU that an engine must fit."""
 
     model: str
     """Name of the bundle, or its path."""
@@ -76,7 +76,7 @@ _NEARNESS: tuple[MismatchKind, ...] = (
     "profile",
     "plugin",
 )
-"""How little is left to differ when this is the first difference."""
+"""Mismatches, in rising order of how close the engine is to fitting."""
 
 
 def find_engines(folder: Path, found: Mapping[str, EngineTarget], graphs: Sequence[str]) -> EngineSet:
@@ -84,11 +84,11 @@ def find_engines(folder: Path, found: Mapping[str, EngineTarget], graphs: Sequen
 
     Args:
         folder: Where to look.
-        found: What is there, by graph.
+        found: What the engines must fit, by graph.
         graphs: The graphs that are needed.
 
     Raises:
-        EngineMismatch: there is none; says what does not fit in the set that comes closest.
+        EngineMismatch: there is none. The message names the first mismatch of the set that comes closest.
     """
     sets: dict[tuple[object, ...], dict[str, EngineManifest]] = {}
     ages: dict[tuple[object, ...], dict[str, float]] = {}
@@ -130,7 +130,7 @@ def find_engines(folder: Path, found: Mapping[str, EngineTarget], graphs: Sequen
 
 
 def check_manifest(manifest: EngineManifest, found: EngineTarget) -> None:
-    """Compares what an engine was built with to what is there.
+    """Compare the manifest of an engine with the graph, the TensorRT and the GPU here.
 
     Raises:
         EngineMismatch: with the first difference and the command that mends it.
@@ -206,7 +206,8 @@ def choose_profile(manifest: EngineManifest, shapes: Mapping[str, Sequence[int]]
     """The index of the smallest profile that takes inputs of these shapes.
 
     Raises:
-        InputError: none does, or an input is unknown or missing; names the tensor, what came and what is allowed.
+        InputError: no profile does, or an input is unknown or missing. The message names the tensor, its shape and the
+            allowed shapes.
     """
     inputs = list(manifest.profiles[0])
     if set(shapes) != set(inputs):

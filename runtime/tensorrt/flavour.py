@@ -1,4 +1,6 @@
-"""TensorRT, whichever there is: ``tensorrt`` 10.3 to 11, JetPack's own, or ``tensorrt_rtx``; what differs ends here.
+"""The flavours of TensorRT: ``tensorrt`` 10.3 to 11, JetPack's own, and ``tensorrt_rtx``.
+
+The differences between them end here: other modules read :class:`FlavourFacts`.
 
 Nothing is imported before :func:`find_flavour` is called.
 """
@@ -26,7 +28,7 @@ FlavourName = Literal["trt", "rtx"]
 
 @dataclass(frozen=True, slots=True)
 class FlavourFacts:
-    """What is known of a flavour before it is imported."""
+    """All facts about a flavour that hold for every version."""
 
     name: FlavourName
     title: str
@@ -93,7 +95,7 @@ def flavour_title(name: str) -> str:
 
 
 PORTABLE_SMS = ("8.6", "8.9", "12.0")
-"""What TensorRT-RTX builds for where there is no GPU to ask: Ampere, Ada and Blackwell desktops."""
+"""Targets of TensorRT-RTX on a machine without a GPU: Ampere, Ada and Blackwell desktops."""
 SYSTEM_FOLDERS = (
     Path(f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/dist-packages"),
     Path("/usr/lib/python3/dist-packages"),
@@ -118,7 +120,7 @@ class Flavour:
 
     @property
     def facts(self) -> FlavourFacts:
-        """What is known of the flavour, whatever its version."""
+        """Facts that hold for every version."""
         return FLAVOURS[self.name]
 
     @property
@@ -206,7 +208,7 @@ def _load_system(facts: FlavourFacts) -> Api:
 
 
 class Messages:
-    """What TensorRT said, from any thread."""
+    """Errors that TensorRT reported, from any thread."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -214,13 +216,13 @@ class Messages:
         self._lock = threading.Lock()
 
     def add(self, text: str) -> None:
-        """Keeps a line; a flood of them does not fill the memory."""
+        """Keep a line, of the first hundred."""
         with self._lock:
             if len(self.problems) < 100:
                 self.problems.append(one_line(text))
 
     def first(self, otherwise: str) -> str:
-        """The first error, which is the one that the others follow from."""
+        """The first error, which causes the others."""
         return self.problems[0] if self.problems else otherwise
 
 
@@ -300,7 +302,7 @@ def make_builder(flavour: Flavour, logger: object, messages: Messages) -> Builde
 
 
 def make_network(flavour: Flavour, builder: Builder) -> INetworkDefinition:
-    """An empty strongly typed network: precision is what the ONNX file says."""
+    """An empty strongly typed network: the ONNX file sets the precision."""
     # EXPLICIT_BATCH, the other flag of 10.x, is the only kind there is since 10.0.
     return builder.create_network(1 << int(flavour.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
@@ -347,7 +349,7 @@ def target_sms(flavour: Flavour, wanted: Sequence[str] | None, gpu: str | None) 
     """The architectures to build for, ascending.
 
     Args:
-        flavour: What builds.
+        flavour: The TensorRT that builds.
         wanted: Architectures such as ``"8.6"``; None for this machine's GPU, and without one, for TensorRT-RTX, those
             of :data:`PORTABLE_SMS`.
         gpu: Architecture of this machine's GPU, if any.
@@ -389,7 +391,7 @@ def rtx_sms(flavour: Flavour) -> tuple[str, ...]:
 
 
 def set_targets(flavour: Flavour, config: IBuilderConfig, sms: Sequence[str]) -> None:
-    """Makes the build one for all of ``sms``; TensorRT always builds for its own GPU.
+    """Build for all of ``sms``; TensorRT always builds for its own GPU.
 
     Raises:
         BackendError: TensorRT-RTX refuses.

@@ -25,7 +25,7 @@ from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.programs import PADDED, Programs, Shape
 
 SCORES = ("residual", "entropy", "information")
-"""What patches can be ranked by here."""
+"""Scores that this session can compute."""
 _CELL_PATCHES = CELL_SIDE * CELL_SIDE
 
 
@@ -56,14 +56,14 @@ class Exchange:
         return self._host.array[: math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
 
     def upload(self, array: NDArray[Any], stream: int) -> None:
-        """Give an array, of any strides, to what comes next on the stream."""
+        """Copy an array, of any strides, before later work on the stream."""
         view = self._view(array.shape, array.dtype)
         np.copyto(view, array)
         if not self.mapped and view.size:
             self._device.copy_to_device(self.pointer, view, stream)
 
     def download(self, shape: Shape, dtype: DTypeLike, stream: int) -> NDArray[Any]:
-        """A view that has the values once the stream got here, until the next upload or download."""
+        """A view of the values: valid from when the stream got here until the next upload or download."""
         view = self._view(shape, dtype)
         if not self.mapped and view.size:
             self._device.copy_to_host(view, self.pointer, stream)
@@ -189,7 +189,7 @@ class DeviceFrames:
             self._kernels.information(pointers["log2_probs"], *codes, 1, patches, levels, target, stream=stream)
 
     def _filter(self, patches: int, limits: TokenFilter) -> NDArray[np.int32]:
-        """Kept positions, on the host and in the buffer of positions; what was downloaded before is there after it."""
+        """Kept positions, on the host and in the buffer of positions. Earlier downloads are complete after it."""
         values = {name: getattr(limits, name) for name in ("tau", "min_tokens", "max_tokens", "floor_bits")}
         if patches > MAX_PATCHES:  # more than the kernel sorts
             scores = self._scores.download((patches,), np.float32, self._stream)
@@ -258,7 +258,7 @@ class DeviceFrames:
                 self._finish(levels)
 
     def _finish(self, levels: Sequence[int]) -> None:
-        """Run the patch encoder on the rows that wait."""
+        """Run the patch encoder on the waiting rows."""
         if not self._filled:
             return
         self._run_rows(self._filled)

@@ -1,4 +1,4 @@
-"""The manifest of an engine: what it was built from and for, as JSON beside the engine's file.
+"""The manifest of an engine: its sources and its target, as JSON beside the engine's file.
 
 The name of the file carries the hash of the ONNX with its weights, the profile set, the precision, flavour and version
 of TensorRT, and the GPU architectures, so engines of different models, versions and machines live in one folder.
@@ -21,19 +21,19 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_ENGINE_BYTES = 4 << 30
 EnginePrecision = Literal["fp32", "fp16"]
 ENGINE_PRECISIONS: tuple[EnginePrecision, ...] = ("fp32", "fp16")
-"""What engines are built in."""
+"""Precisions of engines."""
 MismatchKind = Literal[
     "weights", "profile", "precision", "version", "architecture", "plugin", "truncated", "damaged", "missing"
 ]
 
 
 class EngineMismatch(BackendError):
-    """An engine that does not fit what is there."""
+    """An engine that does not fit the model, the TensorRT or the GPU here, or a damaged one."""
 
     def __init__(self, kind: MismatchKind, message: str) -> None:
         super().__init__(message)
         self.kind: MismatchKind = kind
-        """What does not fit."""
+        """The part that does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ShapeRange:
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
-    """The one to be fast for."""
+    """The shape to be fast for."""
     max: tuple[int, ...]
 
     def holds(self, shape: Sequence[int]) -> bool:
@@ -53,7 +53,7 @@ class ShapeRange:
 
 
 Profile = Mapping[str, ShapeRange]
-"""Ranges by input."""
+"""Shapes by input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PluginRecord:
 
 @dataclass(frozen=True, slots=True)
 class EngineManifest:
-    """What an engine was built from and for."""
+    """Sources and target of an engine."""
 
     model: str
     """Name of the model."""

@@ -80,7 +80,7 @@ def sha256_of(path: Path) -> str:
 
 
 def find_library() -> Path | None:
-    """The C++ plugin: what :data:`LIBRARY_VARIABLE` names, one inside the package, or the newest one built here.
+    """The C++ plugin: the file that :data:`LIBRARY_VARIABLE` names, one in the package, or the newest one built here.
 
     Raises:
         BackendError: the variable names no file.
@@ -102,7 +102,7 @@ _registered: dict[str, tuple[RegisteredPlugin, object]] = {}  # by module; the r
 
 
 def register(flavour: Flavour, *, kind: PluginForm | None = None, library: Path | None = None) -> RegisteredPlugin:
-    """Make the plugin known to TensorRT, once per process; later calls return what was registered.
+    """Make the plugin known to TensorRT, once per process; later calls return the registered plugin.
 
     Args:
         flavour: The TensorRT that is used.
@@ -110,7 +110,7 @@ def register(flavour: Flavour, *, kind: PluginForm | None = None, library: Path 
         library: The C++ plugin to load instead of the one that :func:`find_library` finds.
 
     Raises:
-        BackendError: the library is missing or refused, or the other kind was registered before.
+        BackendError: the library is missing or refused, or the other form was registered before.
     """
     with _lock:
         key = flavour.api.__name__ if hasattr(flavour.api, "__name__") else flavour.name

@@ -93,7 +93,8 @@ class Program:
         """The smallest profile that takes these shapes.
 
         Raises:
-            InputError: none does; names the tensor, what came, what is allowed, and the command that widens it.
+            InputError: none does. The message names the tensor, its shape, the allowed shapes and the command that
+                widens them.
         """
         index = self.profiles.get(key)
         if index is None:
@@ -105,10 +106,10 @@ class Program:
 
 
 class Programs:
-    """All engines of a model; :meth:`load` opens them, :meth:`drop` frees what TensorRT holds.
+    """All engines of a model; :meth:`load` opens them, :meth:`drop` frees the objects of TensorRT.
 
     Args:
-        flavour: What runs them.
+        flavour: The TensorRT that runs them.
         device: Where; the memory that is allocated on it is freed with it.
         stream: On which everything runs.
     """
@@ -189,7 +190,7 @@ class Programs:
         )
 
     def _dtype(self, kind: object) -> np.dtype[Any] | None:
-        """What numpy calls a type, if it is one that the graphs have."""
+        """The dtype of numpy for a type of the graphs; None for any other type."""
         types = self._flavour.api.DataType
         return np.dtype(np.float32) if kind == types.FLOAT else np.dtype(np.int32) if kind == types.INT32 else None
 
@@ -236,7 +237,7 @@ class Programs:
                 raise self._failed(f"refuses the memory of {name} of {program.name}", program.manifest)
 
     def _warm(self, program: Program) -> None:
-        """The first run of a context is slow, and so none of the caller's is the first."""
+        """Run every context once: its first run is slow."""
         for bound, ranges in zip(program.bound, program.manifest.profiles, strict=True):
             padded = program.name == PADDED
             key = tuple(ranges[name].max if padded else ranges[name].opt for name in program.inputs)
@@ -308,7 +309,7 @@ class Programs:
             bound = self._context(program, profile)
             self._place(program, bound.context)
             self._set_shapes(program, bound, key)
-            self._enqueue(program, bound)  # once, so that what a change of shapes leaves to do is not recorded
+            self._enqueue(program, bound)  # once, so that the work after a change of shapes is not recorded
         except BackendError as error:
             self.graphs_off = f"no further context: {error}"
             return

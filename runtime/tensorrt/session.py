@@ -1,4 +1,4 @@
-"""The session that runs TensorRT and TensorRT-RTX engines, and what opening it takes.
+"""The session that runs TensorRT and TensorRT-RTX engines, and how it is opened.
 
 It never builds anything: engines come from ``tatok build``, and a shape that they do not take is an error with the
 command that widens them. Only the rows of the patch encoder, which do not depend on one another, are split over
@@ -48,7 +48,7 @@ from tatok_edge.runtime.tensorrt.programs import PADDED, Program, Programs
 from tatok_edge.runtime.tensorrt.store import cache_folder
 
 DEVICE_VARIABLE = "TATOK_DEVICE"
-"""Environment variable that names what memory and streams go through: ``cuda-python`` or ``pycuda``."""
+"""Environment variable that names the package for memory and streams: ``cuda-python`` or ``pycuda``."""
 _STAGED_ROW_BYTES = 32 << 20  # of feature rows that are uploaded at once
 _ALIGNMENT = 256
 _PROBE_BYTES = 32 * 32 * 3
@@ -56,7 +56,7 @@ _NO_DRIVER = "there is no usable NVIDIA driver or GPU on this machine (see nvidi
 
 
 class TensorRTSession(Session):
-    """Runs a model's engines on one GPU; :class:`tatok_edge.runtime.session.FrameSession` says what it takes.
+    """Runs a model's engines on one GPU, and with CUDA kernels whole frames: see :attr:`frames`.
 
     All memory is allocated here, and every profile runs once. Calls from several threads wait for one another: there is
     one stream. It is a context manager; without :meth:`close` everything is freed with the object, or at exit.
@@ -104,7 +104,7 @@ class TensorRTSession(Session):
             raise
         self._finalizer = weakref.finalize(self, _release, gpu, programs, self._stream)
 
-    # --- what it is -------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     @property
     def frames(self) -> FrameSession | None:
@@ -304,7 +304,8 @@ def open_tensorrt(
 
     Raises:
         InputError: a stream that is none.
-        BackendError: no driver, TensorRT or engine, one that does not fit, or too little memory: what to do is said.
+        BackendError: no driver, TensorRT or engine, one that does not fit, or too little memory. The message says what
+            to do.
     """
     handle = None if stream is None else stream_handle(stream)
     folder = cache_folder() if folder is None else folder
@@ -356,7 +357,7 @@ def _open(
 
 
 def _find(flavour: Flavour, hashes: Mapping[str, str], folder: Path, model: str, sm: str) -> EngineSet:
-    """The engines that fit what is there."""
+    """The engines that fit the graphs, the TensorRT and the GPU."""
 
     def found(version: str | None, sha256: str | None) -> dict[str, EngineTarget]:
         return {

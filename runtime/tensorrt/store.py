@@ -70,7 +70,7 @@ def cache_folder() -> Path:
 
 
 def prepare_folder(folder: Path, needed: int) -> None:
-    """Makes the folder, removes what killed builds left, and checks that ``needed`` bytes can be written to it.
+    """Make the folder, remove leftovers of killed builds, and check that ``needed`` bytes can be written to it.
 
     Raises:
         BackendError: it cannot be made or written to, or the disk is full.
@@ -101,7 +101,7 @@ def _not_writable(path: Path, error: OSError) -> BackendError:
 def build_lock(engine: Path) -> Iterator[bool]:
     """Held while an engine is built, so that a second process waits and takes the result.
 
-    The operating system frees it when the process ends, however that happens, so a build_lock never outlives its owner.
+    The operating system frees it when the process ends, however that happens, so a lock never outlives its owner.
 
     Yields:
         Whether it had to wait for another process.

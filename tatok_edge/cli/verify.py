@@ -36,7 +36,7 @@ SPREAD = 5
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is to be verified."""
+    """The session to be verified."""
 
     session: Session
     backend: Backend
@@ -44,7 +44,7 @@ class Candidate:
     profiles: Mapping[str, Sequence[Profile]]
     """Shapes that it takes, by graph."""
     engines: EngineSet | None
-    """What it runs; None for ONNX graphs, of which there is no record to keep."""
+    """Its engines; None for ONNX graphs, which get no record."""
 
 
 def verify(
@@ -62,7 +62,7 @@ def verify(
     Args:
         model: A shipped model's name, or the path of a bundle.
         folder: Where the engines are; None for the user's cache.
-        backend: What runs the candidate, see :func:`tatok_edge.runtime.open.open_session`.
+        backend: The candidate's backend, see :func:`tatok_edge.runtime.open.open_session`.
         precision: Of the engines to take, or of the graphs that ONNX Runtime is to run; None for what there is.
         source: Where the frames come from.
         count: How many of them.
@@ -150,7 +150,7 @@ def open_candidate(
     backend: str,
     precision: EnginePrecision | None,
 ) -> Candidate:
-    """Opens what is to be verified.
+    """Open the session to be verified.
 
     Raises:
         InputError: a folder of engines for a backend that runs none.
@@ -221,7 +221,7 @@ def _engine_candidate(
 
 
 def _named(bundle: Bundle) -> str:
-    """What a command takes for the bundle."""
+    """The name or path of the bundle, as commands take it."""
     return bundle.name if bundle.name in list_models() else str(bundle.path)
 
 

@@ -84,10 +84,15 @@ def half(bundle: Bundle, models: dict[str, Any], frames: list[Any]) -> dict[str,
 class Changed(Session):
     """A candidate that computes as the reference does, and then something else."""
 
-    def __init__(self, session: OnnxSession, change: Change) -> None:
+    def __init__(self, session: OnnxSession, change: Change, runs: EngineSet | None = None) -> None:
         self.session = session
         self.change = change
+        self.runs = runs
         self.calls = 0
+
+    @property
+    def engines(self) -> EngineSet | None:
+        return self.runs
 
     def run(self, graph: Any, inputs: Mapping[str, Any]) -> Any:
         self.calls += 1
@@ -438,7 +443,8 @@ def built(
     def make(change: Change | None) -> EngineSet:
         there = engine_set(tmp_path, bundle)
         graphs = {name: precision.emulate(graph).SerializeToString() for name, graph in half.items()}
-        session: Any = Changed(OnnxSession(graphs, threads=1), change or (lambda graph, outputs, call: outputs))
+        changed = change or (lambda graph, outputs, call: outputs)
+        session = Changed(OnnxSession(graphs, threads=1), changed, there)
         monkeypatch.setattr(tensorrt_flavour, "gpu_architecture", lambda device=0: "8.9")
         real = verify_command.open_session
 
