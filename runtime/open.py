@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +9,7 @@ from typing import Any, Literal
 import onnxruntime as ort
 
 from tatok_edge.errors import BackendError
+from tatok_edge.runtime.nvidia import driver_library
 from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
 from tatok_edge.runtime.session import Backend, Session
 
@@ -82,7 +81,7 @@ def open_session(
 def _has_driver() -> bool:
     """Whether there is an NVIDIA driver. Cheap, because every load on a machine without one asks."""
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver_library()
     except OSError:
         return False
     return True

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import importlib
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from tatok_edge.runtime.cuda.driver import (
     Implementation,
 )
 from tatok_edge.runtime.cuda.pycuda import PyCuda
+from tatok_edge.runtime.nvidia import driver_library
 
 _INSTALL = {
     "cuda-python": "pip install cuda-bindings (of the major version of your driver: 12 for JetPack 6)",
@@ -366,7 +366,7 @@ def _driver(name: Implementation) -> Driver:
     if name == "cuda-python":
         return CudaPython(driver)
     try:
-        return PyCuda(driver, ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
+        return PyCuda(driver, driver_library())
     except OSError as error:
         raise BackendError(f"{name} finds no driver library ({one_line(error)}): {_NO_DRIVER}") from error
 

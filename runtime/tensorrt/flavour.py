@@ -18,9 +18,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from tatok_edge.errors import BackendError, InputError, one_line
+from tatok_edge.runtime.nvidia import driver_library
 from tatok_edge.runtime.tensorrt.api import Api, Builder, IBuilderConfig, INetworkDefinition, OnnxParser, Runtime
 
 FlavourName = Literal["trt", "rtx"]
@@ -289,16 +290,24 @@ def make_monitor(flavour: Flavour, advance: Callable[[float], bool]) -> object:
     return Monitor()
 
 
-def make_builder(flavour: Flavour, logger: object, messages: Messages) -> Builder:
-    """A builder.
+_Made = TypeVar("_Made")
+
+
+def _make(flavour: Flavour, what: str, make: Callable[[object], _Made], logger: object, messages: Messages) -> _Made:
+    """An object of TensorRT.
 
     Raises:
         BackendError: TensorRT gives none, as without a driver.
     """
     try:
-        return flavour.api.Builder(logger)
+        return make(logger)
     except (TypeError, RuntimeError) as error:
-        raise BackendError(f"{flavour.title} gives no builder ({messages.first(_DRIVER)})") from error
+        raise BackendError(f"{flavour.title} gives no {what} ({messages.first(_DRIVER)})") from error
+
+
+def make_builder(flavour: Flavour, logger: object, messages: Messages) -> Builder:
+    """A builder; raises as :func:`make_runtime` does."""
+    return _make(flavour, "builder", flavour.api.Builder, logger, messages)
 
 
 def make_network(flavour: Flavour, builder: Builder) -> INetworkDefinition:
@@ -321,10 +330,7 @@ def make_runtime(flavour: Flavour, logger: object, messages: Messages) -> Runtim
     Raises:
         BackendError: TensorRT gives none, as without a driver.
     """
-    try:
-        return flavour.api.Runtime(logger)
-    except (TypeError, RuntimeError) as error:
-        raise BackendError(f"{flavour.title} gives no runtime ({messages.first(_DRIVER)})") from error
+    return _make(flavour, "runtime", flavour.api.Runtime, logger, messages)
 
 
 # --- architectures --------------------------------------------------------------------------------
@@ -333,7 +339,7 @@ def make_runtime(flavour: Flavour, logger: object, messages: Messages) -> Runtim
 def gpu_architecture(device: int = 0) -> str | None:
     """The SM version of a GPU of this machine such as ``"8.7"``, or None where there is no driver or no such GPU."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = driver_library()
     except OSError:
         return None
     handle, values = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]

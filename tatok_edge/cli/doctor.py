@@ -12,11 +12,11 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tatok_edge.runtime.nvidia import driver_library
 from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, FlavourFacts, flavour_title
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _backend(name: str, usable: bool, reason: str) -> Report:
 def _driver() -> Any:
     """The driver's library; None without one."""
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return driver_library()
     except OSError:
         return None
 
