@@ -1,6 +1,6 @@
-"""A GPU with 1 MiB, and stand-ins for both packages that open it: ``cuda.bindings.driver`` and ``pycuda.driver``.
+"""Stand-ins for the CUDA driver: ``cuda.bindings.driver``, and ``pycuda.driver`` with the driver library.
 
-"Device" memory lies on the host. The stand-ins refuse what CUDA would refuse.
+They keep "device" memory on the host and refuse the calls that CUDA would refuse.
 """
 
 from __future__ import annotations
@@ -81,11 +81,25 @@ OK, NO_MEMORY, INVALID = Status("CUDA_SUCCESS"), Status("CUDA_ERROR_OUT_OF_MEMOR
 def bindings(world: World) -> Any:
     """A stand-in for ``cuda.bindings.driver``."""
     return SimpleNamespace(
-        **_device_calls(world), **_memory_calls(world), **_stream_calls(world), **_graph_calls(world)
+        CUresult=SimpleNamespace(CUDA_SUCCESS=OK),
+        CUdevice_attribute=SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="MAJOR",
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="MINOR",
+            CU_DEVICE_ATTRIBUTE_INTEGRATED="INTEGRATED",
+        ),
+        CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING=1),
+        CUevent_flags=SimpleNamespace(CU_EVENT_DISABLE_TIMING=2),
+        CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread"),
+        **_contexts(world),
+        **_memory(world),
+        **_streams(world),
+        **_graphs(world),
     )
 
 
-def _device_calls(world: World) -> dict[str, Any]:
+def _contexts(world: World) -> dict[str, Any]:
+    """Calls for the device and its primary context."""
+
     def retain(device: int) -> tuple[Any, str]:
         world.contexts += 1
         return OK, "context"
@@ -104,12 +118,6 @@ def _device_calls(world: World) -> dict[str, Any]:
 
     attributes = {"MAJOR": 8, "MINOR": 7, "INTEGRATED": 1}
     return {
-        "CUresult": SimpleNamespace(CUDA_SUCCESS=OK),
-        "CUdevice_attribute": SimpleNamespace(
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="MAJOR",
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="MINOR",
-            CU_DEVICE_ATTRIBUTE_INTEGRATED="INTEGRATED",
-        ),
         "cuInit": lambda flags: (OK,),
         "cuDeviceGet": lambda ordinal: (OK, ordinal) if ordinal == 0 else (Status("CUDA_ERROR_INVALID_DEVICE"), 0),
         "cuDevicePrimaryCtxRetain": retain,
@@ -121,15 +129,8 @@ def _device_calls(world: World) -> dict[str, Any]:
     }
 
 
-def _memory_calls(world: World) -> dict[str, Any]:
-    def allocate(kept: dict[int, Any], nbytes: int) -> tuple[Any, int]:
-        world.needs_context("allocate")
-        pointer = world.allocate(kept, nbytes)
-        return (OK, pointer) if pointer else (NO_MEMORY, 0)
-
-    def free(kept: dict[int, Any], pointer: int) -> tuple[Any]:
-        world.needs_context("free")
-        return (OK,) if kept.pop(pointer, None) is not None else (INVALID,)
+def _memory(world: World) -> dict[str, Any]:
+    """Allocations, copies and fills."""
 
     def move(target: int, source: int, nbytes: int, stream: int) -> tuple[Any]:
         world.needs_context("copy")
@@ -140,6 +141,15 @@ def _memory_calls(world: World) -> dict[str, Any]:
         world.needs_context("fill")
         world.enqueue(stream, lambda: ctypes.memset(target, value, nbytes))
         return (OK,)
+
+    def allocate(kept: dict[int, Any], nbytes: int) -> tuple[Any, int]:
+        world.needs_context("allocate")
+        pointer = world.allocate(kept, nbytes)
+        return (OK, pointer) if pointer else (NO_MEMORY, 0)
+
+    def free(kept: dict[int, Any], pointer: int) -> tuple[Any]:
+        world.needs_context("free")
+        return (OK,) if kept.pop(pointer, None) is not None else (INVALID,)
 
     return {
         "cuMemGetInfo": lambda: (OK, TOTAL // 2, TOTAL),
@@ -155,7 +165,9 @@ def _memory_calls(world: World) -> dict[str, Any]:
     }
 
 
-def _stream_calls(world: World) -> dict[str, Any]:
+def _streams(world: World) -> dict[str, Any]:
+    """Streams and events."""
+
     def create(kept: set[int], flags: int) -> tuple[Any, int]:
         world.needs_context("create")
         handle = world.handle()
@@ -173,8 +185,6 @@ def _stream_calls(world: World) -> dict[str, Any]:
         return (OK,)
 
     return {
-        "CUstream_flags": SimpleNamespace(CU_STREAM_NON_BLOCKING=1),
-        "CUevent_flags": SimpleNamespace(CU_EVENT_DISABLE_TIMING=2),
         "cuStreamCreate": lambda flags: create(world.streams, flags),
         "cuStreamDestroy": lambda stream: destroy(world.streams, stream),
         "cuStreamSynchronize": known,
@@ -187,7 +197,9 @@ def _stream_calls(world: World) -> dict[str, Any]:
     }
 
 
-def _graph_calls(world: World) -> dict[str, Any]:
+def _graphs(world: World) -> dict[str, Any]:
+    """Recorded work."""
+
     def begin(stream: int, mode: str) -> tuple[Any]:
         world.needs_context("begin")
         if stream == 0:
@@ -213,49 +225,19 @@ def _graph_calls(world: World) -> dict[str, Any]:
             work()
         return (OK,)
 
-    def destroy(graph: int) -> tuple[Any]:
+    def destroy_graph(graph: int) -> tuple[Any]:
         world.needs_context("destroy")
         del world.graphs[graph]
         return (OK,)
 
     return {
-        "CUstreamCaptureMode": SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread"),
         "cuStreamBeginCapture": begin,
         "cuStreamEndCapture": end,
         "cuGraphInstantiate": instantiate,
         "cuGraphLaunch": launch,
-        "cuGraphDestroy": destroy,
-        "cuGraphExecDestroy": destroy,
+        "cuGraphDestroy": destroy_graph,
+        "cuGraphExecDestroy": destroy_graph,
     }
-
-
-class PycudaError(Exception):
-    """``pycuda.driver.Error``."""
-
-
-class PycudaMemoryError(PycudaError):
-    """``pycuda.driver.MemoryError``."""
-
-
-class Allocation:
-    """``pycuda.driver.DeviceAllocation``, or the base of a page-locked array."""
-
-    def __init__(self, world: World, kept: dict[int, Any], nbytes: int) -> None:
-        world.needs_context("allocate")
-        pointer = world.allocate(kept, nbytes)
-        if pointer is None:
-            raise PycudaMemoryError("cuMemAlloc failed: out of memory")
-        self.world, self.kept, self.pointer = world, kept, pointer
-
-    def __int__(self) -> int:
-        return self.pointer
-
-    def get_device_pointer(self) -> int:
-        return self.pointer
-
-    def free(self) -> None:
-        self.world.needs_context("free")
-        del self.kept[self.pointer]
 
 
 def pycuda_modules(world: World, driver: Any = None) -> tuple[Any, Any]:
@@ -265,8 +247,34 @@ def pycuda_modules(world: World, driver: Any = None) -> tuple[Any, Any]:
 
 
 def _pycuda_driver(world: World, driver: Any) -> Any:
+    """A stand-in for ``pycuda.driver``."""
+
+    class Error(Exception):
+        pass
+
+    class OutOfMemory(Error):
+        pass
+
+    class Allocation:
+        def __init__(self, kept: dict[int, Any], nbytes: int) -> None:
+            world.needs_context("allocate")
+            pointer = world.allocate(kept, nbytes)
+            if pointer is None:
+                raise OutOfMemory("cuMemAlloc failed: out of memory")
+            self.kept, self.pointer = kept, pointer
+
+        def __int__(self) -> int:
+            return self.pointer
+
+        def get_device_pointer(self) -> int:
+            return self.pointer
+
+        def free(self) -> None:
+            world.needs_context("free")
+            del self.kept[self.pointer]
+
     def pagelocked(shape: int, dtype: Any, mem_flags: int) -> Any:
-        allocation = Allocation(world, world.host, shape)
+        allocation = Allocation(world.host, shape)
         array = np.frombuffer(world.host[allocation.pointer], dtype)
         return SimpleNamespace(ctypes=array.ctypes, base=allocation)
 
@@ -291,7 +299,7 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
     class Gpu:
         def __init__(self, ordinal: int) -> None:
             if ordinal:
-                raise PycudaError("cuDeviceGet failed: invalid device ordinal")
+                raise Error("cuDeviceGet failed: invalid device ordinal")
 
         def retain_primary_context(self) -> Context:
             world.contexts += 1
@@ -307,8 +315,8 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
             return 1
 
     return SimpleNamespace(
-        Error=PycudaError,
-        MemoryError=PycudaMemoryError,
+        Error=Error,
+        MemoryError=OutOfMemory,
         init=lambda: None,
         Device=Gpu,
         Context=Context,
@@ -316,13 +324,13 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
         device_attribute=SimpleNamespace(INTEGRATED="INTEGRATED"),
         host_alloc_flags=SimpleNamespace(PORTABLE=1, DEVICEMAP=2),
         mem_get_info=lambda: (TOTAL // 2, TOTAL),
-        mem_alloc=lambda nbytes: Allocation(world, world.memory, nbytes),
+        mem_alloc=lambda nbytes: Allocation(world.memory, nbytes),
         pagelocked_empty=pagelocked,
     )
 
 
 def _driver_library(driver: Any) -> Any:
-    """A stand-in for ``libcuda.so.1``."""
+    """A stand-in for the driver library, as ctypes sees it."""
 
     def plain(name: str) -> Any:
         def call(*arguments: Any) -> int:
