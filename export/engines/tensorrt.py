@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import os
 import platform
+import runpy
 import sys
 import threading
 import time
@@ -547,6 +548,6 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 if __name__ == "__main__":
-    from tatok_edge.cli.main import main
-
-    sys.exit(main(["build", *sys.argv[1:]]))
+    # The command line lies above this room and is not imported here: this starts it as ``python -m tatok_edge build``.
+    sys.argv[1:1] = ["build"]
+    runpy.run_module("tatok_edge", run_name="__main__", alter_sys=True)
