@@ -40,7 +40,6 @@ from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
 from tatok_edge.runtime.tensorrt.manifest import EngineManifest
 from tatok_edge.runtime.tensorrt.store import store_engine
-from tatok_edge.sources.open import open_source
 
 PROFILES = {
     "format_version": 1,
@@ -562,48 +561,3 @@ def test_bad_engines_on_a_gpu_are_refused(
     assert code == 1 and not report["ok"] and report["record"] is None
     assert any(re.search(says, text) for text in report["failures"]), report["failures"]
     assert re.search(says, err) and not list(tmp_path.glob("*.verified.json"))
-
-
-# --- wrong use ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--backend", "onnxruntime", "--engines", "."], "--engines is for TensorRT"),
-        (["--engines", "none"], "--engines none: no such folder; 'tatok build -o none' makes it"),
-        (["--frames", "none.mp4"], "none.mp4: no such file"),
-        (["--backend", "tflite"], "unknown backend 'tflite'"),
-    ],
-)
-def test_wrong_use(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    says: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = arguments if "--frames" in arguments else [*arguments, "--frames", SMALL]
-    code, out, err = run_main(capsys, *given)
-    assert (code, out) == (1, "") and says in err and err.count("\n") == 1
-
-
-def test_without_a_gpu_it_says_what_can_be_verified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("tatok_edge.runtime.open._has_driver", lambda: False)
-    code, out, err = run_main(capsys, "--frames", SMALL)
-    assert (code, out) == (1, "")
-    assert "nothing to verify: onnxruntime runs no engines" in err
-    assert "'tatok verify tatok-s8 --backend onnxruntime --precision fp16'" in err
-
-
-def test_frames_are_spread_over_a_source() -> None:
-    with open_source(SMALL) as source:
-        every = [frame.image for frame in source]
-    taken = read_frames(SMALL, 3)
-    assert len(taken) == 3
-    for frame, number in zip(taken, (0, 2, 4), strict=True):
-        np.testing.assert_array_equal(frame, every[number])
-    assert len(read_frames(SMALL, 50)) == 6

@@ -482,3 +482,17 @@ def public(kind: type) -> set[str]:
     """Names that a class of this file gives to others."""
     made = set(vars(kind)) | set(re.findall(r"self\.([a-z]\w*) = ", inspect.getsource(kind)))
     return {name for name in made if not name.startswith("_")}
+
+
+Open = Callable[..., Any]
+"""Opens a tokenizer on a stand-in of a GPU."""
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two token frames are the same."""
+    return (
+        a.ids.tobytes() == b.ids.tobytes()
+        and a.positions.tobytes() == b.positions.tobytes()
+        and a.global_ids.tobytes() == b.global_ids.tobytes()
+        and (a.width, a.height, a.model, a.index) == (b.width, b.height, b.model, b.index)
+    )

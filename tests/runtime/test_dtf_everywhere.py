@@ -207,14 +207,6 @@ def test_a_node_out_of_range_does_not_parse(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """The emulated kernels."""
-    if sys.platform != "linux" or shutil.which("g++") is None:
-        pytest.skip("the emulation needs Linux and g++")
-    return Kernels(cuda_kernels.build_emulation(tmp_path_factory.mktemp("cuda") / "emulated.so"))
-
-
-@pytest.fixture(scope="module")
 def flavour() -> Flavour:
     """TensorRT-RTX."""
     try:
