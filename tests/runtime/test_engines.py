@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.tensorrt.choice import EngineTarget, check_manifest, choose_profile, find_engines
 from tatok_edge.runtime.tensorrt.manifest import (
-    EngineManifest,
     EngineMismatch,
     PluginRecord,
     ShapeRange,
