@@ -8,8 +8,6 @@
 
 namespace tatok {
 
-constexpr int kMaxDims = 16;
-
 // Levels per code dimension; their product fits int32.
 struct Levels {
     int dims;
@@ -22,14 +20,6 @@ TATOK_FUNC float code_value(std::int32_t code, std::int32_t level) {
 }
 
 TATOK_FUNC bool valid_code(std::int32_t code, std::int32_t level) { return code >= 0 && code < level; }
-
-// The first of `count` positions outside [0, patches), or kOk.
-inline index_t check_positions(const std::int32_t* positions, index_t count, index_t patches) {
-    for (index_t t = 0; t < count; ++t) {
-        if (positions[t] < 0 || positions[t] >= patches) return t;
-    }
-    return kOk;
-}
 
 // The flat index of the first of (count, dims) codes outside its levels, or kOk.
 inline index_t check_codes(const std::int32_t* codes, index_t count, const Levels& levels) {

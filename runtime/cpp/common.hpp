@@ -1,13 +1,14 @@
-// Shared by every kernel core: decorations, rounding, and a strided view of an image.
+// Shared by all kernel cores: attributes of functions, rounding, and a strided view of an image.
 //
-// The cores are plain functions on raw pointers. They check nothing that the caller can check
-// once per call (shapes, dtypes); what depends on the data (positions, codes, scores) they check
-// themselves and report the first offender, so that no data can make them read or write outside.
+// The cores are plain functions on raw pointers. The caller checks shapes and dtypes. The cores check the data
+// (positions, codes, scores) and report the first bad element, so that no data makes them read or write outside.
 #ifndef TATOK_COMMON_HPP
 #define TATOK_COMMON_HPP
 
 #include <cstddef>
 #include <cstdint>
+
+#include "geometry.hpp"
 
 // Per-element functions, also callable from a GPU kernel.
 #if defined(__CUDACC__)
@@ -21,7 +22,7 @@
 // musl and macOS have no ifunc; sanitizers do not get along with it (define TATOK_NO_CLONES there).
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__CUDACC__) && !defined(TATOK_NO_CLONES)
-#define TATOK_HOT __attribute__((target_clones("avx2", "default"))) static
+#define TATOK_HOT __attribute__((target_clones("avx2", "default"), unused)) static
 #else
 #define TATOK_HOT static inline
 #endif
@@ -35,18 +36,9 @@
 
 namespace tatok {
 
-using index_t = std::int64_t;
-
-constexpr index_t kPatch = 8;        // side of a patch in pixels
-constexpr index_t kWindow = 16;      // side of the window around a patch
-constexpr index_t kCell = 32;        // side of a cell
-constexpr index_t kThumbnail = 4;    // side of the square of pixels that one thumbnail pixel averages
-constexpr index_t kPatchRun = kPatch * 3;  // bytes of one pixel row of a patch
-constexpr index_t kPatchValues = kPatch * kPatch * 3;
-constexpr index_t kWindowValues = kWindow * kWindow * 3;
-constexpr index_t kMargin = (kWindow - kPatch) / 2;
-constexpr index_t kBlock = 16;       // patches of a row that are worked on together
-constexpr index_t kOk = -1;          // what a checking core returns when no element is bad
+constexpr index_t kBlock = 16;  // neighbours in a row of patches that a loop takes together
+constexpr index_t kOk = -1;     // result of a check that finds no bad element
+constexpr int kMaxDims = 16;    // most dimensions of a code
 
 // Rounds 0 <= x < 2^31 to the nearest integer, ties to even: above 2^23 a float32 has no fraction, and below,
 // adding 2^23 makes the addition itself round. Needs no SSE4.1 and vectorises; relies on strict IEEE arithmetic.
@@ -57,7 +49,15 @@ TATOK_FUNC float round_half_even(float x) {
 
 TATOK_FUNC index_t clamp_index(index_t i, index_t size) { return i < 0 ? 0 : (i < size ? i : size - 1); }
 
-// An (height, width, 3) uint8 image with any strides, in bytes. A BGR image is the RGB view that starts at its last
+// The first of `count` positions outside [0, patches), or kOk.
+inline index_t check_positions(const std::int32_t* positions, index_t count, index_t patches) {
+    for (index_t t = 0; t < count; ++t) {
+        if (positions[t] < 0 || positions[t] >= patches) return t;
+    }
+    return kOk;
+}
+
+// A (height, width, 3) uint8 image with any strides, in bytes. A BGR image is the RGB view that starts at its last
 // channel and steps backwards.
 struct ImageView {
     const std::uint8_t* data;

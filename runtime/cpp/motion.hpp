@@ -6,30 +6,30 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "common.hpp"
 
 namespace tatok {
 
-constexpr int kMaxMotion = 62;         // half pixels, so that a moved cell stays within the margin
 constexpr index_t kMotionMargin = 36;  // pixels around a plane: the largest motion, and what interpolation reads
-constexpr index_t kCoarseRadius = 6;   // of the coarse search, in steps of 4 pixels
+constexpr index_t kShrunk = 4;         // pixels along a side of the square that one pixel of the coarse search averages
+constexpr index_t kCoarseRadius = 6;   // of the coarse search in its pixels
 constexpr int kMotionSteps = 6;        // of the search by whole pixels
 
-inline std::uint8_t between(int a, int b, int c, int d) {
+// The value between b and c of four neighbours.
+TATOK_PART std::uint8_t between(int a, int b, int c, int d) {
     const int value = (9 * (b + c) - (a + d) + 8) >> 4;
     return static_cast<std::uint8_t>(value < 0 ? 0 : (value > 255 ? 255 : value));
 }
 
 // The moved picture: every cell of `target` shows what `source` has at its place plus its vector (y, x); beyond the
 // border the edge is repeated. Both are (32 * rows, 32 * columns, 3), apart from each other.
-inline void move_cells(const std::uint8_t* source, index_t rows, index_t columns, const std::int32_t* vectors,
-                       std::uint8_t* target) {
-    constexpr index_t kSide = kCell + 3;
+TATOK_HOT void move_cells(const std::uint8_t* source, index_t rows, index_t columns, const std::int32_t* vectors,
+                          std::uint8_t* target) {
+    constexpr index_t kSide = kCell + 3;  // of what interpolation reads
     const index_t height = rows * kCell, width = columns * kCell;
     std::memcpy(target, source, static_cast<std::size_t>(height * width * 3));
-    std::uint8_t block[kSide][kSide][3], across[kSide][kCell][3];
+    std::uint8_t block[kSide][kSide * 3], across[kSide][kCellRun];
     for (index_t cell = 0; cell < rows * columns; ++cell) {
         const int dy = vectors[2 * cell], dx = vectors[2 * cell + 1];
         if (dy == 0 && dx == 0) continue;
@@ -37,41 +37,39 @@ inline void move_cells(const std::uint8_t* source, index_t rows, index_t columns
         for (index_t y = 0; y < kSide; ++y) {
             const std::uint8_t* row = source + clamp_index(top + (dy >> 1) - 1 + y, height) * width * 3;
             for (index_t x = 0; x < kSide; ++x) {
-                std::memcpy(block[y][x], row + clamp_index(left + (dx >> 1) - 1 + x, width) * 3, 3);
+                std::memcpy(block[y] + x * 3, row + clamp_index(left + (dx >> 1) - 1 + x, width) * 3, 3);
             }
         }
         for (index_t y = 0; y < kSide; ++y) {
-            const std::uint8_t* row = block[y][0];
-            std::uint8_t* out = across[y][0];
-            for (index_t i = 0; i < kCell * 3; ++i) {
+            const std::uint8_t* row = block[y];
+            std::uint8_t* out = across[y];
+            for (index_t i = 0; i < kCellRun; ++i) {
                 out[i] = dx & 1 ? between(row[i], row[i + 3], row[i + 6], row[i + 9]) : row[i + 3];
             }
         }
         for (index_t y = 0; y < kCell; ++y) {
             std::uint8_t* out = target + ((top + y) * width + left) * 3;
-            for (index_t i = 0; i < kCell * 3; ++i) {
-                out[i] = dy & 1 ? between(across[y][0][i], across[y + 1][0][i], across[y + 2][0][i], across[y + 3][0][i])
-                                : across[y + 1][0][i];
-            }
+            const std::uint8_t *a = across[y], *b = across[y + 1], *c = across[y + 2], *d = across[y + 3];
+            for (index_t i = 0; i < kCellRun; ++i) out[i] = dy & 1 ? between(a[i], b[i], c[i], d[i]) : b[i];
         }
     }
 }
 
-// A plane of bytes with a margin all around, so that moved blocks need no check.
+// A plane of bytes with a margin all around, so that moved blocks need no check. It lies in memory of the caller,
+// plane_bytes(height, width) of it.
 struct Plane {
-    index_t height = 0, width = 0, stride = 0;
-    std::vector<std::uint8_t> data;
-    void resize(index_t h, index_t w) {
-        height = h;
-        width = w;
-        stride = w + 2 * kMotionMargin;
-        data.resize(static_cast<std::size_t>((h + 2 * kMotionMargin) * stride));
+    index_t height, width, stride;
+    std::uint8_t* data;
+
+    static index_t plane_bytes(index_t height, index_t width) {
+        return (height + 2 * kMotionMargin) * (width + 2 * kMotionMargin);
     }
-    std::uint8_t* at(index_t y, index_t x) { return &data[(y + kMotionMargin) * stride + x + kMotionMargin]; }
-    const std::uint8_t* at(index_t y, index_t x) const {
-        return &data[(y + kMotionMargin) * stride + x + kMotionMargin];
-    }
-    void extend() {
+    Plane(std::uint8_t* memory, index_t h, index_t w) : height(h), width(w), stride(w + 2 * kMotionMargin), data(memory) {}
+
+    std::uint8_t* at(index_t y, index_t x) const { return data + (y + kMotionMargin) * stride + x + kMotionMargin; }
+
+    // Fills the margin by repeating the edge.
+    void extend() const {
         for (index_t y = 0; y < height; ++y) {
             std::memset(at(y, -kMotionMargin), *at(y, 0), kMotionMargin);
             std::memset(at(y, width), *at(y, width - 1), kMotionMargin);
@@ -84,10 +82,10 @@ struct Plane {
     }
 };
 
+// Values halfway between each byte and the one `step` behind it.
 TATOK_HOT void interpolate(const std::uint8_t* source, index_t step, index_t count, std::uint8_t* out) {
     for (index_t i = 0; i < count; ++i) {
-        const int value = (9 * (source[i] + source[i + step]) - (source[i - step] + source[i + 2 * step]) + 8) >> 4;
-        out[i] = static_cast<std::uint8_t>(value < 0 ? 0 : (value > 255 ? 255 : value));
+        out[i] = between(source[i - step], source[i], source[i + step], source[i + 2 * step]);
     }
 }
 
@@ -114,11 +112,12 @@ TATOK_HOT std::int64_t capped_difference(const std::uint8_t* a, index_t a_stride
     return total;
 }
 
+// Sum of the absolute differences of a cell in the pixels of the coarse search.
 TATOK_HOT std::int32_t block_difference(const std::uint8_t* a, index_t a_stride, const std::uint8_t* b,
                                         index_t b_stride) {
     std::int32_t total = 0;
-    for (index_t y = 0; y < kCell / 4; ++y) {
-        for (index_t x = 0; x < kCell / 4; ++x) {
+    for (index_t y = 0; y < kCell / kShrunk; ++y) {
+        for (index_t x = 0; x < kCell / kShrunk; ++x) {
             const std::int32_t d =
                 static_cast<std::int32_t>(a[y * a_stride + x]) - static_cast<std::int32_t>(b[y * b_stride + x]);
             total += d < 0 ? -d : d;
@@ -127,108 +126,166 @@ TATOK_HOT std::int32_t block_difference(const std::uint8_t* a, index_t a_stride,
     return total;
 }
 
-inline void shrink(const Plane& plane, Plane& quarter) {
-    for (index_t y = 0; y < quarter.height; ++y) {
-        for (index_t x = 0; x < quarter.width; ++x) {
-            int sum = 8;
-            for (index_t i = 0; i < 4; ++i) {
-                const std::uint8_t* row = plane.at(4 * y + i, 4 * x);
+// The means of 4x4 pixels.
+inline void shrink(const Plane& plane, const Plane& shrunk) {
+    for (index_t y = 0; y < shrunk.height; ++y) {
+        for (index_t x = 0; x < shrunk.width; ++x) {
+            int sum = 8;  // half of what the shift divides by
+            for (index_t i = 0; i < kShrunk; ++i) {
+                const std::uint8_t* row = plane.at(kShrunk * y + i, kShrunk * x);
                 sum += row[0] + row[1] + row[2] + row[3];
             }
-            *quarter.at(y, x) = static_cast<std::uint8_t>(sum >> 4);
+            *shrunk.at(y, x) = static_cast<std::uint8_t>(sum >> 4);
         }
     }
-    quarter.extend();
+    shrunk.extend();
 }
 
-// Finds the vector of each cell, in raster order, on the green channel: the one with the least capped difference plus
-// `cost` where it is not that of the cell before. `vectors` holds those of the frame before and gets the new ones;
-// cells that are not `active` only choose between the vector before them and none.
-inline void find_motion(const ImageView& image, const std::uint8_t* reference, index_t rows, index_t columns,
-                        const std::uint8_t* active, std::int32_t cap, std::int64_t cost, std::int32_t* vectors) {
-    const index_t height = rows * kCell, width = columns * kCell;
-    // Kept from frame to frame.
-    static thread_local Plane now, whole, across, down, both, small_now, small_old;
-    for (Plane* plane : {&now, &whole, &across, &down, &both}) plane->resize(height, width);
-    for (Plane* plane : {&small_now, &small_old}) plane->resize(height / 4, width / 4);
-    for (index_t y = 0; y < height; ++y) {
-        std::uint8_t* row = now.at(y, 0);
-        const index_t line = clamp_index(y, image.height);
-        for (index_t x = 0; x < width; ++x) row[x] = image.at(line, clamp_index(x, image.width))[image.channel];
-        const std::uint8_t* old = reference + y * width * 3 + 1;
-        std::uint8_t* out = whole.at(y, 0);
-        for (index_t x = 0; x < width; ++x) out[x] = old[3 * x];
+// The green channel of the image and of the reference picture, the latter also between pixels. It lies in memory of
+// the caller, bytes(rows, columns) of it, which the constructor fills.
+class MotionPlanes {
+  public:
+    static index_t bytes(index_t rows, index_t columns) {
+        const index_t height = rows * kCell, width = columns * kCell;
+        return 5 * Plane::plane_bytes(height, width) + 2 * Plane::plane_bytes(height / kShrunk, width / kShrunk);
     }
-    whole.extend();
-    // No vector reaches the first and last lines of the margin, so what is between them does not matter.
-    const index_t first = 2 * whole.stride, count = (height + 2 * kMotionMargin - 4) * whole.stride;
-    interpolate(&whole.data[first], 1, count, &across.data[first]);
-    interpolate(&whole.data[first], whole.stride, count, &down.data[first]);
-    interpolate(&across.data[2 * first], whole.stride, count - 2 * first, &both.data[2 * first]);
-    const Plane* planes[2][2] = {{&whole, &across}, {&down, &both}};
-    now.extend();
-    shrink(now, small_now);
-    shrink(whole, small_old);
 
-    std::int32_t before[2] = {0, 0};
-    for (index_t cell = 0; cell < rows * columns; ++cell) {
-        const index_t top = cell / columns * kCell, left = cell % columns * kCell;
-        std::int32_t* vector = vectors + 2 * cell;
-        std::int32_t best[2] = {before[0], before[1]};
-        std::int64_t least = -1;
-        const auto attempt = [&](std::int32_t dy, std::int32_t dx) {
-            if (dy < -kMaxMotion || dy > kMaxMotion || dx < -kMaxMotion || dx > kMaxMotion) return false;
-            const Plane& plane = *planes[dy & 1][dx & 1];
-            std::int64_t value = capped_difference(now.at(top, left), now.stride,
-                                                   plane.at(top + (dy >> 1), left + (dx >> 1)), plane.stride, cap);
-            if (dy != before[0] || dx != before[1]) value += cost;
-            if (least >= 0 && value >= least) return false;
-            least = value;
-            best[0] = dy;
-            best[1] = dx;
-            return true;
-        };
-        attempt(before[0], before[1]);
-        attempt(0, 0);
-        if (active[cell] && least > cost) {
-            attempt(vector[0], vector[1]);
-            if (cell >= columns) attempt(vectors[2 * (cell - columns)], vectors[2 * (cell - columns) + 1]);
-            if (least > 2 * cost) {
-                index_t y = 0, x = 0;
-                std::int32_t closest = -1;
-                for (index_t i = -kCoarseRadius; i <= kCoarseRadius; ++i) {
-                    for (index_t j = -kCoarseRadius; j <= kCoarseRadius; ++j) {
-                        const std::int32_t value =
-                            block_difference(small_now.at(top / 4, left / 4), small_now.stride,
-                                             small_old.at(top / 4 + i, left / 4 + j), small_old.stride);
-                        if (closest < 0 || value < closest) closest = value, y = i, x = j;
-                    }
-                }
-                for (index_t i = -4; i <= 4; i += 4) {
-                    for (index_t j = -4; j <= 4; j += 4) {
-                        attempt(static_cast<std::int32_t>(8 * y + i), static_cast<std::int32_t>(8 * x + j));
-                    }
-                }
+    MotionPlanes(const ImageView& image, const std::uint8_t* reference, index_t rows, index_t columns,
+                 std::uint8_t* memory)
+        : now(memory, rows * kCell, columns * kCell),
+          whole(after(now), now.height, now.width),
+          across(after(whole), now.height, now.width),
+          down(after(across), now.height, now.width),
+          both(after(down), now.height, now.width),
+          small_now(after(both), now.height / kShrunk, now.width / kShrunk),
+          small_old(after(small_now), small_now.height, small_now.width) {
+        for (index_t y = 0; y < now.height; ++y) {
+            std::uint8_t* row = now.at(y, 0);
+            const index_t line = clamp_index(y, image.height);
+            for (index_t x = 0; x < now.width; ++x) {
+                row[x] = image.at(line, clamp_index(x, image.width))[image.channel];
             }
-            for (int step = 0; step < kMotionSteps; ++step) {
-                const std::int32_t y = best[0], x = best[1];
-                bool better = false;
-                for (std::int32_t i = -2; i <= 2; i += 2) {
-                    for (std::int32_t j = -2; j <= 2; j += 2) {
-                        if (i || j) better |= attempt(y + i, x + j);
-                    }
-                }
-                if (!better) break;
-            }
-            const std::int32_t y = best[0], x = best[1];
-            for (std::int32_t i = -1; i <= 1; ++i) {
-                for (std::int32_t j = -1; j <= 1; ++j) {
-                    if (i || j) attempt(y + i, x + j);
-                }
+            const std::uint8_t* old = reference + y * now.width * 3 + 1;
+            std::uint8_t* out = whole.at(y, 0);
+            for (index_t x = 0; x < now.width; ++x) out[x] = old[3 * x];
+        }
+        now.extend();
+        whole.extend();
+        // No vector reaches the first and last lines of the margin, so what is between them does not matter.
+        const index_t first = 2 * whole.stride, count = (now.height + 2 * kMotionMargin - 4) * whole.stride;
+        interpolate(whole.data + first, 1, count, across.data + first);
+        interpolate(whole.data + first, whole.stride, count, down.data + first);
+        interpolate(across.data + 2 * first, whole.stride, count - 2 * first, both.data + 2 * first);
+        shrink(now, small_now);
+        shrink(whole, small_old);
+    }
+
+    // The plane of the reference picture for a vector (dy, dx) in half pixels.
+    const Plane& moved(std::int32_t dy, std::int32_t dx) const {
+        return dy & 1 ? (dx & 1 ? both : down) : (dx & 1 ? across : whole);
+    }
+
+    const Plane now, whole, across, down, both, small_now, small_old;
+
+  private:
+    static std::uint8_t* after(const Plane& plane) {
+        return plane.data + Plane::plane_bytes(plane.height, plane.width);
+    }
+};
+
+// The search of one cell: candidates are tried one after the other, the best so far stays.
+class CellSearch {
+  public:
+    // `before` is the vector of the cell before; every other one costs `cost` more.
+    CellSearch(const MotionPlanes& planes, index_t top, index_t left, const std::int32_t* before, std::int32_t cap,
+               std::int64_t cost)
+        : planes_(planes), top_(top), left_(left), before_{before[0], before[1]}, best_{before[0], before[1]},
+          cap_(cap), cost_(cost) {}
+
+    // Takes (dy, dx) if it is better than the best so far, and says so.
+    bool attempt(std::int32_t dy, std::int32_t dx) {
+        if (dy < -kMaxVector || dy > kMaxVector || dx < -kMaxVector || dx > kMaxVector) return false;
+        const Plane& plane = planes_.moved(dy, dx);
+        std::int64_t value = capped_difference(planes_.now.at(top_, left_), planes_.now.stride,
+                                               plane.at(top_ + (dy >> 1), left_ + (dx >> 1)), plane.stride, cap_);
+        if (dy != before_[0] || dx != before_[1]) value += cost_;
+        if (least_ >= 0 && value >= least_) return false;
+        least_ = value;
+        best_[0] = dy;
+        best_[1] = dx;
+        return true;
+    }
+
+    // Tries whole pixels around the closest place of the shrunk pictures.
+    void search_coarse() {
+        const Plane &now = planes_.small_now, &old = planes_.small_old;
+        const index_t top = top_ / kShrunk, left = left_ / kShrunk;
+        index_t y = 0, x = 0;
+        std::int32_t closest = -1;
+        for (index_t i = -kCoarseRadius; i <= kCoarseRadius; ++i) {
+            for (index_t j = -kCoarseRadius; j <= kCoarseRadius; ++j) {
+                const std::int32_t value =
+                    block_difference(now.at(top, left), now.stride, old.at(top + i, left + j), old.stride);
+                if (closest < 0 || value < closest) closest = value, y = i, x = j;
             }
         }
-        vector[0] = before[0] = best[0];
-        vector[1] = before[1] = best[1];
+        for (index_t i = -4; i <= 4; i += 4) {
+            for (index_t j = -4; j <= 4; j += 4) {
+                attempt(static_cast<std::int32_t>(2 * kShrunk * y + i), static_cast<std::int32_t>(2 * kShrunk * x + j));
+            }
+        }
+    }
+
+    // Walks from the best by whole pixels while that helps, then tries its half pixels.
+    void refine() {
+        for (int step = 0; step < kMotionSteps; ++step) {
+            if (!try_around(2)) break;
+        }
+        try_around(1);
+    }
+
+    std::int64_t least() const { return least_; }
+    const std::int32_t* best() const { return best_; }
+
+  private:
+    // Tries the eight neighbours of the best at a distance of `step` half pixels.
+    bool try_around(std::int32_t step) {
+        const std::int32_t y = best_[0], x = best_[1];
+        bool better = false;
+        for (std::int32_t i = -step; i <= step; i += step) {
+            for (std::int32_t j = -step; j <= step; j += step) {
+                if (i || j) better |= attempt(y + i, x + j);
+            }
+        }
+        return better;
+    }
+
+    const MotionPlanes& planes_;
+    index_t top_, left_;
+    std::int32_t before_[2], best_[2];
+    std::int32_t cap_;
+    std::int64_t cost_, least_ = -1;
+};
+
+// Finds the vector of each cell, in raster order, on the green channel: the one with the least capped difference plus
+// `cost` where it is not that of the cell before. `vectors` holds those of the frame before and gets the new ones.
+// Cells that are not `active` only choose between the vector of the cell before and none.
+inline void find_motion(const MotionPlanes& planes, index_t rows, index_t columns, const std::uint8_t* active,
+                        std::int32_t cap, std::int64_t cost, std::int32_t* vectors) {
+    std::int32_t before[2] = {0, 0};
+    for (index_t cell = 0; cell < rows * columns; ++cell) {
+        std::int32_t* vector = vectors + 2 * cell;
+        CellSearch search(planes, cell / columns * kCell, cell % columns * kCell, before, cap, cost);
+        search.attempt(before[0], before[1]);
+        search.attempt(0, 0);
+        if (active[cell] && search.least() > cost) {
+            search.attempt(vector[0], vector[1]);
+            if (cell >= columns) search.attempt(vector[-2 * columns], vector[-2 * columns + 1]);
+            if (search.least() > 2 * cost) search.search_coarse();
+            search.refine();
+        }
+        vector[0] = before[0] = search.best()[0];
+        vector[1] = before[1] = search.best()[1];
     }
 }
 

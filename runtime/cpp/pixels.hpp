@@ -41,33 +41,31 @@ TATOK_FUNC std::uint32_t pixel_word(const float* const* planes, index_t j) {
 // Thumbnail of the image, padded to whole cells by repeating its edge: out (192, cell_rows * cell_columns),
 // channels in (y, x, rgb) order.
 TATOK_HOT void image_to_cells(const ImageView image, index_t cell_rows, index_t cell_columns, float* out) {
-    constexpr index_t kRun = kCell * 3;  // bytes of one pixel row of a cell
-    constexpr index_t kThumbnails = kCell / kThumbnail;
     const index_t cells = cell_rows * cell_columns;
     const bool packed = image.packed();
 
     for (index_t cy = 0; cy < cell_rows; ++cy) {
-        for (index_t ty = 0; ty < kThumbnails; ++ty) {
+        for (index_t ty = 0; ty < kCellThumbnails; ++ty) {
             for (index_t cx = 0; cx < cell_columns; ++cx) {
                 const bool direct = packed && (cx + 1) * kCell <= image.width;
-                std::uint16_t sums[kRun] = {};
+                std::uint16_t sums[kCellRun] = {};
                 for (index_t r = 0; r < kThumbnail; ++r) {
                     const index_t y = clamp_index(cy * kCell + ty * kThumbnail + r, image.height);
-                    std::uint8_t copy[kRun];
+                    std::uint8_t copy[kCellRun];
                     const std::uint8_t* run = copy;
                     if (direct) {
-                        run = image.packed_row(y) + cx * kRun;
+                        run = image.packed_row(y) + cx * kCellRun;
                     } else {
                         for (index_t x = 0; x < kCell; ++x) {
                             const std::uint8_t* pixel = image.at(y, clamp_index(cx * kCell + x, image.width));
                             for (index_t c = 0; c < 3; ++c) copy[x * 3 + c] = pixel[c * image.channel];
                         }
                     }
-                    for (index_t i = 0; i < kRun; ++i) sums[i] = static_cast<std::uint16_t>(sums[i] + run[i]);
+                    for (index_t i = 0; i < kCellRun; ++i) sums[i] = static_cast<std::uint16_t>(sums[i] + run[i]);
                 }
                 const bool swapped = direct && image.channel < 0;
-                float* target = out + ty * kThumbnails * 3 * cells + cy * cell_columns + cx;
-                for (index_t tx = 0; tx < kThumbnails; ++tx) {
+                float* target = out + ty * kCellThumbnails * 3 * cells + cy * cell_columns + cx;
+                for (index_t tx = 0; tx < kCellThumbnails; ++tx) {
                     const std::uint16_t* s = sums + tx * kThumbnail * 3;
                     for (index_t c = 0; c < 3; ++c) {
                         const std::int32_t sum = s[c] + s[c + 3] + s[c + 6] + s[c + 9];
@@ -82,12 +80,11 @@ TATOK_HOT void image_to_cells(const ImageView image, index_t cell_rows, index_t 
 // The 16x16 window around the patch whose top left pixel is (y0 + 4, x0 + 4), edge repeated: 768 values in
 // (y, x, rgb) order. `table` maps the 256 pixel values to floats.
 inline void gather_window(const ImageView& image, index_t y0, index_t x0, const float* table, float* out) {
-    constexpr index_t kRun = kWindow * 3;
     const bool inside = x0 >= 0 && x0 + kWindow <= image.width;
     if (inside && image.packed() && image.channel > 0) {
-        for (index_t y = 0; y < kWindow; ++y, out += kRun) {
+        for (index_t y = 0; y < kWindow; ++y, out += kWindowRun) {
             const std::uint8_t* run = image.packed_row(clamp_index(y0 + y, image.height)) + x0 * 3;
-            for (index_t i = 0; i < kRun; ++i) out[i] = pixel_to_float(run[i]);
+            for (index_t i = 0; i < kWindowRun; ++i) out[i] = pixel_to_float(run[i]);
         }
         return;
     }
@@ -138,7 +135,7 @@ TATOK_HOT void gather_features(const ImageView image, const float* context, inde
         float* rows = out + start * stride;
         for (index_t j = 0; j < n; ++j) {
             const index_t y = block[j] / grid_width, x = block[j] % grid_width;
-            gather_window(image, y * kPatch - kMargin, x * kPatch - kMargin, table, rows + j * stride);
+            gather_window(image, y * kPatch - kWindowMargin, x * kPatch - kWindowMargin, table, rows + j * stride);
         }
         gather_columns(context, context_channels, patches, block, n, rows + kWindowValues, stride);
         gather_columns(mean, kPatchValues, patches, block, n, rows + kWindowValues + context_channels, stride);

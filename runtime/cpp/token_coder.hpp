@@ -2,9 +2,9 @@
 // bundle".
 //
 // A small network in integers reads the codes of the tokens that come before a token in raster order, within two rows
-// and columns, and says how likely each value of its code is. All sums stay below 2^31 (the caller checks the weights),
-// so the frequencies are the same on every machine and compiler. What the network says is scaled and shifted by what it
-// would have been better to say of the tokens before: pictures differ from those that it was fitted to.
+// and columns, and gives the frequency of each value of its code. All sums stay below 2^31 (the caller checks the
+// weights), so the frequencies are the same on every machine and compiler. After each token, gradient steps on the
+// coding cost adapt a scale and a bias of the logits: pictures differ from those that the network was fitted to.
 
 #ifndef TATOK_TOKEN_CODER_HPP
 #define TATOK_TOKEN_CODER_HPP
@@ -15,27 +15,27 @@
 #include <type_traits>
 #include <vector>
 
+#include "common.hpp"
 #include "range_coder.hpp"
 
 namespace tatok {
 
 constexpr int kReach = 2;                               // rows and columns of neighbours
-constexpr int kSide = 2 * kReach + 1;
-constexpr int kBefore = kReach * kSide + kReach;        // neighbours that come before a token, and as many after it
+constexpr int kReachSide = 2 * kReach + 1;              // side of the square of a token and its neighbours
+constexpr int kBefore = kReach * kReachSide + kReach;   // neighbours that come before a token, and as many after it
+constexpr int kPhaseSide = static_cast<int>(kCellSide);  // places of a patch in its cell, along a side
 constexpr int kInputScale = 64;
 constexpr int kHiddenShift = 10;
 constexpr int kOutputShift = 12;
 constexpr int kHiddenMax = 255;
 constexpr int kExpSize = 178;
-constexpr int kCell = 4;                                // patches along a side of a cell
-constexpr int kMaxDims = 16;
-// How fast the logits follow what has been coded, and how far.
+// Step sizes and limits of the adaptation of the logits.
 constexpr int kScaleShift = 6;
 constexpr int kBiasShift = 1;
 constexpr int64_t kScaleLimit = int64_t{49152} << kScaleShift;  // logits times 1/4 to 7/4
 constexpr int64_t kBiasLimit = int64_t{1} << 20;                // 8 nats
 
-// Weights as rows of what goes into one output; see TokenModel in _coder.pyx for shapes.
+// Weights of one output are one row; TokenModel in cpu/token_coder.pyx gives the shapes.
 struct TokenNet {
     int dims = 0;
     int levels[kMaxDims] = {};
@@ -43,10 +43,10 @@ struct TokenNet {
     int widest = 0;
     int width1 = 0;
     int width2 = 0;
-    int cell_dims = 0;     // of the codes of the cells around; 0: the grid has none
+    int cell_dims = 0;     // dimensions of the codes of the cells around; 0 where the grid has no cells
     int cell_levels[kMaxDims] = {};
-    int cell_inputs = 0;   // inputs from the cells around, and the classes of the share
-    int shares = 0;        // of which classes
+    int cell_inputs = 0;   // inputs from the cells around, then one per class of the share
+    int shares = 0;        // classes of the share of kept patches
     const int16_t* cells = nullptr;    // (width1, cell_inputs)
     const int16_t* phases = nullptr;   // (16, width1)
     const int16_t* context = nullptr;  // (width1, context inputs)
@@ -61,16 +61,9 @@ struct TokenNet {
     inline int context_inputs() const { return kBefore * entry() + kBefore; }
 };
 
-// The same sums with wider registers where the processor has them; other compilers take the plain form.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define TATOK_WIDEST __attribute__((target_clones("avx2", "default")))
-#else
-#define TATOK_WIDEST
-#endif
-
 // out (outputs,) = start (outputs,) + weights (outputs, inputs) times x (inputs,); four rows side by side share the
 // reads of x.
-TATOK_WIDEST static void add_products(const int16_t* weights, const int16_t* x, int inputs, int outputs,
+TATOK_HOT void add_products(const int16_t* weights, const int16_t* x, int inputs, int outputs,
                                       const int32_t* start, int32_t* out) {
     int j = 0;
     for (; j + 4 <= outputs; j += 4) {
@@ -125,7 +118,7 @@ inline void frequencies(const int32_t* logits, int level, const int32_t* exp, ui
 
 inline int64_t limited(int64_t value, int64_t limit) { return std::min(std::max(value, -limit), limit); }
 
-// Scale of each dimension and bias of each value, which follow the gradient of what the codes have cost so far.
+// Scale of each dimension and bias of each value of the logits, adapted by gradient steps on the coding cost.
 struct Adaptation {
     std::vector<int64_t> scale, bias;
 
@@ -151,90 +144,140 @@ struct Adaptation {
     }
 };
 
-// Calls step(freqs, level, i, d) -> code for every dimension d of the i-th token; stops at a negative code, and returns
-// whether it came to the end.
-//
-// grid: height x width; positions (count,) strictly increasing raster indices in it. Where the net has cell inputs, the
-// grid is one of patches and `cell_codes` (height / 4 * width / 4, cell_dims) are the codes of its cells.
-template <typename Step>
-inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t count, int height, int width,
-                        const int32_t* cell_codes, int share, Step&& step) {
-    const int entry = net.entry(), dims = net.dims;
-    const int columns = width + 2 * kReach, wc = width / kCell, hc = height / kCell;
-    // What was coded in this row and the two above: the code and, as the last value, that there is one.
-    std::vector<int16_t> rows(static_cast<size_t>(kReach + 1) * columns * entry, 0);
-    std::vector<uint8_t> there(static_cast<size_t>(height + kReach) * columns, 0);
-    for (size_t i = 0; i < count; ++i) {
-        there[static_cast<size_t>(positions[i] / width) * columns + positions[i] % width + kReach] = 1;
-    }
-    std::vector<int32_t> base;  // what the cells of one row add to the first layer
-    std::vector<uint8_t> based;
-    if (net.cell_inputs) {
-        base.resize(static_cast<size_t>(wc) * net.width1);
-        based.resize(wc, 0);
-    }
-    std::vector<int16_t> input(std::max(net.context_inputs(), net.cell_inputs)), x1(net.width1), x2(net.width2);
-    std::vector<int32_t> totals(std::max(net.width1, net.width2)), last(net.states), logits(net.widest);
-    std::vector<uint32_t> freqs(net.widest);
-    Adaptation adaptation(net);
-    int row = 0, cell_row = -1;
-    for (size_t i = 0; i < count; ++i) {
-        const int y = positions[i] / width, x = positions[i] % width;
-        for (int next = std::max(row + 1, y - kReach); next <= y; ++next) {
-            int16_t* line = rows.data() + static_cast<size_t>(next % (kReach + 1)) * columns * entry;
-            std::fill(line, line + static_cast<size_t>(columns) * entry, int16_t{0});
+// Inputs of a token from its neighbours: the codes of those before it, then which places have a token after it.
+class NeighbourInputs {
+  public:
+    NeighbourInputs(const TokenNet& net, const int32_t* positions, size_t count, int height, int width)
+        : entry_(net.entry()),
+          columns_(width + 2 * kReach),
+          rows_(static_cast<size_t>(kReach + 1) * columns_ * entry_, 0),
+          there_(static_cast<size_t>(height + kReach) * columns_, 0) {
+        for (size_t i = 0; i < count; ++i) {
+            there_[static_cast<size_t>(positions[i] / width) * columns_ + positions[i] % width + kReach] = 1;
         }
-        row = y;
-        const int32_t* start = net.b1;
-        const int16_t* phase = nullptr;
-        if (net.cell_inputs) {
-            if (cell_row != y / kCell) {
-                cell_row = y / kCell;
-                std::fill(based.begin(), based.end(), uint8_t{0});
-            }
-            const int cell = x / kCell;
-            int32_t* sums = base.data() + static_cast<size_t>(cell) * net.width1;
-            if (!based[cell]) {
-                based[cell] = 1;
-                int16_t* in = input.data();
-                for (int dy = -1; dy <= 1; ++dy) {
-                    for (int dx = -1; dx <= 1; ++dx) {
-                        const int cy = std::clamp(cell_row + dy, 0, hc - 1), cx = std::clamp(cell + dx, 0, wc - 1);
-                        const int32_t* code = cell_codes + (static_cast<size_t>(cy) * wc + cx) * net.cell_dims;
-                        for (int d = 0; d < net.cell_dims; ++d) *in++ = centre(code[d], net.cell_levels[d]);
-                    }
-                }
-                for (int k = 0; k < net.shares; ++k) *in++ = k == share ? kInputScale : 0;
-                add_products(net.cells, input.data(), net.cell_inputs, net.width1, net.b1, sums);
-            }
-            start = sums;
-            phase = net.phases + static_cast<size_t>(y % kCell * kCell + x % kCell) * net.width1;
+    }
+
+    // Goes on to row y, which must not lie above the one before.
+    void enter_row(int y) {
+        for (int next = std::max(row_ + 1, y - kReach); next <= y; ++next) {
+            int16_t* line = rows_.data() + static_cast<size_t>(next % (kReach + 1)) * columns_ * entry_;
+            std::fill(line, line + static_cast<size_t>(columns_) * entry_, int16_t{0});
         }
-        int16_t* in = input.data();
+        row_ = y;
+    }
+
+    // Writes net.context_inputs() values for the token at (y, x) of the row that was entered.
+    void write(int y, int x, int16_t* in) const {
         for (int dy = kReach; dy >= 0; --dy) {
-            const int used = (dy ? kSide : kReach) * entry;
+            const int used = (dy ? kReachSide : kReach) * entry_;
             if (y >= dy) {
-                const int16_t* line = rows.data() + static_cast<size_t>((y - dy) % (kReach + 1)) * columns * entry;
-                std::copy_n(line + static_cast<size_t>(x) * entry, used, in);
+                const int16_t* line = rows_.data() + static_cast<size_t>((y - dy) % (kReach + 1)) * columns_ * entry_;
+                std::copy_n(line + static_cast<size_t>(x) * entry_, used, in);
             } else {
                 std::fill_n(in, used, int16_t{0});
             }
             in += used;
         }
         for (int dy = 0; dy <= kReach; ++dy) {
-            const uint8_t* line = there.data() + static_cast<size_t>(y + dy) * columns + x;
-            for (int dx = dy ? 0 : kReach + 1; dx < kSide; ++dx) *in++ = line[dx] ? kInputScale : 0;
+            const uint8_t* line = there_.data() + static_cast<size_t>(y + dy) * columns_ + x;
+            for (int dx = dy ? 0 : kReach + 1; dx < kReachSide; ++dx) *in++ = line[dx] ? kInputScale : 0;
         }
-        add_products(net.context, input.data(), net.context_inputs(), net.width1, start, totals.data());
+    }
+
+    // Where the code of the token at (y, x) goes: one value per dimension, then kInputScale.
+    int16_t* own(int y, int x) {
+        return rows_.data() + (static_cast<size_t>(y % (kReach + 1)) * columns_ + x + kReach) * entry_;
+    }
+
+  private:
+    int entry_, columns_, row_ = 0;
+    std::vector<int16_t> rows_;   // codes of this row and the two above
+    std::vector<uint8_t> there_;  // 1 where the grid has a token
+};
+
+// What the codes of the cells around a patch add to the first layer, computed once per cell.
+class CellSums {
+  public:
+    CellSums(const TokenNet& net, const int32_t* codes, int height, int width, int share)
+        : net_(net), codes_(codes), rows_(height / kPhaseSide), columns_(width / kPhaseSide), share_(share) {
+        if (!net.cell_inputs) return;
+        sums_.resize(static_cast<size_t>(columns_) * net.width1);
+        known_.resize(columns_, 0);
+        input_.resize(net.cell_inputs);
+    }
+
+    // Sums (width1,) for the patch at (y, x); rows must not decrease.
+    const int32_t* at(int y, int x) {
+        if (!net_.cell_inputs) return net_.b1;
+        if (row_ != y / kPhaseSide) {
+            row_ = y / kPhaseSide;
+            std::fill(known_.begin(), known_.end(), uint8_t{0});
+        }
+        const int cell = x / kPhaseSide;
+        int32_t* sums = sums_.data() + static_cast<size_t>(cell) * net_.width1;
+        if (!known_[cell]) {
+            known_[cell] = 1;
+            add(cell, sums);
+        }
+        return sums;
+    }
+
+    // What the place of the patch in its cell adds, (width1,) in units of 1 / kInputScale; null without cells.
+    const int16_t* phase(int y, int x) const {
+        if (!net_.cell_inputs) return nullptr;
+        return net_.phases + static_cast<size_t>(y % kPhaseSide * kPhaseSide + x % kPhaseSide) * net_.width1;
+    }
+
+  private:
+    void add(int cell, int32_t* sums) {
+        int16_t* in = input_.data();
+        for (int dy = -1; dy <= 1; ++dy) {
+            for (int dx = -1; dx <= 1; ++dx) {
+                const int y = std::clamp(row_ + dy, 0, rows_ - 1), x = std::clamp(cell + dx, 0, columns_ - 1);
+                const int32_t* code = codes_ + (static_cast<size_t>(y) * columns_ + x) * net_.cell_dims;
+                for (int d = 0; d < net_.cell_dims; ++d) *in++ = centre(code[d], net_.cell_levels[d]);
+            }
+        }
+        for (int k = 0; k < net_.shares; ++k) *in++ = k == share_ ? kInputScale : 0;
+        add_products(net_.cells, input_.data(), net_.cell_inputs, net_.width1, net_.b1, sums);
+    }
+
+    const TokenNet& net_;
+    const int32_t* codes_;
+    int rows_, columns_, share_, row_ = -1;
+    std::vector<int32_t> sums_;  // (columns, width1) of the row of cells
+    std::vector<uint8_t> known_;
+    std::vector<int16_t> input_;
+};
+
+// Calls step(freqs, level, i, d) -> code for every dimension d of the i-th token. A negative code ends the walk.
+// Returns whether the walk reached the last token.
+//
+// grid: height x width; positions (count,) strictly increasing raster indices in it. Where the net has cell inputs, the
+// grid is one of patches and `cell_codes` (height / 4 * width / 4, cell_dims) are the codes of its cells.
+template <typename Step>
+inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t count, int height, int width,
+                        const int32_t* cell_codes, int share, Step&& step) {
+    NeighbourInputs neighbours(net, positions, count, height, width);
+    CellSums cells(net, cell_codes, height, width, share);
+    std::vector<int16_t> input(net.context_inputs()), x1(net.width1), x2(net.width2);
+    std::vector<int32_t> totals(std::max(net.width1, net.width2)), last(net.states), logits(net.widest);
+    std::vector<uint32_t> freqs(net.widest);
+    Adaptation adaptation(net);
+    for (size_t i = 0; i < count; ++i) {
+        const int y = positions[i] / width, x = positions[i] % width;
+        neighbours.enter_row(y);
+        neighbours.write(y, x, input.data());
+        const int16_t* phase = cells.phase(y, x);
+        add_products(net.context, input.data(), net.context_inputs(), net.width1, cells.at(y, x), totals.data());
         for (int j = 0; j < net.width1; ++j) {
             x1[j] = hidden(totals[j] + (phase ? kInputScale * static_cast<int32_t>(phase[j]) : 0));
         }
         add_products(net.w2, x1.data(), net.width1, net.width2, net.b2, totals.data());
         for (int j = 0; j < net.width2; ++j) x2[j] = hidden(totals[j]);
         add_products(net.w3, x2.data(), net.width2, net.states, net.b3, last.data());
-        int16_t* own = rows.data() + (static_cast<size_t>(y % (kReach + 1)) * columns + x + kReach) * entry;
-        int at = 0;
-        for (int d = 0; d < dims; ++d) {
+        int16_t* own = neighbours.own(y, x);
+        for (int d = 0, at = 0; d < net.dims; ++d) {
             const int level = net.levels[d];
             adaptation.logits(last.data() + at, d, at, level, logits.data());
             frequencies(logits.data(), level, net.exp, freqs.data());
@@ -244,7 +287,7 @@ inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t co
             own[d] = centre(code, level);
             at += level;
         }
-        own[dims] = kInputScale;
+        own[net.dims] = kInputScale;
     }
     return true;
 }

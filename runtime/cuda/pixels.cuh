@@ -8,7 +8,7 @@
 namespace tatok {
 
 constexpr int kCellsThreads = 256;
-constexpr int kThumbnailsPerCell = kCell / kThumbnail;
+constexpr int kThumbnailsPerCell = static_cast<int>(kCellThumbnails);
 
 // Thumbnails of the padded frames: cells (images, 192, cell_rows * cell_columns), channels in (y, x, rgb) order.
 // A block makes one row of thumbnail pixels: grid (cell_rows * 8, images). Threads that follow one another take cells
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kCellsThreads)
     cells_kernel(Frames frames, int cell_rows, int cell_columns, float* __restrict__ cells) {
     const int b = static_cast<int>(blockIdx.y), ty = static_cast<int>(blockIdx.x);
     const index_t plane = static_cast<index_t>(cell_rows) * cell_columns;
-    float* out = cells + b * plane * kPatchValues + (ty / kThumbnailsPerCell) * cell_columns;
+    float* out = cells + b * plane * kCellValues + (ty / kThumbnailsPerCell) * cell_columns;
     for (int i = static_cast<int>(threadIdx.x); i < kThumbnailsPerCell * cell_columns; i += kCellsThreads) {
         const int tx = i / cell_columns, cx = i % cell_columns;
         std::int32_t sums[3] = {0, 0, 0};
@@ -73,10 +73,10 @@ __global__ void __launch_bounds__(kFeatureThreads)
     }
     __syncthreads();
 
-    constexpr int kRun = static_cast<int>(kWindow) * 3;
+    constexpr int kRun = static_cast<int>(kWindowRun);
     for (int j = 0; j < n; ++j) {
         const int b = shared_image[j], patch = shared_patch[j];
-        const index_t y0 = patch / grid_width * kPatch - kMargin, x0 = patch % grid_width * kPatch - kMargin;
+        const index_t y0 = patch / grid_width * kPatch - kWindowMargin, x0 = patch % grid_width * kPatch - kWindowMargin;
         for (int i = thread; i < kWindowValues; i += kFeatureThreads) {
             float value = 0.0f;
             if (b >= 0) {

@@ -37,10 +37,9 @@ bool valid_size(index_t images, index_t height, index_t width) {
 }
 
 Grid grid_of(index_t height, index_t width) {
-    const int rows = static_cast<int>((height + kCell - 1) / kCell);
-    const int columns = static_cast<int>((width + kCell - 1) / kCell);
-    constexpr int kPatches = static_cast<int>(kCell / kPatch);
-    return Grid{rows, columns, rows * kPatches, columns * kPatches};
+    const int rows = static_cast<int>(cells_along(height)), columns = static_cast<int>(cells_along(width));
+    constexpr int kSide = static_cast<int>(kCellSide);
+    return Grid{rows, columns, rows * kSide, columns * kSide};
 }
 
 bool valid_frames(const tatok_frames* frames) {

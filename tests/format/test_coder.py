@@ -345,12 +345,12 @@ def test_symbols_without_frequency_are_told(symbol: int) -> None:
 @pytest.mark.parametrize(
     ("symbols", "freqs", "error", "message"),
     [
-        ([1], GOOD, TypeError, "symbols must be a numpy array of int32, got list"),
+        ([1], GOOD, TypeError, r"symbols must be a numpy array, int32 \(n,\), got list"),
         (np.array([1]), GOOD, TypeError, "symbols must have dtype int32, got int64"),
-        (np.array([[1]], np.int32), GOOD, ValueError, "symbols must have 1 dimension, got shape"),
+        (np.array([[1]], np.int32), GOOD, ValueError, r"symbols must have shape \(n,\), got \(1, 1\)"),
         (np.zeros(4, np.int32)[::2], GOOD, ValueError, "symbols must be C-contiguous"),
         (ONE, GOOD.astype(np.int32), TypeError, "freqs must have dtype uint16, got int32"),
-        (ONE, GOOD[0], ValueError, "freqs must have 2 dimensions"),
+        (ONE, GOOD[0], ValueError, r"freqs must have shape \(n, L\), got \(3,\)"),
         (
             ONE,
             np.tile(GOOD, (2, 1)),
@@ -379,9 +379,9 @@ def test_wrong_bitmaps_counts_and_positions_are_told() -> None:
         (places, ValueError, "keep must be 0 outside places, got a 1 there"),
         (places + np.uint8(1), ValueError, "places must hold zeros and ones, got 2"),
         (places[:1], ValueError, r"places must have the shape of the bitmap, 2 x 2, got shape \(1, 2\)"),
-        (places[0], ValueError, "places must have 2 dimensions"),
+        (places[0], ValueError, r"places must have shape \(h, w\), got \(2,\)"),
         (places.astype(bool), TypeError, "places must have dtype uint8, got bool"),
-        ([[1, 1], [0, 0]], TypeError, "places must be a numpy array of uint8, got list"),
+        ([[1, 1], [0, 0]], TypeError, r"places must be a numpy array, uint8 \(h, w\), got list"),
     ]:
         with pytest.raises(error, match=message):
             RangeEncoder().bitmap(keep, wrong)  # type: ignore[arg-type]

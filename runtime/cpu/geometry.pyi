@@ -1,0 +1,8 @@
+PATCH: int
+CELL: int
+WINDOW: int
+THUMBNAIL: int
+PATCH_VALUES: int
+WINDOW_VALUES: int
+CELL_SIDE: int
+MAX_VECTOR: int
