@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import dtf_cases
+from helpers.kernel_cases import LEVELS, SEEDS, guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,8 +26,6 @@ from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
 
-LEVELS = (8, 8, 8, 5, 5, 5)
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.tuples(st.integers(1, 100), st.integers(1, 140))
 
 
@@ -37,14 +35,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     if sys.platform != "linux" or shutil.which("g++") is None:
         pytest.skip("the emulation needs Linux and g++")
     return Kernels(cuda_kernels.build_emulation(tmp_path_factory.mktemp("cuda") / "emulated.so"))
-
-
-def guarded(shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], Callable[[], bool]]:
-    """An array to write into, filled with 77, and a function that says whether the memory around it is untouched."""
-    size = int(np.prod(shape))
-    memory = np.full(size + 128, 77, dtype)
-    inside = memory[64 : 64 + size].reshape(shape)
-    return inside, lambda: bool((memory[:64] == 77).all() and (memory[64 + size :] == 77).all())
 
 
 def address(array: NDArray[Any]) -> int:

@@ -1,0 +1,144 @@
+"""Token filtering on the CPU equals the numpy specification bit for bit, and rejects wrong scores and limits."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.kernel_cases import SEEDS, assert_same
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from tatok_edge.runtime import reference
+from tatok_edge.runtime.cpu import kernels
+
+SCORES = st.one_of(
+    st.floats(0, 40, width=32),
+    st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0**-17, 3 * 2.0**-17, 2.0**-16, 2.0**-140]),  # ties and halves
+    st.floats(0, 2.0**127, width=32),  # saturation
+    st.sampled_from([32767.998046875, 32768.0, 128.0000152587890625, 127.99999237060546875, 8388608.0]),
+)
+SHAPES = st.tuples(st.integers(0, 4), st.integers(0, 70))
+
+
+@given(
+    scores=st.one_of(
+        hnp.arrays(np.float32, SHAPES, elements=SCORES),
+        hnp.arrays(np.float32, SHAPES, elements=st.sampled_from([0.0, 1.0, 2.0])),
+        hnp.arrays(np.float32, SHAPES, elements=st.just(3.25)),
+    ),
+    tau=st.one_of(st.just(1.0), st.floats(0, 1, exclude_min=True), st.sampled_from([5e-324, 1e-10, 0.5, 1 - 2**-53])),
+    low=st.integers(0, 80),
+    extra=st.one_of(st.none(), st.integers(0, 80)),
+    floor_bits=st.one_of(st.just(0.0), st.floats(0, 45), st.sampled_from([0.5, 1.0, 2.0**-17, 32768.0, 1e300])),
+)
+def test_dtf_equals_reference(
+    scores: NDArray[np.float32], tau: float, low: int, extra: int | None, floor_bits: float
+) -> None:
+    limits: dict[str, Any] = {
+        "tau": tau,
+        "min_tokens": low,
+        "max_tokens": None if extra is None else low + extra,
+        "floor_bits": floor_bits,
+    }
+    indices, cu_seqlens = kernels.dtf(scores, **limits)
+    expected_indices, expected_cu = reference.dtf(scores, **limits)
+    assert_same(indices, expected_indices)
+    assert_same(cu_seqlens, expected_cu)
+
+
+@given(
+    seed=SEEDS,
+    patches=st.sampled_from([1024, 4800, 30_000]),
+    tau=st.floats(0.001, 1),
+    spread=st.sampled_from([1e-4, 1.0, 12.0, 1e4, 1e7]),
+)
+def test_dtf_equals_reference_on_frames(seed: int, patches: int, tau: float, spread: float) -> None:
+    scores = (np.random.default_rng(seed).gamma(0.7, spread, (2, patches))).astype(np.float32)
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"max_tokens": patches // 5},
+        {"min_tokens": patches // 2, "floor_bits": spread},
+    )
+    for limits in cases:
+        actual = kernels.dtf(scores, tau=tau, **limits)
+        for a, e in zip(actual, reference.dtf(scores, tau=tau, **limits), strict=True):
+            assert_same(a, e)
+
+
+def test_dtf_by_hand() -> None:
+    scores = np.array([[1, 6, 2, 6, 0, 1], [0, 0, 0, 0, 0, 0]], np.float32)
+
+    def kept(**limits: Any) -> list[list[int]]:
+        indices, cu = kernels.dtf(scores, **limits)
+        return [indices[cu[b] : cu[b + 1]].tolist() for b in range(2)]
+
+    assert kept() == [[0, 1, 2, 3, 5], []]  # zero bits add nothing, so they are never needed
+    assert kept(tau=12 / 16) == [[1, 3], []]
+    assert kept(tau=12 / 16 + 1e-8) == [[1, 2, 3], []]
+    assert kept(tau=0.01) == [[1], []]  # of equal scores the first position
+    assert kept(tau=1e-300) == [[1], []]
+    assert kept(tau=15 / 16) == [[0, 1, 2, 3], []]
+    assert kept(max_tokens=1) == [[1], []]
+    assert kept(max_tokens=0) == [[], []]
+    assert kept(tau=0.01, min_tokens=3) == [[1, 2, 3], [6, 7, 8]]
+    assert kept(min_tokens=100) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert kept(floor_bits=2.0) == [[1, 2, 3], []]
+    assert kept(floor_bits=2.00001) == [[1, 3], []]
+    assert kept(floor_bits=9.0, min_tokens=1) == [[1], [6]]
+
+
+def test_dtf_sums_saturated_scores_exactly() -> None:
+    scores = np.full((1, 1 << 16), 3e38, np.float32)
+    indices, _ = kernels.dtf(scores, tau=0.5)
+    assert len(indices) == 1 << 15
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-30])
+def test_dtf_names_the_bad_score(bad: float) -> None:
+    scores = np.ones((2, 50), np.float32)
+    scores[1, 17] = bad
+    with pytest.raises(ValueError, match=r"scores\[1, 17\] is .*finite"):
+        kernels.dtf(scores)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"tau": 0.0}, "tau must be above 0"),
+        ({"tau": 1.0000001}, "tau must be above 0"),
+        ({"tau": float("nan")}, "tau must be above 0"),
+        ({"min_tokens": -1}, "min_tokens=-1"),
+        ({"min_tokens": 3, "max_tokens": 2}, "max_tokens=2"),
+        ({"max_tokens": -1}, "max_tokens=-1"),
+        ({"floor_bits": -0.5}, "floor_bits"),
+        ({"floor_bits": float("inf")}, "floor_bits"),
+        ({"floor_bits": float("nan")}, "floor_bits"),
+    ],
+)
+def test_dtf_rejects_limits(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.dtf(np.ones((1, 4), np.float32), **limits)
+
+
+def test_dtf_runs_in_threads(rng: np.random.Generator) -> None:
+    batches = [rng.gamma(1.0, 8.0, (3, 4800)).astype(np.float32) for _ in range(4)]
+    expected = [reference.dtf(scores, tau=0.4) for scores in batches]
+    failures: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(30):
+            indices, cu = kernels.dtf(batches[i], tau=0.4)
+            if not (np.array_equal(indices, expected[i][0]) and np.array_equal(cu, expected[i][1])):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
