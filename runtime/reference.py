@@ -139,8 +139,8 @@ def _patches(picture: NDArray[Any]) -> NDArray[Any]:
 def patch_change(image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8]) -> NDArray[np.int32]:
     """How the patches of the padded image differ from those of reference, an RGB picture: (2, N).
 
-    Row 0 holds the sums of squared differences. Row 1 holds the sums of squared mean differences of the four quarters
-    (4x4 pixels) of a patch, times 16.
+    Row 0 holds the sums of squared differences. Row 1 holds the coarse changes: differences are summed over each quarter
+    of the patch (4x4 pixels) and channel, and the sums are squared, over 16, rounded down.
     """
     differences = _patches(_pad(image, bgr)).astype(np.int32) - _patches(reference)
     quarters = differences.reshape(-1, 2, PATCH // 2, 2, PATCH // 2, 3).sum(axis=(2, 4))
@@ -161,7 +161,11 @@ def update_reference(
 
 
 def move_cells(source: NDArray[np.uint8], vectors: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """See :func:`tatok_edge.runtime.cpu.kernels.move_cells`."""
+    """The picture whose cells are copies of ``source`` at their place plus their vector, (y, x) in half pixels.
+
+    Beyond the border the edge is repeated. Between pixels, four neighbours a, b, c, d give
+    ``(9 * (b + c) - (a + d) + 8) >> 4``, cut to 0 to 255; across first, then down.
+    """
     height, width = source.shape[:2]
     out = source.copy()
 
@@ -172,12 +176,12 @@ def move_cells(source: NDArray[np.uint8], vectors: NDArray[np.int32]) -> NDArray
 
     for row, column in np.argwhere(vectors.any(2)):
         dy, dx = (int(part) for part in vectors[row, column])
-        lines = np.clip(np.arange(-1, 34) + 32 * row + (dy >> 1), 0, height - 1)
-        columns = np.clip(np.arange(-1, 34) + 32 * column + (dx >> 1), 0, width - 1)
+        lines = np.clip(np.arange(-1, CELL + 2) + CELL * row + (dy >> 1), 0, height - 1)
+        columns = np.clip(np.arange(-1, CELL + 2) + CELL * column + (dx >> 1), 0, width - 1)
         block = source[lines][:, columns].astype(np.int32)
-        block = between(block.swapaxes(0, 1)).swapaxes(0, 1) if dx & 1 else block[:, 1:33]
-        block = between(block) if dy & 1 else block[1:33]
-        out[32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = block
+        block = between(block.swapaxes(0, 1)).swapaxes(0, 1) if dx & 1 else block[:, 1 : CELL + 1]
+        block = between(block) if dy & 1 else block[1 : CELL + 1]
+        out[CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)] = block
     return out
 
 

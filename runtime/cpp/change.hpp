@@ -1,5 +1,5 @@
-// What changed between frames: squared differences per patch, the picture they are measured against, and their
-// statistics; and how far a patch is from what the prior expects. Sums are of integers, or have their order fixed, so
+// Change between frames: squared differences per patch, the reference picture, and the statistics of the changes. Also
+// the residual of a patch: its distance from the mean. Sums are of integers, or have their order fixed, so
 // every backend gives the same ones.
 #ifndef TATOK_CHANGE_HPP
 #define TATOK_CHANGE_HPP
@@ -16,7 +16,7 @@ constexpr index_t kMeanRun = kPatch / 2 * 3;         // values of one row of a p
 constexpr index_t kMeanValues = kPatch / 2 * kMeanRun;
 constexpr index_t kResidualBlock = 128;  // patches whose rows of means are read together, long enough to stream
 
-// What one value adds to a patch's change.
+// The change of one value.
 TATOK_FUNC std::int32_t squared_difference(std::uint8_t a, std::uint8_t b) {
     const std::int32_t difference = static_cast<std::int32_t>(a) - static_cast<std::int32_t>(b);
     return difference * difference;
@@ -88,7 +88,7 @@ TATOK_PART void write_differences(const std::uint8_t* a, const std::uint8_t* b, 
     }
 }
 
-// The sum of the squares of a patch's differences. A product of two int16 is what vectors multiply and add in pairs.
+// The sum of the squares of a patch's differences. Vector units multiply int16 and add the products in pairs.
 TATOK_PART std::int32_t sum_squares(const std::int16_t* differences) {
     std::int32_t sum = 0;
     for (index_t i = 0; i < kPatchValues; ++i) {
@@ -97,7 +97,7 @@ TATOK_PART std::int32_t sum_squares(const std::int16_t* differences) {
     return sum;
 }
 
-// The same of the differences that 4x4 pixels have in common: of each quarter and channel the sum, see coarse_square.
+// The coarse change: the differences of each quarter (4x4 pixels) and channel are summed first, see coarse_square.
 TATOK_PART std::int32_t sum_coarse_squares(const std::int16_t* differences) {
     constexpr index_t kQuarter = kPatch / 2, kQuarterRun = kQuarter * 3;
     std::int32_t sum = 0;
@@ -202,7 +202,7 @@ TATOK_PART void write_sums(const std::uint8_t* upper, const std::uint8_t* lower,
     }
 }
 
-// How much of a patch of the padded image the prior's mean leaves unsaid, in means of 2x2 pixels: for each of the
+// The residual of patches of the padded image in means of 2x2 pixels: for each of the
 // `count` patches at `positions` the mean of the squared differences to its column, one of `source`, of `mean`
 // (192, columns). The squares are added in (y, x, rgb) order. Positions and columns must have been checked.
 TATOK_HOT void patch_residual(const ImageView image, const float* mean, index_t columns, index_t grid_width,

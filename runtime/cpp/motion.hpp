@@ -11,7 +11,7 @@
 
 namespace tatok {
 
-constexpr index_t kMotionMargin = 36;  // pixels around a plane: the largest motion, and what interpolation reads
+constexpr index_t kMotionMargin = 36;  // pixels around a plane: the largest motion, and the reach of interpolation
 constexpr index_t kShrunk = 4;         // pixels along a side of the square that one pixel of the coarse search averages
 constexpr index_t kCoarseRadius = 6;   // of the coarse search in its pixels
 constexpr int kMotionSteps = 6;        // of the search by whole pixels
@@ -26,7 +26,7 @@ TATOK_PART std::uint8_t between(int a, int b, int c, int d) {
 // border the edge is repeated. Both are (32 * rows, 32 * columns, 3), apart from each other.
 TATOK_HOT void move_cells(const std::uint8_t* source, index_t rows, index_t columns, const std::int32_t* vectors,
                           std::uint8_t* target) {
-    constexpr index_t kSide = kCell + 3;  // of what interpolation reads
+    constexpr index_t kSide = kCell + 3;  // side of the block that interpolation reads
     const index_t height = rows * kCell, width = columns * kCell;
     std::memcpy(target, source, static_cast<std::size_t>(height * width * 3));
     std::uint8_t block[kSide][kSide * 3], across[kSide][kCellRun];
@@ -64,7 +64,8 @@ struct Plane {
     static index_t plane_bytes(index_t height, index_t width) {
         return (height + 2 * kMotionMargin) * (width + 2 * kMotionMargin);
     }
-    Plane(std::uint8_t* memory, index_t h, index_t w) : height(h), width(w), stride(w + 2 * kMotionMargin), data(memory) {}
+    Plane(std::uint8_t* memory, index_t h, index_t w)
+        : height(h), width(w), stride(w + 2 * kMotionMargin), data(memory) {}
 
     std::uint8_t* at(index_t y, index_t x) const { return data + (y + kMotionMargin) * stride + x + kMotionMargin; }
 
@@ -130,7 +131,7 @@ TATOK_HOT std::int32_t block_difference(const std::uint8_t* a, index_t a_stride,
 inline void shrink(const Plane& plane, const Plane& shrunk) {
     for (index_t y = 0; y < shrunk.height; ++y) {
         for (index_t x = 0; x < shrunk.width; ++x) {
-            int sum = 8;  // half of what the shift divides by
+            int sum = 8;  // half of 16, so that the shift rounds
             for (index_t i = 0; i < kShrunk; ++i) {
                 const std::uint8_t* row = plane.at(kShrunk * y + i, kShrunk * x);
                 sum += row[0] + row[1] + row[2] + row[3];
@@ -171,7 +172,7 @@ class MotionPlanes {
         }
         now.extend();
         whole.extend();
-        // No vector reaches the first and last lines of the margin, so what is between them does not matter.
+        // No vector reaches the first and last lines of the margin, so their values do not matter.
         const index_t first = 2 * whole.stride, count = (now.height + 2 * kMotionMargin - 4) * whole.stride;
         interpolate(whole.data + first, 1, count, across.data + first);
         interpolate(whole.data + first, whole.stride, count, down.data + first);
@@ -202,7 +203,7 @@ class CellSearch {
         : planes_(planes), top_(top), left_(left), before_{before[0], before[1]}, best_{before[0], before[1]},
           cap_(cap), cost_(cost) {}
 
-    // Takes (dy, dx) if it is better than the best so far, and says so.
+    // Takes (dy, dx) if it is better than the best so far; returns whether it is.
     bool attempt(std::int32_t dy, std::int32_t dx) {
         if (dy < -kMaxVector || dy > kMaxVector || dx < -kMaxVector || dx > kMaxVector) return false;
         const Plane& plane = planes_.moved(dy, dx);

@@ -1,8 +1,8 @@
 // Integer range coder of the packet format: docs/format.md, "Entropy-coded body".
 //
 // Every operation is on unsigned integers, so the bytes are the same on every machine and compiler.
-// The encoder and the decoder below take the same steps in the same order; what one writes, only the
-// same sequence of models reads back.
+// The encoder and the decoder below take the same steps in the same order. Only the sequence of models
+// that wrote the data reads it back.
 
 #ifndef TATOK_RANGE_CODER_HPP
 #define TATOK_RANGE_CODER_HPP
@@ -92,7 +92,7 @@ class RangeDecoder {
         }
     }
 
-    // What went wrong so far: a value outside every part that an encoder can have coded, or more bytes
+    // The first error so far: a value outside all parts that an encoder can have coded, or more bytes
     // read than an encoder can have left out.
     inline CoderStatus status() const {
         if (impossible_) return CoderStatus::impossible;
@@ -209,7 +209,7 @@ inline CoderStatus decode_symbols(RangeDecoder& coder, const uint16_t* rows, siz
 
 // Set of `count` positions in a grid as one bit per position, each in the context of its four neighbours
 // that are known: left, top, top left, top right. Cells that are 0 in `places` (null: there are none) can
-// be no member: they are 0 without being coded. What `count` already says is not coded either, so the
+// be no member: they are 0 without being coded. Bits that follow from `count` are not coded either, so the
 // decoded set has exactly `count` members whatever the data. `cells` is the number of places.
 template <typename Cell, typename Bit>
 inline void walk_bitmap(Cell* keep, const uint8_t* places, size_t height, size_t width, size_t count, size_t cells,

@@ -195,7 +195,7 @@ class NeighbourInputs {
     std::vector<uint8_t> there_;  // 1 where the grid has a token
 };
 
-// What the codes of the cells around a patch add to the first layer, computed once per cell.
+// Share of the codes of the cells around a patch in the first layer, computed once per cell.
 class CellSums {
   public:
     CellSums(const TokenNet& net, const int32_t* codes, int height, int width, int share)
@@ -222,7 +222,7 @@ class CellSums {
         return sums;
     }
 
-    // What the place of the patch in its cell adds, (width1,) in units of 1 / kInputScale; null without cells.
+    // Weights (width1,) of the place of the patch in its cell; null without cells.
     const int16_t* phase(int y, int x) const {
         if (!net_.cell_inputs) return nullptr;
         return net_.phases + static_cast<size_t>(y % kPhaseSide * kPhaseSide + x % kPhaseSide) * net_.width1;
@@ -349,8 +349,9 @@ inline CoderStatus decode_tokens(RangeDecoder& coder, const TokenNet& net, int32
     return status;
 }
 
-// Set of `count` positions in a grid, by a net of one dimension with two levels. As in walk_bitmap, what `count` says
-// already is not coded, so the decoded set has exactly `count` members whatever the data. `keep` (height, width).
+// Set of `count` positions in a grid, by a net of one dimension with two levels. As in walk_bitmap, bits that
+// follow from `count` are not coded, so the decoded set has exactly `count` members whatever the data.
+// `keep` (height, width).
 template <typename Place, typename Bit>
 inline void walk_keep(const TokenNet& net, Place* keep, size_t count, int height, int width, const int32_t* cell_codes,
                       int share, Bit&& bit) {

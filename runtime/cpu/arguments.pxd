@@ -4,7 +4,7 @@ Errors are ``TypeError`` (not an array, wrong dtype) and ``ValueError`` (wrong s
 argument, what came and what is allowed.
 """
 
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp cimport bool as cbool
 
 from tatok_edge.runtime.cpu.geometry cimport index_t
@@ -34,5 +34,6 @@ cdef object check_image(object image)
 cdef ImageView view_of(const uint8_t[:, :, :] pixels, bint bgr) noexcept
 cdef int check_grid_width(Py_ssize_t grid_width, Py_ssize_t image_width) except -1
 cdef int check_apart(object source, str source_name, object target, str target_name) except -1
+cdef int check_increasing(const int32_t[::1] positions, int64_t limit) except -1
 cdef int raise_position(
     const int32_t[::1] positions, index_t bad, Py_ssize_t patches, str name=?, str counted=?) except -1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from tatok_edge.runtime.cpu.geometry cimport index_t, patches_along
 
@@ -76,6 +76,17 @@ cdef int check_apart(object source, str source_name, object target, str target_n
     """Raises where writing to ``target`` could change ``source`` while it is read."""
     if _may_share_memory(source, target):
         raise ValueError(f"{source_name} and {target_name} share memory; pass {source_name}.copy()")
+    return 0
+
+
+cdef int check_increasing(const int32_t[::1] positions, int64_t limit) except -1:
+    """Raises unless positions increase strictly and lie in [0, limit)."""
+    cdef int64_t last = -1
+    cdef Py_ssize_t i
+    for i in range(positions.shape[0]):
+        if positions[i] <= last or positions[i] >= limit:
+            raise ValueError(f"positions must increase strictly from 0 to below {limit}, got {positions[i]} at {i}")
+        last = positions[i]
     return 0
 
 

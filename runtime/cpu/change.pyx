@@ -1,4 +1,4 @@
-"""What changed between an image and a reference picture, and how far patches are from their mean. ``reference.py`` specifies the functions bit for bit."""
+"""Change of patches against a reference picture, and their residuals. ``reference.py`` specifies them bit for bit."""
 
 from libc.stdint cimport int32_t, uint8_t
 
@@ -26,9 +26,9 @@ cdef extern from "change.hpp" namespace "tatok" nogil:
 def patch_change(image, bint bgr, reference, out=None):
     """How much each patch differs from a reference picture, in detail and coarse.
 
-    Row 0 is the sum of the 192 squared differences. Row 1 is what 4x4 pixels have in common of it: of each quarter of
-    the patch and channel the 16 signed differences are summed, and the sum is squared and divided by 16, rounded down;
-    the sum of these twelve is at most row 0.
+    Row 0 is the sum of the 192 squared differences. Row 1 is the coarse change: for each quarter of the patch (4x4
+    pixels) and channel, the 16 signed differences are summed, and the sum is squared, divided by 16 and rounded down.
+    The sum of these twelve is at most row 0.
 
     The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
 
@@ -82,7 +82,7 @@ def patch_error(pixels, image, bint bgr, Py_ssize_t grid_width, out=None):
 
 
 def patch_residual(image, bint bgr, mean, source, positions, Py_ssize_t grid_width, out=None):
-    """How much of each patch the prior's mean leaves unsaid, in means of 2x2 pixels: their mean squared difference.
+    """The mean squared residual of each patch, the patch minus its mean, in means of 2x2 pixels.
 
     Per patch it is the sum of ``d * d``, times ``float32(1 / 48)``, over its 16 squares of 2x2 pixels and 3 channels in
     (y, x, rgb) order, one after the other, with ``d = (s - (m * 127.5 + 510)) * 0.25`` in float32: ``s`` is the sum of
@@ -162,7 +162,7 @@ def change_quantile(changes, double share):
     """A quantile of the changes that are not 0: the one at rank ``floor(share * (m - 1))`` of m, ascending.
 
     Args:
-        changes: int32 (N,), C-contiguous, not negative: a row of what :func:`patch_change` gives.
+        changes: int32 (N,), C-contiguous, not negative: a row of the result of :func:`patch_change`.
         share: above 0 and below 1; 0.5 is the (lower) median.
 
     Returns:

@@ -59,7 +59,7 @@ cdef int _raise_code(const int32_t[:, ::1] codes, index_t bad, const Levels& lev
 
 
 def information(log2_probs, codes, positions, levels):
-    """Bits that the codes bring, given what the prior expected: ``-sum_d log2 q_d(code_d)``, at least 0.
+    """Information of the codes in bits, given the probabilities of the prior: ``-sum_d log2 q_d(code_d)``, at least 0.
 
     Args:
         log2_probs: float32 (sum(levels), N), C-contiguous; the rows of dimension d follow those of dimension d - 1.
@@ -95,12 +95,12 @@ def information(log2_probs, codes, positions, levels):
 
 
 def decoder_state(codes, positions, expected, entropy, levels, out=None):
-    """What the decoder takes beside the context: code values, keep bit and entropy, on the patch grid.
+    """The input of the decoder beside the context: code values, keep bit and entropy, on the patch grid.
 
     Args:
         codes: int32 (T, D), code d in [0, levels[d]).
         positions: int32 (T,), each in [0, N); where one comes twice, the later code stays.
-        expected: float32 (D, N), C-contiguous: what stands for a code that is not kept.
+        expected: float32 (D, N), C-contiguous: stands in for codes that are not kept.
         entropy: float32 (N,), bits per patch.
         levels: D level counts.
         out: float32 (D + 2, N) to write into.

@@ -38,7 +38,7 @@ def dtf(scores, *, double tau=1.0, min_tokens=0, max_tokens=None, double floor_b
     Args:
         scores: float32 (B, N) bits, C-contiguous, finite and not negative; N at most 2^24, B * N below 2^31.
         tau: share of the total to keep, above 0 and at most 1.
-        min_tokens: tokens kept at least (as far as there are so many).
+        min_tokens: tokens kept at least, or all where there are fewer.
         max_tokens: tokens kept at most; None for no limit.
         floor_bits: tokens with a lower score are cut.
 

@@ -1,4 +1,4 @@
-"""Motion of cells between a reference picture and an image. ``reference.py`` specifies :func:`move_cells` bit for bit."""
+"""Motion of cells against a reference picture. ``reference.py`` specifies :func:`move_cells` bit for bit."""
 
 import numpy as np
 
@@ -83,10 +83,10 @@ def find_motion(image, bint bgr, reference, active, int32_t cap, int64_t cost, v
 
 
 def move_cells(source, vectors, out=None):
-    """The picture whose cells show what ``source`` has at their place plus their vector; its edge is repeated.
+    """The picture whose cells are copies of the pixels of ``source`` at their place plus their vector.
 
-    Between pixels a value is ``(9 * (b + c) - (a + d) + 8) >> 4`` of four neighbours a, b, c, d, cut to 0 to 255;
-    across first, then down.
+    Beyond the border the edge is repeated. Between pixels, four neighbours a, b, c, d give
+    ``(9 * (b + c) - (a + d) + 8) >> 4``, cut to 0 to 255; across first, then down.
 
     Args:
         source: uint8 (Hp, Wp, 3), C-contiguous, sides multiples of 32.

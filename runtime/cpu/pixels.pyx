@@ -51,9 +51,9 @@ def image_to_cells(image, bint bgr=False, out=None):
 
 
 def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_width, out=None):
-    """What the patch encoder takes, one row per position: ``[window 768 | context Dc | mean 192]``.
+    """The input of the patch encoder, one row per position: ``[window 768 | context Dc | mean 192]``.
 
-    The window are the 16x16 pixels around the patch in (y, x, rgb) order, with the edge of the image repeated outside,
+    The window is the 16x16 pixels around the patch in (y, x, rgb) order, with the edge of the image repeated outside,
     as ``float32(v) / float32(127.5) - 1``.
 
     Args:
@@ -113,7 +113,8 @@ def assemble(pixels, Py_ssize_t grid_width, Py_ssize_t height, Py_ssize_t width,
     if grid_width <= 0 or patches == 0 or patches % grid_width:
         raise ValueError(f"grid_width must divide the {patches} patches of pixels, got {grid_width}")
     if not 1 <= height <= patches // grid_width * kPatch:
-        raise ValueError(f"height must be 1 to {patches // grid_width * kPatch} ({kPatch} per row of the grid), got {height}")
+        raise ValueError(f"height must be 1 to {patches // grid_width * kPatch} ({kPatch} per row of the grid), "
+                         f"got {height}")
     if not 1 <= width <= grid_width * kPatch:
         raise ValueError(f"width must be 1 to {grid_width * kPatch} ({kPatch} per column of the grid), got {width}")
     result = output(out, "out", UINT8, (height, width, 3))

@@ -12,7 +12,7 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libcpp.vector cimport vector
 
-from tatok_edge.runtime.cpu.arguments cimport check, INT32, UINT8, UINT16
+from tatok_edge.runtime.cpu.arguments cimport check, check_increasing, INT32, UINT8, UINT16
 
 
 cdef extern from "range_coder.hpp" namespace "tatok" nogil:
@@ -69,7 +69,7 @@ cdef class RangeEncoder:
     def bitmap(self, keep, places=None):
         """Append a map of zeros and ones, uint8 ``(h, w)``; the decoder must be told the number of ones.
 
-        ``places``, uint8 ``(h, w)`` of zeros and ones, says where ones can be; the decoder must be given the same.
+        ``places``, uint8 ``(h, w)`` of zeros and ones, marks where ones can be; the decoder must get the same.
         """
         cdef const uint8_t[:, ::1] cells = check(keep, "keep", UINT8, ("h", "w"))
         cdef const uint8_t[:, ::1] mask
@@ -98,13 +98,9 @@ cdef class RangeEncoder:
     def gaps(self, positions):
         """Append strictly increasing positions, int32 ``(n,)``, by the gaps between them: short where few are set."""
         cdef const int32_t[::1] values = check(positions, "positions", INT32, ("n",))
-        cdef size_t count = values.shape[0], i
-        cdef int64_t last = -1
+        cdef size_t count = values.shape[0]
         self.check_open()
-        for i in range(count):
-            if values[i] <= last or values[i] >= MAX_CELLS:
-                raise ValueError(f"positions must increase strictly from 0 to below {MAX_CELLS}, got {values[i]} at {i}")
-            last = values[i]
+        check_increasing(values, MAX_CELLS)
         if count:
             with nogil:
                 c_encode_gaps(self.core, &values[0], count)

@@ -7,10 +7,11 @@ import numpy as np
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t
 
-from tatok_edge.runtime.cpu.arguments cimport check, kMaxDims, INT16, INT32, UINT8, UINT16
+from tatok_edge.runtime.cpu.arguments cimport check, check_increasing, kMaxDims, INT16, INT32, UINT8, UINT16
 from tatok_edge.runtime.cpu.geometry cimport kCellSide
 from tatok_edge.runtime.cpu.range_coder cimport (
-    CoderStatus, CoreDecoder, CoreEncoder, MAX_SYMBOLS, RangeDecoder, RangeEncoder, check_count, check_status, count_ones,
+    CoderStatus, CoreDecoder, CoreEncoder, MAX_SYMBOLS, RangeDecoder, RangeEncoder, check_count, check_status,
+    count_ones,
 )
 
 
@@ -190,7 +191,7 @@ cdef class TokenModel:
         self._check_codes(status, codes, at)
 
     def decode(self, RangeDecoder decoder not None, positions, grid, cell_codes=None, int share=0):
-        """The next codes, int32 ``(n, D)``, given what :meth:`encode` was given.
+        """The next codes, int32 ``(n, D)``, given the arguments of :meth:`encode`.
 
         Raises:
             ValueError: An argument does not fit, or the data is cut off or was not written like this.
@@ -213,9 +214,9 @@ cdef class TokenModel:
         return out
 
     def frequencies(self, codes, positions, grid, cell_codes=None, int share=0):
-        """Frequencies of all values of each token's code, uint16 ``(n, sum(levels))``, given the codes of those before it.
+        """Frequencies of all values of each code, uint16 ``(n, sum(levels))``, given the codes of the tokens before it.
 
-        They are what :meth:`encode`, with the same arguments, would code with; each dimension's sum to 4096.
+        :meth:`encode` codes with them, given the same arguments; those of each dimension sum to 4096.
 
         Raises:
             ValueError: An argument does not fit, or a code is outside its levels.
@@ -239,9 +240,9 @@ cdef class TokenModel:
         return out
 
     def encode_map(self, RangeEncoder encoder not None, keep, cell_codes, int share):
-        """Append a map of zeros and ones, uint8 ``(rows, columns)``, of a model with levels (2,) over a grid of patches.
+        """Append a map of zeros and ones, uint8 ``(rows, columns)``, over a grid of patches.
 
-        The decoder must be told the number of ones.
+        The model must have the levels (2,).         The decoder must be told the number of ones.
 
         Raises:
             ValueError: An argument does not fit.
@@ -312,10 +313,5 @@ cdef class TokenModel:
 
     cdef object _places(self, object positions, int height, int width):
         cdef const int32_t[::1] places = check(positions, "positions", INT32, ("n",))
-        cdef int64_t last = -1, limit = <int64_t>height * width
-        cdef Py_ssize_t i
-        for i in range(places.shape[0]):
-            if places[i] <= last or places[i] >= limit:
-                raise ValueError(f"positions must increase strictly from 0 to below {limit}, got {places[i]} at {i}")
-            last = places[i]
+        check_increasing(places, <int64_t>height * width)
         return positions

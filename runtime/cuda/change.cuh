@@ -1,4 +1,4 @@
-// What changed between frames, and how far a patch is from what the prior expects, with the bits of change.hpp.
+// Change between frames, and the residual of patches, with the bits of change.hpp.
 #ifndef TATOK_CHANGE_CUH
 #define TATOK_CHANGE_CUH
 
@@ -13,7 +13,7 @@ constexpr int kChangeThreads = kChangePatches * static_cast<int>(kPatch);
 constexpr int kQuarters = 2 * 3;     // of a pixel row of a patch: the halves of its three channels
 
 // How the patches of the padded frames differ from those of reference, packed RGB of the padded size: changes (images,
-// 2, patches), the sums of squared differences and those of what the 4x4 pixels of a quarter have in common. Grid
+// 2, patches), the sums of squared differences and the coarse changes. Grid
 // (ceil(grid_width / 32), grid_height, images); a thread takes one pixel row of a patch.
 __global__ void __launch_bounds__(kChangeThreads)
     change_kernel(Frames frames, const std::uint8_t* __restrict__ reference, int grid_height, int grid_width,
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kChangeThreads)
 constexpr int kResidualRows = static_cast<int>(kPatch) / 2;  // of means of 2x2 pixels in a patch
 constexpr int kResidualThreads = kChangePatches * kResidualRows;
 
-// What mean (images, 192, patches) leaves unsaid of every patch of the padded frames: residual (images, patches). Grid
+// Residual of every patch of the padded frames to mean (images, 192, patches): residual (images, patches). Grid
 // (ceil(grid_width / 32), grid_height, images); a thread squares the differences of one row of means of a patch, and
 // the first thread of the patch adds them in the order in which the CPU does.
 __global__ void __launch_bounds__(kResidualThreads)

@@ -1,4 +1,4 @@
-// Codes on the device, with the bits of codes.hpp: what the decoder takes, and what a code tells.
+// Codes on the device, with the bits of codes.hpp: the input of the decoder, and the information of codes.
 #ifndef TATOK_CODES_CUH
 #define TATOK_CODES_CUH
 

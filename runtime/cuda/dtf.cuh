@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kDtfThreads)
     std::int32_t* indices = all_indices + static_cast<index_t>(blockIdx.x) * patches;
     const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
 
-    // Summary of the image. `bits_used` has every bit that some score has, which tells how long the longest is.
+    // Summary of the image. `bits_used` is the OR of all scores; its highest bit is that of the largest score.
     if (thread == 0) {
         total = 0;
         above_floor = 0;

@@ -1,8 +1,8 @@
 // Runs the kernels of this folder on a CPU, so that the very source that nvcc compiles is tested without a GPU.
 //
 // The blocks of a launch run one after the other; the threads of a block are fibers of one thread, which change only at
-// barriers and warp operations. So atomics are plain operations and a run always gives the same result; what it
-// cannot show are races between barriers. A barrier that not every thread of the block (or of the warp) reaches
+// barriers and warp operations. So atomics are plain operations and a run always gives the same result. It
+// cannot show races between barriers. A barrier that not every thread of the block (or of the warp) reaches
 // ends the process with a message: on a GPU it would hang.
 #ifndef TATOK_EMULATOR_HPP
 #define TATOK_EMULATOR_HPP
@@ -45,7 +45,7 @@ struct Fiber {
     State state;
     bool started = false;
     std::unique_ptr<char[]> stack;
-    std::uint64_t slot[2];  // what the lane gives to warp operations; two, so that one barrier per operation is enough
+    std::uint64_t slot[2];  // values of the lane in warp operations; two, so that one barrier per operation is enough
     unsigned operation;
 };
 

@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kFeatureThreads)
     constexpr int kRun = static_cast<int>(kWindowRun);
     for (int j = 0; j < n; ++j) {
         const int b = shared_image[j], patch = shared_patch[j];
-        const index_t y0 = patch / grid_width * kPatch - kWindowMargin, x0 = patch % grid_width * kPatch - kWindowMargin;
+        const index_t y0 = patch / grid_width * kPatch - kWindowMargin;
+        const index_t x0 = patch % grid_width * kPatch - kWindowMargin;
         for (int i = thread; i < kWindowValues; i += kFeatureThreads) {
             float value = 0.0f;
             if (b >= 0) {

@@ -1,4 +1,4 @@
-// What the kernels need of the compiler: CUDA's own, or its emulation where a C++ compiler builds them for a CPU.
+// The CUDA language for the kernels: CUDA's own, or its emulation where a C++ compiler builds them for a CPU.
 #ifndef TATOK_PLATFORM_CUH
 #define TATOK_PLATFORM_CUH
 

@@ -1,8 +1,8 @@
 /* The kernels as plain C functions: of the shared library that one nvcc command makes, and of its emulation.
  *
  * Pointers are device memory unless said otherwise; `stream` is a cudaStream_t, and nothing waits for it. Every
- * function returns a cudaError_t: 0, or 1 (cudaErrorInvalidValue) for sizes that it does not take, or what the launch
- * failed with. Sizes of 0 are no work. What is computed is said in reference.py. */
+ * function returns a cudaError_t: 0, or 1 (cudaErrorInvalidValue) for sizes out of range, or the error of the launch.
+ * Sizes of 0 are no work. reference.py specifies the results. */
 #ifndef TATOK_CUDA_H
 #define TATOK_CUDA_H
 
@@ -65,7 +65,7 @@ TATOK_API int tatok_assemble(const float* pixels, int32_t images, int32_t height
 /* changes (images, 2, patches) to reference (images, 32 * ceil(height / 32), 32 * ceil(width / 32), 3), packed RGB at
  * an address that is a multiple of 4. */
 TATOK_API int tatok_change(const tatok_frames* frames, const uint8_t* reference, int32_t* changes, void* stream);
-/* residual (images, patches): what mean (images, 192, patches) leaves unsaid of each patch. */
+/* residual (images, patches): mean squared error of each patch to mean (images, 192, patches), in 2x2 pixels. */
 TATOK_API int tatok_residual(const tatok_frames* frames, const float* mean, float* residual, void* stream);
 /* The patches at flat positions into reference. */
 TATOK_API int tatok_update_reference(const tatok_frames* frames, uint8_t* reference, const int32_t* positions,

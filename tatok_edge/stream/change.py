@@ -54,6 +54,8 @@ class Reference:
         self._changes = np.empty((2, patches), np.int32)
         self._moved = np.empty_like(self.picture)
         self._moved_changes = np.empty_like(self._changes)
+        self.motion_scratch = kernels.motion_scratch(*self.picture.shape[:2])
+        """Memory of the motion search; its content does not last from call to call."""
         self.update(frame, np.arange(patches, dtype=np.int32))
 
     def changes(self, frame: CameraFrame) -> NDArray[np.int32]:
@@ -82,6 +84,7 @@ class Reference:
         other = object.__new__(Reference)
         other.picture, other._moved = self.picture.copy(), self._moved.copy()
         other._changes, other._moved_changes = np.empty_like(self._changes), np.empty_like(self._moved_changes)
+        other.motion_scratch = self.motion_scratch
         return other
 
 

@@ -118,7 +118,14 @@ def find_motion(
         cap = int(min(MOTION_CAP * 64 * threshold / float(np.median(lives)), LARGEST_CAP))
         motion = search.vectors.copy()
         kernels.find_motion(
-            frame.image, frame.bgr, reference.picture, active.view(np.uint8), cap, int(MOTION_COST * cap), motion
+            frame.image,
+            frame.bgr,
+            reference.picture,
+            active.view(np.uint8),
+            cap,
+            int(MOTION_COST * cap),
+            motion,
+            scratch=reference.motion_scratch,
         )
         still = replace(still, search=replace(search, vectors=motion))
         if not motion.any():

@@ -5,7 +5,7 @@
 // tensors is not the same in all versions. The limits are integers, so that no float of an ONNX attribute can differ
 // from the double that the caller gave.
 //
-// The library links no TensorRT: it exports what IPluginRegistry::loadLibrary looks for.
+// The library links no TensorRT: it exports the functions that IPluginRegistry::loadLibrary looks for.
 #include <NvInferRuntime.h>
 
 #include <array>
@@ -36,7 +36,7 @@ void log_error(char const* text) noexcept {
     }
 }
 
-// As the plugin's fields give and take them.
+// Values of the fields of the plugin.
 struct Limits {
     std::int32_t tau_q30 = 1 << 30;
     std::int32_t min_tokens = 0;
