@@ -1,6 +1,7 @@
 """Build of the native modules; all metadata is in pyproject.toml."""
 
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
@@ -40,6 +41,11 @@ def extension(source: str) -> Extension:
         language="c++",
     )
 
+
+# A module that an earlier build left in place would hide the Python module that has its name now.
+for built in Path("runtime/cpu").glob("*.so"):
+    if not built.with_name(built.name.split(".")[0] + ".pyx").exists():
+        built.unlink()
 
 setup(
     # tatok_edge/export and tatok_edge/runtime are links to the folders beside tatok_edge.
