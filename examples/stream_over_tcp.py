@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from tatok_edge import Stream, StreamDecoder, Tokenizer
-from tatok_edge.format.packet import packet_size
+from tatok_edge.format.header import packet_size
 
 HEAD = 6
 """Bytes at the start of a packet that tell its length."""

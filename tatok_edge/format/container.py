@@ -20,19 +20,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, TypeVar
 
 from tatok_edge.errors import FormatError, InputError, SourceError
-from tatok_edge.format.packet import (
-    MAX_PACKET,
-    MIN_PACKET,
-    Buffer,
-    EntropyModel,
-    PacketInfo,
-    pack,
-    packet_size,
-    read_varint,
-    unpack,
-    varint,
-    verify,
-)
+from tatok_edge.format.header import MAX_PACKET, MIN_PACKET, PacketInfo, packet_size, verify
+from tatok_edge.format.packet import pack, unpack
+from tatok_edge.format.protocol import EntropyModel
+from tatok_edge.format.varint import Buffer, read_varint, varint
 from tatok_edge.tokens.checks import TAG_BYTES
 from tatok_edge.tokens.frame import TokenFrame
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BundleError
+from tatok_edge.format.protocol import Codes, Grid, Mask, Places
 from tatok_edge.runtime.cpu.coder import EXP_SIZE, RangeDecoder, RangeEncoder, TokenModel
 
 LOGIT_STEP = 16
@@ -52,7 +53,7 @@ def share_class(kept: int, patches: int) -> int:
 
 
 class IntegerEntropyModel:
-    """Frequencies for the coder of one bundle; see :class:`tatok_edge.format.packet.EntropyModel`.
+    """Frequencies for the coder of one bundle; see :class:`tatok_edge.format.protocol.EntropyModel`.
 
     Args:
         levels: FSQ levels per code dimension.
@@ -69,55 +70,32 @@ class IntegerEntropyModel:
         self.tables = tables
         self._globals, self._keep, self._patches = _token_models(tables, levels)
 
-    def encode_globals(
-        self, encoder: RangeEncoder, codes: NDArray[np.int32], cells: NDArray[np.int32], grid: tuple[int, int]
-    ) -> None:
+    def encode_globals(self, encoder: RangeEncoder, codes: Codes, cells: Places, grid: Grid) -> None:
         self._globals.encode(encoder, codes, cells, grid)
 
-    def decode_globals(
-        self, decoder: RangeDecoder, cells: NDArray[np.int32], grid: tuple[int, int]
-    ) -> NDArray[np.int32]:
+    def decode_globals(self, decoder: RangeDecoder, cells: Places, grid: Grid) -> Codes:
         return self._globals.decode(decoder, cells, grid)
 
-    def encode_keep_map(self, encoder: RangeEncoder, keep: NDArray[np.uint8], global_codes: NDArray[np.int32]) -> None:
+    def encode_keep_map(self, encoder: RangeEncoder, keep: Mask, global_codes: Codes) -> None:
         share = share_class(int(np.count_nonzero(keep)), keep.size)
         self._keep.encode_map(encoder, keep, global_codes, share)
 
-    def decode_keep_map(
-        self, decoder: RangeDecoder, kept: int, global_codes: NDArray[np.int32], grid: tuple[int, int]
-    ) -> NDArray[np.uint8]:
+    def decode_keep_map(self, decoder: RangeDecoder, kept: int, global_codes: Codes, grid: Grid) -> Mask:
         share = share_class(kept, grid[0] * grid[1])
         return self._keep.decode_map(decoder, kept, grid, global_codes, share)
 
     def encode_patches(
-        self,
-        encoder: RangeEncoder,
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        global_codes: NDArray[np.int32],
-        grid: tuple[int, int],
+        self, encoder: RangeEncoder, codes: Codes, positions: Places, global_codes: Codes, grid: Grid
     ) -> None:
         share = share_class(len(positions), grid[0] * grid[1])
         self._patches.encode(encoder, codes, positions, grid, global_codes, share)
 
-    def patch_log2_probs(
-        self,
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        global_codes: NDArray[np.int32],
-        grid: tuple[int, int],
-    ) -> NDArray[np.float32]:
+    def patch_log2_probs(self, codes: Codes, positions: Places, global_codes: Codes, grid: Grid) -> NDArray[np.float32]:
         """How likely :meth:`encode_patches` takes each value of each code to be, log2, ``(sum(levels), T)``."""
         share = share_class(len(positions), grid[0] * grid[1])
         return _LOG2[self._patches.frequencies(codes, positions, grid, global_codes, share)].T
 
-    def decode_patches(
-        self,
-        decoder: RangeDecoder,
-        positions: NDArray[np.int32],
-        global_codes: NDArray[np.int32],
-        grid: tuple[int, int],
-    ) -> NDArray[np.int32]:
+    def decode_patches(self, decoder: RangeDecoder, positions: Places, global_codes: Codes, grid: Grid) -> Codes:
         share = share_class(len(positions), grid[0] * grid[1])
         return self._patches.decode(decoder, positions, grid, global_codes, share)
 

@@ -9,7 +9,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.format.packet import PacketInfo, body_crc, peek, unpack, unpack_delta, unpack_delta_cells, verify
+from tatok_edge.format.header import PacketInfo, peek, verify
+from tatok_edge.format.packet import body_crc, unpack, unpack_delta, unpack_delta_cells
 from tatok_edge.geometry import PATCH, Image, patch_grid
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer

@@ -214,7 +214,7 @@ def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
     Raises:
         InputError: The frame is of another model.
     """
-    levels, (hc, wc) = tokenizer.levels, frame.cells
+    levels, (hc, wc) = tokenizer.levels, frame.cell_grid
     rows, columns = frame.grid
     global_codes = kernels.codes_from_ids(frame.global_ids, levels)
     grid = np.ascontiguousarray(global_codes.T).reshape(len(levels), hc, wc)

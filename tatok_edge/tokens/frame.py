@@ -45,7 +45,7 @@ class TokenFrame:
         if self.positions.size != self.ids.size:
             raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
         if self.global_ids.size != self.n_globals:
-            rows, columns = self.cells
+            rows, columns = self.cell_grid
             raise InputError(
                 f"global_ids must be {rows} x {columns} = {self.n_globals} for a {self.width}x{self.height} image, "
                 f"got {self.global_ids.size}"
@@ -57,7 +57,7 @@ class TokenFrame:
         return patch_grid(self.width, self.height)
 
     @property
-    def cells(self) -> tuple[int, int]:
+    def cell_grid(self) -> tuple[int, int]:
         """Rows and columns of the cell grid: one global token each."""
         return cell_grid(self.width, self.height)
 
@@ -75,7 +75,7 @@ class TokenFrame:
     @property
     def n_globals(self) -> int:
         """Number of global tokens."""
-        rows, columns = self.cells
+        rows, columns = self.cell_grid
         return rows * columns
 
     def keep_map(self) -> NDArray[np.bool_]:

@@ -202,7 +202,7 @@ def request(frame: TokenFrame) -> dict[str, np.ndarray]:
     return {
         "ids": frame.ids[None],
         "positions": frame.positions[None],
-        "global_ids": frame.global_ids.reshape(1, *frame.cells),
+        "global_ids": frame.global_ids.reshape(1, *frame.cell_grid),
     }
 
 

@@ -42,21 +42,9 @@ from hypothesis import strategies as st
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
 from tatok_edge.format import container
 from tatok_edge.format.container import Reader, Writer
-from tatok_edge.format.packet import (
-    MAX_HEADER,
-    PacketInfo,
-    body_crc,
-    pack,
-    pack_delta,
-    packet_size,
-    peek,
-    read_varint,
-    unpack,
-    unpack_delta,
-    unpack_delta_cells,
-    varint,
-    verify,
-)
+from tatok_edge.format.header import MAX_HEADER, PacketInfo, packet_size, peek, verify
+from tatok_edge.format.packet import body_crc, pack, pack_delta, unpack, unpack_delta, unpack_delta_cells
+from tatok_edge.format.varint import read_varint, varint
 from tatok_edge.geometry import patch_grid
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from helpers.paths import GOLDEN
 from tatok_edge.format.container import Writer
 from tatok_edge.format.packet import body_crc, pack, pack_delta
+from tatok_edge.format.protocol import Codes, Grid, Mask, Places
 from tatok_edge.geometry import patch_grid
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
 from tatok_edge.tokens.delta import DeltaFrame
@@ -53,44 +54,27 @@ class _RowModel:
         length = rows.shape[1]
         return np.ascontiguousarray(rows.reshape(grid[0] * grid[1], -1, length)[cells].reshape(-1, length))
 
-    def encode_globals(
-        self, encoder: RangeEncoder, codes: NDArray[np.int32], cells: NDArray[np.int32], grid: tuple[int, int]
-    ) -> None:
+    def encode_globals(self, encoder: RangeEncoder, codes: Codes, cells: Places, grid: Grid) -> None:
         encoder.symbols(codes.reshape(-1), self._rows(cells, grid))
 
-    def decode_globals(
-        self, decoder: RangeDecoder, cells: NDArray[np.int32], grid: tuple[int, int]
-    ) -> NDArray[np.int32]:
+    def decode_globals(self, decoder: RangeDecoder, cells: Places, grid: Grid) -> Codes:
         dims = len(self.levels)
         return decoder.symbols(self._rows(cells, grid), len(cells) * dims).reshape(-1, dims)
 
-    def encode_keep_map(self, encoder: RangeEncoder, keep: NDArray[np.uint8], global_codes: NDArray[np.int32]) -> None:
+    def encode_keep_map(self, encoder: RangeEncoder, keep: Mask, global_codes: Codes) -> None:
         """As a bitmap, so a packet never says that the model has coded it."""
         encoder.bitmap(keep)
 
-    def decode_keep_map(
-        self, decoder: RangeDecoder, kept: int, global_codes: NDArray[np.int32], grid: tuple[int, int]
-    ) -> NDArray[np.uint8]:
+    def decode_keep_map(self, decoder: RangeDecoder, kept: int, global_codes: Codes, grid: Grid) -> Mask:
         return decoder.bitmap(*grid, kept)
 
     def encode_patches(
-        self,
-        encoder: RangeEncoder,
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        global_codes: NDArray[np.int32],
-        grid: tuple[int, int],
+        self, encoder: RangeEncoder, codes: Codes, positions: Places, global_codes: Codes, grid: Grid
     ) -> None:
         rows = self.patch_freqs(global_codes, (grid[0] // 4, grid[1] // 4), positions, len(positions))
         encoder.symbols(codes.reshape(-1), rows)
 
-    def decode_patches(
-        self,
-        decoder: RangeDecoder,
-        positions: NDArray[np.int32],
-        global_codes: NDArray[np.int32],
-        grid: tuple[int, int],
-    ) -> NDArray[np.int32]:
+    def decode_patches(self, decoder: RangeDecoder, positions: Places, global_codes: Codes, grid: Grid) -> Codes:
         dims, kept = len(self.levels), len(positions)
         codes = np.empty((kept, dims), np.int32)
         for start in range(0, kept, 1 << 15):  # rows of a large frame would take much memory
@@ -213,7 +197,7 @@ def make_delta(
     """So many updates of arithmetic nonsense to a frame, and the global ids of all its cells after them."""
     places = sorted(spread(before.n_patches, seed)[:updated])
     positions = sorted(places[i] for i in spread(updated, seed + 1)[:tokens])
-    hc, wc = before.cells
+    hc, wc = before.cell_grid
     changed = sorted(spread(hc * wc, seed + 2)[:cells]) if places else []
     window = (0, 0, 0, 0)
     if places:

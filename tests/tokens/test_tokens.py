@@ -26,7 +26,7 @@ from tatok_edge.tokens.frame import TokenFrame
 
 def test_a_frame_says_what_it_is() -> None:
     frame = make_frame(100, 70, 30, index=4, timestamp_us=-5)
-    assert frame.cells == (3, 4)
+    assert frame.cell_grid == (3, 4)
     assert frame.grid == (12, 16)
     assert (frame.n_patches, frame.n_tokens, frame.n_globals) == (192, 30, 12)
     keep = frame.keep_map()
