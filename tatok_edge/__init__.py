@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tatok_edge.errors import InputError as InputError
     from tatok_edge.errors import SourceError as SourceError
     from tatok_edge.errors import TaTokError as TaTokError
-    from tatok_edge.format.container import Reader as Reader
-    from tatok_edge.format.container import Writer as Writer
+    from tatok_edge.format.reader import Reader as Reader
+    from tatok_edge.format.writer import Writer as Writer
     from tatok_edge.model.bundle import list_models as list_models
     from tatok_edge.model.tokenizer import EncodeResult as EncodeResult
     from tatok_edge.model.tokenizer import Tokenizer as Tokenizer
@@ -49,7 +49,7 @@ _WHERE = {
     "InputError": "errors",
     "KeyframeTooLarge": "stream.frame",
     "MultiStream": "stream.pipeline",
-    "Reader": "format.container",
+    "Reader": "format.reader",
     "Source": "sources.source",
     "SourceError": "errors",
     "SourceFrame": "sources.source",
@@ -62,7 +62,7 @@ _WHERE = {
     "TokenBudget": "tokens.budget",
     "TokenFrame": "tokens.frame",
     "Tokenizer": "model.tokenizer",
-    "Writer": "format.container",
+    "Writer": "format.writer",
     "encode_frames": "stream.encoder",
     "list_models": "model.bundle",
     "open_source": "sources.open",

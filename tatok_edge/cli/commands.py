@@ -21,6 +21,8 @@ from tatok_edge.evaluation.folder import psnr
 from tatok_edge.files import check_target
 from tatok_edge.format.container import Reader, Writer
 from tatok_edge.format.packet import unpack_delta
+from tatok_edge.format.reader import Reader
+from tatok_edge.format.writer import Writer
 from tatok_edge.geometry import Image
 from tatok_edge.model.bundle import DEFAULT_MODEL, Precision
 from tatok_edge.model.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from tatok_edge.cli.commands import TOKEN_SUFFIX, ModelChoice, exit_code, until_signal
 from tatok_edge.demo.messages import Settings
 from tatok_edge.errors import InputError, SourceError, TaTokError
-from tatok_edge.format.container import Reader
+from tatok_edge.format.reader import Reader
 from tatok_edge.model.bundle import DEFAULT_MODEL
 from tatok_edge.sources.open import open_source
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from tatok_edge.demo.messages import MessageError, jpeg_size
 from tatok_edge.errors import FormatError, SourceError
-from tatok_edge.format.container import Reader
 from tatok_edge.format.packet import unpack_delta
+from tatok_edge.format.reader import Reader
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source

@@ -1,6 +1,6 @@
 """One frame as one self-delimiting, CRC-checked packet of bytes; ``docs/format.md`` is the specification.
 
-A packet travels alone (socket, message queue) or in a ``.ttk`` file (:mod:`tatok_edge.format.container`). Codes are
+A packet travels alone (socket, message queue) or in a ``.ttk`` file (:mod:`tatok_edge.format.writer`). Codes are
 entropy-coded in integers only, so that every machine reads what any other wrote.
 """
 

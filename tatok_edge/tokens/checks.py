@@ -1,4 +1,4 @@
-"""Checks of what callers put into budgets, frames and batches."""
+"""Checks of the values of budgets, frames and batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
 
 TAG_BYTES = 8
 """Length of the tag that names the model of a frame."""
@@ -42,22 +41,6 @@ def integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise InputError(f"{name} must be an integer, got {value!r}") from None
-
-
-def check_header(frame: Any) -> None:
-    """What all frames have: size, number, time and model."""
-    for name in ("width", "height"):
-        value = integer(name, getattr(frame, name))
-        set_field(frame, name, value)
-        if not MIN_SIDE <= value <= MAX_SIDE:
-            raise InputError(f"{name} must be from {MIN_SIDE} to {MAX_SIDE} pixels, got {value}")
-    set_field(frame, "index", integer("index", frame.index))
-    if not 0 <= frame.index < 1 << 63:
-        raise InputError(f"index must be from 0 to 2^63 - 1, got {frame.index}")
-    set_field(frame, "timestamp_us", integer("timestamp_us", frame.timestamp_us))
-    if not -(1 << 63) <= frame.timestamp_us < 1 << 63:
-        raise InputError(f"timestamp_us must fit a signed 64-bit number, got {frame.timestamp_us}")
-    check_tag(frame.model)
 
 
 def check_tag(model: object) -> None:

@@ -1,4 +1,4 @@
-"""What one frame of a stream changes in the tokens of the frame before."""
+"""The changes of one frame of a stream to the tokens of the frame before."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import MAX_VECTOR, cell_grid, patch_grid, touched_cells
-from tatok_edge.tokens.checks import Int32Array, check_header, check_ids, check_positions, integer, map_of, set_field
+from tatok_edge.geometry import MAX_VECTOR, touched_cells
+from tatok_edge.tokens.checks import Int32Array, check_positions, integer, map_of, set_field
+from tatok_edge.tokens.header import FrameHeader
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class DeltaFrame:
-    """What one image of a stream changes in the tokens of the image before. The arrays are held without a copy.
+class DeltaFrame(FrameHeader):
+    """The changes of one frame of a stream to the tokens of the frame before. The arrays are held without a copy.
 
     An updated patch has the token that is given for it, or none; all other patches and global tokens stay.
 
@@ -52,28 +53,24 @@ class DeltaFrame:
     timestamp_us: int = 0
     """Time of the frame in microseconds; a signed 64-bit number."""
     turns: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
-    """Raster index of each cell that moves otherwise than the cell before it (the first one: that moves), int32
+    """Raster index of each cell where the motion vector changes; cells before the first one do not move. int32
     ``(M,)``, strictly increasing."""
     vectors: Int32Array = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    """Where the content of these cells, and of those after them up to the next one, was in the picture before:
-    (y, x) in half pixels, int32 ``(M, 2)``, at most 62 either way."""
+    """Motion vector of each cell of ``turns``, which also holds for the cells after it up to the next one: place of the
+    content in the picture before, (y, x) in half pixels, int32 ``(M, 2)``, at most 62 either way."""
 
     def __post_init__(self) -> None:
-        check_header(self)
+        self.check_header()
         set_field(self, "reference", integer("reference", self.reference))
         if not 0 <= self.reference < self.index:
             raise InputError(f"reference must be from 0 to below index ({self.index}), got {self.reference}")
         set_field(self, "follows", integer("follows", self.follows))
         if not 0 <= self.follows < 1 << 32:
             raise InputError(f"follows must be from 0 to 2^32 - 1, got {self.follows}")
-        check_ids("ids", self.ids)
-        check_ids("global_ids", self.global_ids)
+        self.check_tokens()
         rows, columns = self.cell_grid
         check_positions("updated", self.updated, self.n_patches)
-        check_positions("positions", self.positions, self.n_patches)
         check_positions("cells", self.cells, rows * columns)
-        if self.positions.size != self.ids.size:
-            raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
         if self.cells.size != self.global_ids.size:
             raise InputError(
                 f"cells must be as many as global_ids, got {self.cells.size} for {self.global_ids.size} global_ids"
@@ -90,30 +87,9 @@ class DeltaFrame:
         _check_vectors(self.vectors, self.turns.size)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return patch_grid(self.width, self.height)
-
-    @property
-    def cell_grid(self) -> tuple[int, int]:
-        """Rows and columns of the cell grid: one global token each."""
-        return cell_grid(self.width, self.height)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches of the image, updated or not."""
-        rows, columns = self.grid
-        return rows * columns
-
-    @property
     def n_updated(self) -> int:
         """Number of updated patches, with a token or without."""
         return int(self.updated.size)
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of patch tokens."""
-        return int(self.ids.size)
 
     @property
     def n_updated_cells(self) -> int:
@@ -136,10 +112,6 @@ class DeltaFrame:
     def update_map(self) -> NDArray[np.bool_]:
         """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
         return map_of(self.updated, self.grid)
-
-    def keep_map(self) -> NDArray[np.bool_]:
-        """Which patches get a token, bool ``(rows, columns)`` of the patch grid; a new array."""
-        return map_of(self.positions, self.grid)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DeltaFrame):

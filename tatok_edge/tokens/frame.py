@@ -1,19 +1,18 @@
-"""What the tokenizer makes of images: frames and ragged batches of tokens, and the budget of how many to keep."""
+"""The tokens of one image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import cell_grid, patch_grid
-from tatok_edge.tokens.checks import Int32Array, check_header, check_ids, check_positions, map_of
+from tatok_edge.tokens.checks import Int32Array
+from tatok_edge.tokens.header import FrameHeader
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TokenFrame:
+class TokenFrame(FrameHeader):
     """The tokens of one image. The arrays are held as they are given, without a copy.
 
     Raises:
@@ -38,12 +37,8 @@ class TokenFrame:
     """Time of the frame in microseconds; a signed 64-bit number."""
 
     def __post_init__(self) -> None:
-        check_header(self)
-        check_ids("ids", self.ids)
-        check_ids("global_ids", self.global_ids)
-        check_positions("positions", self.positions, self.n_patches)
-        if self.positions.size != self.ids.size:
-            raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
+        self.check_header()
+        self.check_tokens()
         if self.global_ids.size != self.n_globals:
             rows, columns = self.cell_grid
             raise InputError(
@@ -52,35 +47,10 @@ class TokenFrame:
             )
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return patch_grid(self.width, self.height)
-
-    @property
-    def cell_grid(self) -> tuple[int, int]:
-        """Rows and columns of the cell grid: one global token each."""
-        return cell_grid(self.width, self.height)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches, kept or not."""
-        rows, columns = self.grid
-        return rows * columns
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of patch tokens that were kept."""
-        return int(self.ids.size)
-
-    @property
     def n_globals(self) -> int:
         """Number of global tokens."""
         rows, columns = self.cell_grid
         return rows * columns
-
-    def keep_map(self) -> NDArray[np.bool_]:
-        """Which patches were kept, bool ``(rows, columns)`` of the patch grid; a new array."""
-        return map_of(self.positions, self.grid)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenFrame):

@@ -22,7 +22,8 @@ from helpers.memory import peak_memory
 from helpers.paths import ROOT, shared
 
 from tatok_edge.cli.main import main
-from tatok_edge.format.container import Reader, Writer
+from tatok_edge.format.reader import Reader
+from tatok_edge.format.writer import Writer
 from tatok_edge.model.bundle import DEFAULT_MODEL, MODELS
 from tatok_edge.sources.synthetic import Scene, render
 

@@ -40,11 +40,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
-from tatok_edge.format import container
-from tatok_edge.format.container import Reader, Writer
+from tatok_edge.format import layout
+from tatok_edge.format import writer as writer_module
 from tatok_edge.format.header import MAX_HEADER, PacketInfo, packet_size, peek, verify
 from tatok_edge.format.packet import body_crc, pack, pack_delta, unpack, unpack_delta, unpack_delta_cells
+from tatok_edge.format.reader import Reader
 from tatok_edge.format.varint import read_varint, varint
+from tatok_edge.format.writer import Writer
 from tatok_edge.geometry import patch_grid
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
@@ -941,7 +943,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from helpers.format_helpers import StaticModel, make_frame
-from tatok_edge.format.container import Writer
+from tatok_edge.format.writer import Writer
 writer = Writer(Path(sys.argv[1]), StaticModel(), name="static")
 for i in range(3):
     writer.write(make_frame(64, 64, 10, i, index=i))
@@ -1052,7 +1054,7 @@ def test_a_file_of_another_model_names_both(clip: Path) -> None:
 
 
 def file_header(payload: bytes, version: int = 1, length: int | None = None) -> bytes:
-    head = struct.pack("<8sBI", container.MAGIC, version, len(payload) if length is None else length) + payload
+    head = struct.pack("<8sBI", layout.MAGIC, version, len(payload) if length is None else length) + payload
     return head + zlib.crc32(head).to_bytes(4, "little")
 
 
@@ -1067,8 +1069,8 @@ def header_payload(
     [
         (b"", "is not a .ttk file: it begins with nothing"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "is not a .ttk file: it begins with 89 50 4e 47"),
-        (container.MAGIC.replace(b"\r\n", b"\n") + b"\0" * 30, "is not a .ttk file"),
-        (container.MAGIC, "cut off in its header, after 8 bytes"),
+        (layout.MAGIC.replace(b"\r\n", b"\n") + b"\0" * 30, "is not a .ttk file"),
+        (layout.MAGIC, "cut off in its header, after 8 bytes"),
         (file_header(header_payload(), version=9), "format version 9, this release reads up to 1; update tatok-edge"),
         (
             file_header(header_payload(), length=2**32 - 1),
@@ -1224,7 +1226,7 @@ def test_a_full_disk_keeps_the_frames_before_it(
     clip: Path, frames: list[TokenFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = clip.read_bytes()
-    monkeypatch.setattr(container.io, "FileIO", FullDisk)
+    monkeypatch.setattr(writer_module.io, "FileIO", FullDisk)
     with Reader(clip) as reader:
         room = reader.offset(4) + 10
     monkeypatch.setattr(FullDisk, "room", room)
@@ -1250,7 +1252,7 @@ def test_a_disk_that_is_full_at_the_index_keeps_the_temporary_file(
     clip: Path, frames: list[TokenFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = clip.read_bytes()
-    monkeypatch.setattr(container.io, "FileIO", FullDisk)
+    monkeypatch.setattr(writer_module.io, "FileIO", FullDisk)
     monkeypatch.setattr(FullDisk, "room", index_of(before) + 3)
     with pytest.raises(SourceError, match=r"cannot complete .*clip\.ttk: No space left.*; its frames are in .*\.part"):
         write_file(clip, frames, fps=30, metadata={"camera": 2})

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helpers.paths import GOLDEN
-from tatok_edge.format.container import Writer
 from tatok_edge.format.packet import body_crc, pack, pack_delta
 from tatok_edge.format.protocol import Codes, Grid, Mask, Places
+from tatok_edge.format.writer import Writer
 from tatok_edge.geometry import patch_grid
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
 from tatok_edge.tokens.delta import DeltaFrame

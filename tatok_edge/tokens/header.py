@@ -1,0 +1,74 @@
+"""The fields and properties that token frames and deltas share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge import geometry
+from tatok_edge.errors import InputError
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
+from tatok_edge.tokens.checks import Int32Array, check_ids, check_positions, check_tag, integer, map_of, set_field
+
+
+class FrameHeader:
+    """Base of the dataclasses for frames and deltas: size, number, time and model of a frame, and its patch tokens."""
+
+    __slots__ = ()
+
+    ids: Int32Array
+    positions: Int32Array
+    global_ids: Int32Array
+    width: int
+    height: int
+    model: bytes
+    index: int
+    timestamp_us: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return geometry.patch_grid(self.width, self.height)
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Rows and columns of the cell grid: one global token each."""
+        return geometry.cell_grid(self.width, self.height)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches of the frame, with a token or without."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of patch tokens."""
+        return int(self.ids.size)
+
+    def keep_map(self) -> NDArray[np.bool_]:
+        """Kept map: patches with a token, bool ``(rows, columns)`` of the patch grid; a new array."""
+        return map_of(self.positions, self.grid)
+
+    def check_header(self) -> None:
+        """Check size, number, time and model."""
+        for name in ("width", "height"):
+            value = integer(name, getattr(self, name))
+            set_field(self, name, value)
+            if not MIN_SIDE <= value <= MAX_SIDE:
+                raise InputError(f"{name} must be from {MIN_SIDE} to {MAX_SIDE} pixels, got {value}")
+        set_field(self, "index", integer("index", self.index))
+        if not 0 <= self.index < 1 << 63:
+            raise InputError(f"index must be from 0 to 2^63 - 1, got {self.index}")
+        set_field(self, "timestamp_us", integer("timestamp_us", self.timestamp_us))
+        if not -(1 << 63) <= self.timestamp_us < 1 << 63:
+            raise InputError(f"timestamp_us must fit a signed 64-bit number, got {self.timestamp_us}")
+        check_tag(self.model)
+
+    def check_tokens(self) -> None:
+        """Check ids and positions; the header must have been checked."""
+        check_ids("ids", self.ids)
+        check_ids("global_ids", self.global_ids)
+        check_positions("positions", self.positions, self.n_patches)
+        if self.positions.size != self.ids.size:
+            raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")
