@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,17 @@ from numpy.typing import NDArray
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
-from tatok_edge.geometry import CELL, MAX_SIDE, MIN_SIDE, PATCH, Image, cell_grid, patch_grid
+from tatok_edge.geometry import CELL_SIDE, Image, patch_grid
 from tatok_edge.model.bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
-from tatok_edge.model.networks import Clock, Networks, Prior
+from tatok_edge.model.decode import decode_on_cpu, decode_request
+from tatok_edge.model.encode import Candidate, encode_images, token_frame
+from tatok_edge.model.filtering import filter_patches, fit_bits, subset, token_filter
+from tatok_edge.model.networks import Clock, Networks
+from tatok_edge.model.pictures import AnyImage, check_image, on_device
 from tatok_edge.model.refine import Rates, Refiner
-from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
-from tatok_edge.runtime.session import Backend, DecodeRequest, EncodeRequest, Session, TokenFilter
+from tatok_edge.runtime.session import Backend, EncodedFrame, EncodeRequest, Session
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
@@ -31,31 +35,19 @@ from tatok_edge.tokens.frame import TokenFrame
 if TYPE_CHECKING:
     from tatok_edge.runtime.cuda.arrays import DeviceArray, OnDevice
 
-AnyImage = Union[Image, "OnDevice"]
-"""An image on the host or, for a tokenizer on a GPU, in its memory: an array of PyTorch, CuPy, pycuda, ..."""
-
 ALL_TOKENS = TokenBudget()
 """The default budget keeps every patch token."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeResult:
-    """Tokens of one image and how they came about."""
+    """Tokens of one image, their scores, and the time that each stage took."""
 
     frame: TokenFrame
     scores: NDArray[np.float32]
-    """What the patches were ranked by, ``(h, w)``: bits, or grey levels squared for the score ``residual``."""
+    """Scores of the patches, ``(h, w)``: bits, or grey levels squared for the score ``residual``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time per stage."""
-
-
-class _Tokens(NamedTuple):
-    """Tokens of one image, as codes."""
-
-    global_codes: NDArray[np.int32]  # (D, hc, wc)
-    positions: NDArray[np.int32]  # (T,)
-    codes: NDArray[np.int32]  # (T, D)
-    scores: NDArray[np.float32]  # (N,), or none at all where nobody needs them
 
 
 class Tokenizer:
@@ -68,7 +60,15 @@ class Tokenizer:
         self.bundle = bundle
         """The model bundle."""
         self.backend = backend
-        """What runs the networks, and why."""
+        """The backend of the networks, and why it was chosen."""
+        self.name: Final = bundle.name
+        """Name of the model."""
+        self.tag: Final = bundle.tag
+        """Eight bytes that name the model's content; token frames carry them."""
+        self.levels: Final = bundle.levels
+        """FSQ levels per code dimension."""
+        self.vocabulary: Final = math.prod(bundle.levels)
+        """Number of different token ids."""
         self.entropy_model: IntegerEntropyModel = bundle.entropy_model()
         """Integer frequencies for packets."""
         self.networks = Networks(session, bundle.context_width)
@@ -93,7 +93,7 @@ class Tokenizer:
         Args:
             name_or_path: A shipped model's name, or the path of a bundle folder or zip.
             backend: ``"auto"``, ``"onnxruntime"`` (the CPU), ``"tensorrt"`` or ``"tensorrt-rtx"``. Auto takes TensorRT
-                where ``tatok build`` has made engines for this machine's GPU; :attr:`backend` says what runs and why.
+                where ``tatok build`` has made engines for this machine's GPU; :attr:`backend` says which runs and why.
             threads: CPU threads of the networks; by default the cores of this process, at most 8.
             precision: ``"fp32"``, or ``"int8"``: a decoder in int8, faster on CPUs, for the same tokens. On a GPU,
                 ``tatok build`` chooses the precision of the engines.
@@ -124,26 +124,6 @@ class Tokenizer:
     def with_session(self, session: Session) -> Tokenizer:
         """A tokenizer of the same bundle whose networks run on another session; each closes its own."""
         return Tokenizer(self.bundle, session, self.backend)
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.bundle.name
-
-    @property
-    def tag(self) -> bytes:
-        """Eight bytes that name the model's content; token frames carry them."""
-        return self.bundle.tag
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """FSQ levels per code dimension."""
-        return self.bundle.levels
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of different token ids."""
-        return int(np.prod(self.levels))
 
     # --- encode ----------------------------------------------------------------------------------
 
@@ -226,108 +206,52 @@ class Tokenizer:
         session = self.networks.session.frames
         if budget.refine:
             self.refiner()
+        frames: Sequence[Image | DeviceArray]
         if session is None:
-            hosted: list[Image] = []
             for image, name in zip(images, names, strict=True):
                 check_image(image, name)
-                hosted.append(cast("Image", image))
-            frames: Sequence[Image | DeviceArray] = hosted
-            encoded = self._tokens(hosted, budget, bgr, clock)
+            frames = hosted = cast("Sequence[Image]", images)
+            refine = partial(self._refined, budget, bgr, clock) if budget.refine else None
+            encoded = encode_images(self.networks, hosted, budget, bgr, self.levels, clock, refine)
         else:
-            frames = [_on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
+            frames = [on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
             patches = [int(np.prod(patch_grid(frame.shape[1], frame.shape[0]))) for frame in frames]
             request = EncodeRequest(
-                filters=[_token_filter(count, budget) for count in patches],
+                filters=[token_filter(count, budget) for count in patches],
                 levels=self.levels,
                 score=budget.score,
                 with_scores=detailed or budget.max_bits is not None,
                 bgr=bgr,
             )
-            encoded = [
-                _Tokens(
-                    made.global_codes,
-                    made.positions,
-                    made.codes,
-                    np.empty(0, np.float32) if made.scores is None else made.scores,
-                )
-                for made in session.encode_frames(frames, request, clock.stage)
-            ]
+            encoded = session.encode_frames(frames, request, clock.stage)
         results = []
         for number, (taken, tokens) in enumerate(zip(frames, encoded, strict=True)):
             height, width = taken.shape[:2]
+            scores = np.empty(0, np.float32) if tokens.scores is None else tokens.scores
             with clock.stage("ids"):
-                frame = self._frame(tokens, (width, height), indices[number], timestamps_us[number])
+                frame = token_frame(tokens, self.bundle, (width, height), indices[number], timestamps_us[number])
             if budget.max_bits is not None:
                 with clock.stage("max_bits"):
-                    frame = self._fit_bits(frame, tokens.scores, budget.max_bits)
-            results.append((frame, tokens.scores.reshape(patch_grid(width, height) if tokens.scores.size else -1)))
+                    frame = fit_bits(frame, scores, budget.max_bits, self.entropy_model)
+            results.append((frame, scores.reshape(patch_grid(width, height) if scores.size else -1)))
         return results
 
-    def _frame(self, tokens: _Tokens, size: tuple[int, int], index: int = 0, timestamp_us: int = 0) -> TokenFrame:
-        """The frame of tokens, for an image of ``size`` (width, height)."""
-        global_codes = np.ascontiguousarray(tokens.global_codes.reshape(len(self.levels), -1).T)
-        return TokenFrame(
-            ids=kernels.ids_from_codes(tokens.codes, self.levels),
-            positions=tokens.positions,
-            global_ids=kernels.ids_from_codes(global_codes, self.levels),
-            width=size[0],
-            height=size[1],
-            model=self.tag,
-            index=index,
-            timestamp_us=timestamp_us,
+    def _refined(self, budget: TokenBudget, bgr: bool, clock: Clock, candidate: Candidate) -> EncodedFrame:
+        """The tokens of an image after refining."""
+        tokens, image, scores = candidate.tokens, candidate.image, candidate.scores
+        positions = tokens.positions
+        if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
+            with clock.stage("max_bits"):
+                frame = token_frame(tokens, self.bundle, (image.shape[1], image.shape[0]))
+                positions = fit_bits(frame, scores, budget.max_bits, self.entropy_model).positions
+        rates = self.rates(tokens.global_codes)
+        positions, codes = self.refiner().refine(
+            image, bgr, candidate.prior, candidate.every_code, positions, rates, budget.refine, clock, scores=scores
         )
-
-    def _tokens(self, images: Sequence[Image], budget: TokenBudget, bgr: bool, clock: Clock) -> list[_Tokens]:
-        """Tokens of checked images, with what is between the networks on the CPU."""
-        globals_, priors = [], []
-        for image in images:
-            codes = self.networks.global_codes(image, bgr, clock)
-            priors.append(self.networks.prior(codes, clock))
-            globals_.append(codes)
-        # Where neither score nor refining needs the other codes, only what is kept is encoded.
-        by_information = budget.score == "information"
-        everything = by_information or budget.refine > 0
-        ranked: list[NDArray[np.float32]] = []
-        if not by_information:
-            with clock.stage("score"):
-                pairs = zip(images, priors, strict=True)
-                ranked = [_score(image, bgr, prior, budget.score) for image, prior in pairs]
-        if everything:
-            kept = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
-        else:
-            with clock.stage("dtf"):
-                kept = [_filter(scores, budget) for scores in ranked]
-        codes_of = self._patch_codes(images, bgr, priors, kept, clock)
-        results = []
-        for number, prior in enumerate(priors):
-            positions, codes = kept[number], codes_of[number]
-            if by_information:
-                with clock.stage("score"):
-                    scores = kernels.information(prior.log2_probs, codes, positions, self.levels)
-            else:
-                scores = ranked[number]
-            if everything:
-                with clock.stage("dtf"):
-                    positions = _filter(scores, budget)
-                with clock.stage("ids"):
-                    every, codes = codes, codes[positions]
-            tokens = _Tokens(globals_[number], positions, codes, scores)
-            if budget.refine:
-                if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
-                    with clock.stage("max_bits"):
-                        height, width = images[number].shape[:2]
-                        fitting = self._fit_bits(self._frame(tokens, (width, height)), scores, budget.max_bits)
-                        positions = fitting.positions
-                rates = self.rates(globals_[number])
-                positions, codes = self.refiner().refine(
-                    images[number], bgr, prior, every, positions, rates, budget.refine, clock, scores=scores
-                )
-                tokens = _Tokens(globals_[number], positions, codes, scores)
-            results.append(tokens)
-        return results
+        return EncodedFrame(tokens.global_codes, positions, codes, scores)
 
     def refiner(self) -> Refiner:
-        """What a budget with ``refine`` needs and others never do: opened when it is first asked for.
+        """The refiner, opened on first use.
 
         Raises:
             BackendError: the tokenizer does not run on the CPU.
@@ -346,34 +270,11 @@ class Tokenizer:
             return self._refiner
 
     def rates(self, global_codes: NDArray[np.int32]) -> Rates:
-        """What patch tokens cost under global tokens with codes ``(D, hc, wc)``, for the refiner."""
+        """Cost of patch tokens given global tokens with codes ``(D, hc, wc)``, for the refiner."""
         dims, hc, wc = global_codes.shape
         rows = np.ascontiguousarray(global_codes.reshape(dims, -1).T)
-        grid = (hc * (CELL // PATCH), wc * (CELL // PATCH))
+        grid = (hc * CELL_SIDE, wc * CELL_SIDE)
         return lambda codes, positions: self.entropy_model.patch_log2_probs(codes, positions, rows, grid)
-
-    def _patch_codes(
-        self,
-        images: Sequence[Image],
-        bgr: bool,
-        priors: Sequence[Prior],
-        kept: Sequence[NDArray[np.int32]],
-        clock: Clock,
-    ) -> list[NDArray[np.int32]]:
-        """Codes ``(T, D)`` of the patches ``kept`` of each image, all through one flat batch."""
-        counts = [len(positions) for positions in kept]
-        if sum(counts) == 0:
-            return [np.zeros((0, len(self.levels)), np.int32) for _ in images]
-        with clock.stage("gather"):
-            features = self.networks.features(sum(counts))
-            start = 0
-            for image, prior, positions in zip(images, priors, kept, strict=True):
-                columns = patch_grid(image.shape[1], image.shape[0])[1]
-                rows = features[start : start + len(positions)]
-                kernels.gather_features(image, bgr, prior.context, prior.mean, positions, columns, out=rows)
-                start += len(positions)
-        codes = self.networks.patch_codes(features, clock)
-        return list(np.split(codes, np.cumsum(counts)[:-1]))
 
     def reduce(self, result: EncodeResult, budget: TokenBudget) -> TokenFrame:
         """Filter an encoded image again: the tokens that :meth:`encode` would keep with ``budget``.
@@ -391,34 +292,8 @@ class Tokenizer:
                 f"result holds {frame.n_tokens} of {frame.n_patches} patches; encode with all of them before reducing"
             )
         scores = result.scores.reshape(-1)
-        reduced = _subset(frame, _filter(scores, budget))
-        return reduced if budget.max_bits is None else self._fit_bits(reduced, scores, budget.max_bits)
-
-    def _fit_bits(self, frame: TokenFrame, scores: NDArray[np.float32], max_bits: int) -> TokenFrame:
-        """The largest number of best tokens whose packet has at most ``max_bits``."""
-        kept = np.ascontiguousarray(scores[frame.positions])
-
-        def best(count: int) -> TokenFrame:
-            return frame if count >= frame.n_tokens else _subset(frame, _filter(kept, TokenBudget(max_tokens=count)))
-
-        def bits(candidate: TokenFrame) -> int:
-            return 8 * len(self.pack(candidate))
-
-        if bits(frame) <= max_bits:
-            return frame
-        low, high, smallest = 0, frame.n_tokens, bits(best(0))
-        if smallest > max_bits:
-            raise InputError(
-                f"max_bits = {max_bits} is less than the {smallest} bits that a {frame.width}x{frame.height} image "
-                "needs for its global tokens alone; allow more bits or make the image smaller"
-            )
-        while high - low > 1:
-            middle = (low + high) // 2
-            if bits(best(middle)) <= max_bits:
-                low = middle
-            else:
-                high = middle
-        return best(low)
+        reduced = subset(frame, filter_patches(scores, budget))
+        return reduced if budget.max_bits is None else fit_bits(reduced, scores, budget.max_bits, self.entropy_model)
 
     # --- decode -----------------------------------------------------------------------------------
 
@@ -456,7 +331,7 @@ class Tokenizer:
                 f"{'' if target.contiguous else ' with gaps or in another order'}"
             )
         clock = Clock()
-        session.decode_into(self._decode_request(frame, bgr, clock), target, clock.stage)
+        session.decode_into(decode_request(frame, self.bundle, bgr, clock), target, clock.stage)
 
     def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
         """As :meth:`decode`, with the wall time of each stage."""
@@ -467,42 +342,12 @@ class Tokenizer:
         """Decode every frame of a ragged batch."""
         return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
 
-    def _decode_request(self, frame: TokenFrame, bgr: bool, clock: Clock) -> DecodeRequest:
-        """The codes of a frame's tokens."""
-        if frame.model != self.tag:
-            raise InputError(
-                f"the frame was made by model {frame.model.hex()}, this is {self.name} {self.tag.hex()}: "
-                "decode it with the model that encoded it"
-            )
-        hc, wc = cell_grid(frame.width, frame.height)
-        with clock.stage("ids"):
-            try:
-                global_codes = kernels.codes_from_ids(frame.global_ids, self.levels)
-                codes = kernels.codes_from_ids(frame.ids, self.levels)
-            except ValueError as error:
-                raise InputError(f"the frame does not fit model {self.name}: {error}") from None
-        cells = global_codes.T.reshape(len(self.levels), hc, wc)
-        return DecodeRequest(
-            global_codes=cells,
-            positions=frame.positions,
-            codes=codes,
-            levels=self.levels,
-            size=(frame.height, frame.width),
-            bgr=bgr,
-        )
-
     def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock) -> Image:
-        request = self._decode_request(frame, bgr, clock)
+        request = decode_request(frame, self.bundle, bgr, clock)
         session = self.networks.session.frames
-        if session is not None:
-            return session.decode_frame(request, clock.stage)
-        rows, columns = patch_grid(frame.width, frame.height)
-        prior = self.networks.prior(request.global_codes, clock)
-        with clock.stage("scatter"):
-            state = kernels.decoder_state(request.codes, request.positions, prior.expected, prior.entropy, self.levels)
-        pixels = self.networks.pixels(state, prior.context, prior.mean, (rows, columns), clock)
-        with clock.stage("assemble"):
-            return kernels.assemble(pixels, columns, frame.height, frame.width, bgr)
+        if session is None:
+            return decode_on_cpu(self.networks, request, clock)
+        return session.decode_frame(request, clock.stage)
 
     # --- packets ----------------------------------------------------------------------------------
 
@@ -536,77 +381,3 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, tag={self.tag.hex()}, backend={self.backend})"
-
-
-def check_image(image: object, name: str = "image") -> None:
-    """Check that ``image`` is uint8 ``(H, W, 3)`` of 32 to 16384 pixels a side.
-
-    Raises:
-        InputError: names what came and what is allowed.
-    """
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"{name} must be a numpy array uint8 (H, W, 3), got {type(image).__name__}")
-    _check_pixels(image.dtype, image.shape, name)
-
-
-def _check_pixels(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> None:
-    if dtype != np.uint8:
-        raise InputError(f"{name} must be uint8 with values 0 to 255, got {dtype}; convert it first")
-    if len(shape) != 3 or shape[2] != 3:
-        raise InputError(f"{name} must have shape (H, W, 3), got {shape}")
-    height, width = shape[:2]
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InputError(
-            f"{name} is {width}x{height} pixels; width and height must be between {MIN_SIDE} and {MAX_SIDE}"
-        )
-
-
-def _on_device(image: object, name: str, stream: int) -> Image | DeviceArray:
-    """The image as a session that takes frames wants it: an array of the host, or what describes one on the GPU."""
-    from tatok_edge.runtime.cuda.arrays import device_array, is_on_device
-
-    if not is_on_device(image):
-        check_image(image, name)
-        return cast("Image", image)
-    try:
-        array = device_array(image, stream=stream)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-    _check_pixels(array.dtype, array.shape, name)
-    return array
-
-
-def _subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
-    """The tokens ``chosen`` (indices into the frame's tokens, rising) of a frame."""
-    return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
-
-
-def _score(image: Image, bgr: bool, prior: Prior, score: str) -> NDArray[np.float32]:
-    """Scores ``(N,)`` of all patches that do not need their codes."""
-    if score == "entropy":
-        return prior.entropy
-    everything = np.arange(prior.entropy.size, dtype=np.int32)
-    columns = patch_grid(image.shape[1], image.shape[0])[1]
-    return kernels.patch_residual(image, bgr, prior.mean, everything, everything, columns)
-
-
-def _token_filter(patches: int, budget: TokenBudget) -> TokenFilter:
-    """What a budget means for an image with so many patches."""
-    smallest, largest = budget.limits(patches)
-    return TokenFilter(budget.tau, smallest, largest, budget.floor_bits)
-
-
-def _filter(scores: NDArray[np.float32], budget: TokenBudget) -> NDArray[np.int32]:
-    """Dynamic Token Filtering of one image: kept positions in raster order."""
-    limits = _token_filter(scores.size, budget)
-    try:
-        indices, _ = kernels.dtf(
-            scores[None],
-            tau=limits.tau,
-            min_tokens=limits.min_tokens,
-            max_tokens=limits.max_tokens,
-            floor_bits=limits.floor_bits,
-        )
-    except ValueError as error:
-        raise InputError(f"patches cannot be ranked: {error}") from None
-    return indices

@@ -1,0 +1,53 @@
+"""Tokens to pictures: the codes of a frame, and its picture on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tatok_edge.errors import InputError
+from tatok_edge.geometry import Image, patch_grid
+from tatok_edge.model.bundle import Bundle
+from tatok_edge.model.networks import Clock, Networks
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.runtime.session import DecodeRequest
+from tatok_edge.tokens.frame import TokenFrame
+
+
+def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock) -> DecodeRequest:
+    """The codes of a frame, for :func:`decode_on_cpu` or a session that decodes frames.
+
+    Raises:
+        InputError: The frame is of another model, or has ids outside the vocabulary.
+    """
+    if frame.model != bundle.tag:
+        raise InputError(
+            f"the frame was made by model {frame.model.hex()}, this is {bundle.name} {bundle.tag.hex()}: "
+            "decode it with the model that encoded it"
+        )
+    with clock.stage("ids"):
+        try:
+            global_codes = kernels.codes_from_ids(frame.global_ids, bundle.levels)
+            codes = kernels.codes_from_ids(frame.ids, bundle.levels)
+        except ValueError as error:
+            raise InputError(f"the frame does not fit model {bundle.name}: {error}") from None
+    return DecodeRequest(
+        global_codes=global_codes.T.reshape(len(bundle.levels), *frame.cell_grid),
+        positions=frame.positions,
+        codes=codes,
+        levels=bundle.levels,
+        size=(frame.height, frame.width),
+        bgr=bgr,
+    )
+
+
+def decode_on_cpu(networks: Networks, request: DecodeRequest, clock: Clock) -> Image:
+    """The picture of tokens, uint8 ``(H, W, 3)``."""
+    height, width = request.size
+    grid = patch_grid(width, height)
+    prior = networks.prior(request.global_codes, clock)
+    levels = tuple(request.levels)
+    with clock.stage("scatter"):
+        state = kernels.decoder_state(request.codes, request.positions, prior.expected, prior.entropy, levels)
+    pixels = networks.pixels(state, prior.context, prior.mean, grid, clock)
+    with clock.stage("assemble"):
+        return kernels.assemble(pixels, grid[1], height, width, request.bgr)
