@@ -19,7 +19,7 @@ import numpy as np
 from fidelity import decode, encode_avif, encode_jpeg, encode_webp
 
 from tatok_edge.cli.progress import Progress
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer

@@ -21,7 +21,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 from tatok_edge import Tokenizer, open_source
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.robotics.bags.bag import Bag
 from tatok_edge.robotics.bags.cdr import Cdr

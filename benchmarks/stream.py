@@ -19,7 +19,7 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import Image
 from tatok_edge.model.bundle import PRECISIONS

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from tatok_edge.errors import BundleError, InputError, TaTokError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import measure
 from tatok_edge.export.engines.precision import Recorder
 from tatok_edge.model.bundle import INT8, MANIFEST, Bundle, open_folder, replace_files

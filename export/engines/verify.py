@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError, TaTokError, one_line
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.export.engines.verdict import (
     EQUAL_ROWS,
     TAU,

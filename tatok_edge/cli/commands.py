@@ -17,9 +17,8 @@ from typing import Any
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import FormatError, InputError, SourceError, TaTokError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.files import check_target
-from tatok_edge.format.container import Reader, Writer
 from tatok_edge.format.packet import unpack_delta
 from tatok_edge.format.reader import Reader
 from tatok_edge.format.writer import Writer

@@ -23,7 +23,7 @@ from tatok_edge.cli.commands import (
 )
 from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.files import check_target
-from tatok_edge.format.container import Writer
+from tatok_edge.format.writer import Writer
 from tatok_edge.sources.open import open_source
 from tatok_edge.stream.frame import StreamFrame
 from tatok_edge.stream.options import MAX_LOSS_DB

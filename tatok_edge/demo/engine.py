@@ -20,7 +20,7 @@ from tatok_edge.demo.messages import MessageError, Settings
 from tatok_edge.demo.recordings import Recordings
 from tatok_edge.demo.views import Audience, Traffic, View, figures, jpeg, map_of, scaled
 from tatok_edge.errors import InputError, TaTokError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.passwords import without_secrets

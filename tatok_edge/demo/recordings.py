@@ -9,7 +9,7 @@ from typing import Final
 from tatok_edge.demo.messages import MessageError
 from tatok_edge.demo.views import Audience
 from tatok_edge.errors import TaTokError
-from tatok_edge.format.container import Writer
+from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 
 LONGEST_RECORDING: Final = 3600.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import Bundle

@@ -10,12 +10,13 @@ changes for whoever decodes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import PATCH_VALUES, patch_grid
+from tatok_edge.geometry import PATCH, PATCH_VALUES, Image, patch_grid
 from tatok_edge.model.networks import Clock, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
@@ -29,8 +30,26 @@ RATE_WEIGHT = 0.15
 half of the tokens."""
 DAMPING = 2.5
 """Factor on the curvature: neighbours move in the same pass, and respond to one another."""
-SIDE = 8
-"""Side of a patch in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineTask:
+    """A picture to refine tokens for, and the effort to spend on it."""
+
+    image: Image
+    """uint8 ``(H, W, 3)``."""
+    bgr: bool
+    """The channels are in BGR order."""
+    context: NDArray[np.float32]
+    """Context of its ``N`` patches, ``(Dc, N)``."""
+    mean: NDArray[np.float32]
+    """Mean of its patches, ``(192, N)``."""
+    rates: Rates
+    """Cost of codes."""
+    passes: int
+    """Number of runs of the decoder and its derivative, at least 1."""
+    clock: Clock
+    """Adds up the time."""
 
 
 class Refiner:
@@ -49,29 +68,21 @@ class Refiner:
 
     def refine(
         self,
-        image: NDArray[np.uint8],
-        bgr: bool,
+        task: RefineTask,
         prior: Prior,
         codes: NDArray[np.int32],
         kept: NDArray[np.int32],
-        rates: Rates,
-        passes: int,
-        clock: Clock,
         *,
         scores: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Correct the tokens of one image and, where ``scores`` are given, choose them again; their number stays.
 
         Args:
-            image: uint8 ``(H, W, 3)``.
-            bgr: The channels are in BGR order.
-            prior: What the context says of its ``N`` patches.
-            codes: Codes ``(N, D)`` of all patches; of those ``kept`` only, where there are no ``scores``.
+            task: The image; positions for its ``rates`` are those of the image.
+            prior: Prior of its ``N`` patches.
+            codes: Codes ``(N, D)`` of all patches; without ``scores``, only those of ``kept`` are read.
             kept: Patches ``(T,)`` that the budget keeps, ascending.
-            rates: What codes cost; positions are those of the image.
-            passes: How often to run the decoder and its derivative, at least 1.
-            clock: Adds up the time.
-            scores: What ranks the patches at first, ``(N,)``; others may be kept from 3 passes on.
+            scores: First scores of the patches, ``(N,)``; from 3 passes on, other patches may be kept.
 
         Returns:
             Positions ``(T,)``, ascending, and codes ``(T, D)``.
@@ -79,7 +90,7 @@ class Refiner:
         count, total = kept.size, len(codes)
         if count == 0:
             return kept, np.empty((0, len(self._levels)), np.int32)
-        picture = _Picture(image, bgr, prior.context, prior.mean)
+        picture, passes, rates, clock = _Picture(task), task.passes, task.rates, task.clock
         codes, positions, done = codes.copy(), kept, 0
 
         def state_of(positions: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -107,41 +118,29 @@ class Refiner:
 
     def correct(
         self,
-        image: NDArray[np.uint8],
-        bgr: bool,
+        task: RefineTask,
         state: NDArray[np.float32],
-        context: NDArray[np.float32],
-        mean: NDArray[np.float32],
         positions: NDArray[np.int32],
         codes: NDArray[np.int32],
-        rates: Rates,
-        passes: int,
-        clock: Clock,
         *,
         hidden: NDArray[np.bool_],
     ) -> NDArray[np.int32]:
         """Correct some of the tokens of a picture; all others stay.
 
         Args:
-            image: uint8 ``(H, W, 3)``.
-            bgr: The channels are in BGR order.
-            state: What the decoder takes, ``(D + 2, N)``; changed in place.
-            context: Its context ``(Dc, N)``.
-            mean: Its mean ``(192, N)``.
+            task: The picture; positions for its ``rates`` are those given here.
+            state: Input of the decoder, ``(D + 2, N)``; changed in place.
             positions: Patches ``(T,)`` whose tokens may change.
             codes: Their codes ``(T, D)``, as they are in the states.
-            rates: What codes cost; positions are those given here.
-            passes: How often to run the decoder and its derivative.
-            clock: Adds up the time.
             hidden: Patches ``(N,)`` whose pixels are not shown.
 
         Returns:
             The corrected codes ``(T, D)``.
         """
-        picture = _Picture(image, bgr, context, mean)
+        picture = _Picture(task)
         picture.weight[:, hidden] = 0
         codes = codes.copy()
-        self._correct(picture, state, positions, codes, rates, passes, clock)
+        self._correct(picture, state, positions, codes, task.rates, task.passes, task.clock)
         return codes
 
     def _correct(
@@ -218,14 +217,13 @@ class Refiner:
 
 
 class _Picture:
-    """What does not change from pass to pass."""
+    """Inputs of the refiner that stay the same in all passes."""
 
-    def __init__(
-        self, image: NDArray[np.uint8], bgr: bool, context: NDArray[np.float32], mean: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, task: RefineTask) -> None:
+        image = task.image
         self.grid = patch_grid(image.shape[1], image.shape[0])
-        self.context, self.mean = context, mean
-        self.target, self.weight = _target(image, bgr, self.grid)
+        self.context, self.mean = task.context, task.mean
+        self.target, self.weight = _target(image, task.bgr, self.grid)
 
     def every_second(self, positions: NDArray[np.int32], turn: int) -> NDArray[np.bool_]:
         """Which of the patches are of one colour of a chessboard, which changes with the turn."""
@@ -240,10 +238,10 @@ def _target(
     """Pixels of each patch in [-1, 1] and their weight, ``(192, N)`` each: 1 inside the image, 0 outside."""
     height, width = image.shape[:2]
     rows, columns = grid
-    margin = ((0, rows * SIDE - height), (0, columns * SIDE - width), (0, 0))
+    margin = ((0, rows * PATCH - height), (0, columns * PATCH - width), (0, 0))
 
     def squares(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        split = np.pad(values, margin).reshape(rows, SIDE, columns, SIDE, 3)
+        split = np.pad(values, margin).reshape(rows, PATCH, columns, PATCH, 3)
         return np.ascontiguousarray(split.transpose(1, 3, 4, 0, 2)).reshape(PATCH_VALUES, rows * columns)
 
     pixels = (image[..., ::-1] if bgr else image).astype(np.float32) / np.float32(127.5) - 1

@@ -24,7 +24,7 @@ from tatok_edge.model.encode import Candidate, encode_images, token_frame
 from tatok_edge.model.filtering import filter_patches, fit_bits, subset, token_filter
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.model.pictures import AnyImage, check_image, on_device
-from tatok_edge.model.refine import Rates, Refiner
+from tatok_edge.model.refine import Rates, Refiner, RefineTask
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
 from tatok_edge.runtime.session import Backend, EncodedFrame, EncodeRequest, Session
@@ -244,10 +244,17 @@ class Tokenizer:
             with clock.stage("max_bits"):
                 frame = token_frame(tokens, self.bundle, (image.shape[1], image.shape[0]))
                 positions = fit_bits(frame, scores, budget.max_bits, self.entropy_model).positions
-        rates = self.rates(tokens.global_codes)
-        positions, codes = self.refiner().refine(
-            image, bgr, candidate.prior, candidate.every_code, positions, rates, budget.refine, clock, scores=scores
+        prior = candidate.prior
+        task = RefineTask(
+            image=image,
+            bgr=bgr,
+            context=prior.context,
+            mean=prior.mean,
+            rates=self.rates(tokens.global_codes),
+            passes=budget.refine,
+            clock=clock,
         )
+        positions, codes = self.refiner().refine(task, prior, candidate.every_code, positions, scores=scores)
         return EncodedFrame(tokens.global_codes, positions, codes, scores)
 
     def refiner(self) -> Refiner:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tatok_edge.format.container import Writer
+from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.encoder import StreamEncoder

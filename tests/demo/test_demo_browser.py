@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tatok_edge.format.container import Reader
+from tatok_edge.format.reader import Reader
 from tatok_edge.model.tokenizer import Tokenizer
 
 pytest.importorskip("starlette", reason="the demo needs tatok-edge[demo]")

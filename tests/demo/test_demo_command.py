@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tatok_edge.format.container import Reader
+from tatok_edge.format.reader import Reader
 
 pytest.importorskip("starlette", reason="the demo needs tatok-edge[demo]")
 pytest.importorskip("uvicorn", reason="the demo needs tatok-edge[demo]")

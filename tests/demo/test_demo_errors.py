@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from tatok_edge.errors import SourceError
-from tatok_edge.format.container import Writer
+from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 
 pytest.importorskip("starlette", reason="the demo needs tatok-edge[demo]")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tatok_edge.errors import FormatError
-from tatok_edge.format.container import Reader, Writer
+from tatok_edge.format.reader import Reader
+from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.synthetic import Scene, render

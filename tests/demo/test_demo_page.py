@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tatok_edge.evaluation.folder import psnr
-from tatok_edge.format.container import Reader
+from tatok_edge.evaluation.metrics import psnr
+from tatok_edge.format.reader import Reader
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.stream.decoder import StreamDecoder
 

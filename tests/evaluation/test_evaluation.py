@@ -13,8 +13,8 @@ import pytest
 
 from tatok_edge.cli import main as cli
 from tatok_edge.errors import BackendError, InputError, SourceError
-from tatok_edge.evaluation.folder import centre_crop, compare_runs, evaluate_folder, plot_runs, psnr, uncoded_bits
-from tatok_edge.evaluation.metrics import Curve, bd_quality, bd_rate, structural_similarity
+from tatok_edge.evaluation.folder import centre_crop, compare_runs, evaluate_folder, plot_runs, uncoded_bits
+from tatok_edge.evaluation.metrics import Curve, bd_quality, bd_rate, psnr, structural_similarity
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.images import read_image
 from tatok_edge.tokens.budget import TokenBudget

@@ -11,7 +11,7 @@ import pytest
 
 from tatok_edge.cli.main import main
 from tatok_edge.errors import BackendError, BundleError, InputError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.model.bundle import MODELS, open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render

@@ -87,6 +87,6 @@ class Robot:
         return [store.deserialize_cdr(data, COMPRESSED) for topic, data in self.network.sent if topic == TOKENS]
 
     def kinds(self) -> list[str]:
-        from tatok_edge.format.packet import peek
+        from tatok_edge.format.header import peek
 
         return [peek(bytes(message.data)).kind for message in self.packets()]

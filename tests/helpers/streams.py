@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from helpers.paths import shared
 from tatok_edge import StreamDecoder, StreamEncoder, StreamFrame, Tokenizer, open_source
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels

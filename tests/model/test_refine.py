@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from tatok_edge.cli.main import main
 from tatok_edge.errors import BackendError, BundleError, InputError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model import refine
 from tatok_edge.model.bundle import MODELS, open_bundle
 from tatok_edge.model.networks import Clock
+from tatok_edge.model.refine import RefineTask
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
@@ -194,19 +195,10 @@ def test_only_what_is_shown_and_may_change_is_corrected(tokenizer: Tokenizer) ->
 
     def corrected(hidden: Any) -> tuple[Any, Any]:
         now = state.copy()
-        found = tokenizer.refiner().correct(
-            image,
-            False,
-            now,
-            prior.context,
-            prior.mean,
-            some,
-            codes[some],
-            rates,
-            3,
-            Clock(),
-            hidden=hidden,
+        task = RefineTask(
+            image=image, bgr=False, context=prior.context, mean=prior.mean, rates=rates, passes=3, clock=Clock()
         )
+        found = tokenizer.refiner().correct(task, now, some, codes[some], hidden=hidden)
         return found, now
 
     found, now = corrected(np.zeros(len(codes), np.bool_))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tatok_edge.errors import BackendError, FormatError, InputError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer

@@ -36,7 +36,7 @@ from helpers.bags import (
 from mcap.records import Attachment, Metadata
 from rosbags.highlevel import AnyReader
 
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.robotics.bags.bag import Bag
 from tatok_edge.robotics.images import image_from_message

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.paths import ROOT
 
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 
 
 def test_foxglove_shows_camera_tokens_and_reconstruction(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_typestore
 
 from tatok_edge.errors import FormatError, InputError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.robotics.images import ENCODINGS, image_from_message, image_to_message, ros_array, token_encoding
 from tatok_edge.robotics.topics import ImageEncoder, TokenDecoder, TokenFormat, packet_to_message

@@ -18,7 +18,7 @@ from helpers.bags import CAMERA, TOKENS
 from helpers.paths import ROOT
 from helpers.robot import Robot
 
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.robotics.images import image_from_message, ros_array
 
 

@@ -9,7 +9,7 @@ from helpers.streams import clip, same, shown
 
 from tatok_edge import MultiStream, StreamDecoder, StreamEncoder, encode_frames
 from tatok_edge.errors import InputError
-from tatok_edge.evaluation.folder import psnr
+from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
