@@ -139,8 +139,8 @@ def _patches(picture: NDArray[Any]) -> NDArray[Any]:
 def patch_change(image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8]) -> NDArray[np.int32]:
     """How the patches of the padded image differ from those of reference, an RGB picture: (2, N).
 
-    Row 0 holds the sums of squared differences. Row 1 holds the coarse changes: differences are summed over each quarter
-    of the patch (4x4 pixels) and channel, and the sums are squared, over 16, rounded down.
+    Row 0 holds the sums of squared differences. Row 1 holds the coarse changes: differences are summed over each
+    quarter of the patch (4x4 pixels) and channel, and the sums are squared, over 16, rounded down.
     """
     differences = _patches(_pad(image, bgr)).astype(np.int32) - _patches(reference)
     quarters = differences.reshape(-1, 2, PATCH // 2, 2, PATCH // 2, 3).sum(axis=(2, 4))

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import Bundle
-from tatok_edge.model.filtering import filter_patches
+from tatok_edge.model.filtering import filter_patches, fit_bits
 from tatok_edge.model.networks import Clock, Networks, Prior
+from tatok_edge.model.refine import Refiner, RefineTask, rates_of
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import EncodedFrame
 from tatok_edge.tokens.budget import TokenBudget
@@ -103,6 +105,35 @@ def encode_images(
             tokens = refine(Candidate(images[number], prior, every_code[number], tokens, scores[number]))
         results.append(tokens)
     return results
+
+
+def refine_tokens(
+    refiner: Refiner,
+    bundle: Bundle,
+    model: IntegerEntropyModel,
+    budget: TokenBudget,
+    bgr: bool,
+    clock: Clock,
+    candidate: Candidate,
+) -> EncodedFrame:
+    """The tokens of an image after refining, as many as ``max_bits`` of the budget allows before it."""
+    tokens, image, prior, scores = candidate.tokens, candidate.image, candidate.prior, candidate.scores
+    positions = tokens.positions
+    if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
+        with clock.stage("max_bits"):
+            frame = token_frame(tokens, bundle, (image.shape[1], image.shape[0]))
+            positions = fit_bits(frame, scores, budget.max_bits, model).positions
+    task = RefineTask(
+        image=image,
+        bgr=bgr,
+        context=prior.context,
+        mean=prior.mean,
+        rates=rates_of(model, tokens.global_codes),
+        passes=budget.refine,
+        clock=clock,
+    )
+    positions, codes = refiner.refine(task, prior, candidate.every_code, positions, scores=scores)
+    return EncodedFrame(tokens.global_codes, positions, codes, scores)
 
 
 def score_patches(

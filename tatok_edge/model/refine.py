@@ -16,7 +16,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import PATCH, PATCH_VALUES, Image, patch_grid
+from tatok_edge.format.entropy import IntegerEntropyModel
+from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, Image, patch_grid
 from tatok_edge.model.networks import Clock, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
@@ -230,6 +231,14 @@ class _Picture:
         rows, columns = np.divmod(positions, self.grid[1])
         colour: NDArray[np.bool_] = (rows + columns) % 2 == turn % 2
         return colour
+
+
+def rates_of(model: IntegerEntropyModel, global_codes: NDArray[np.int32]) -> Rates:
+    """Cost of patch tokens given global tokens with codes ``(D, hc, wc)``."""
+    dims, hc, wc = global_codes.shape
+    rows = np.ascontiguousarray(global_codes.reshape(dims, -1).T)
+    grid = (hc * CELL_SIDE, wc * CELL_SIDE)
+    return lambda codes, positions: model.patch_log2_probs(codes, positions, rows, grid)
 
 
 def _target(

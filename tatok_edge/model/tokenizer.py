@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
-from tatok_edge.geometry import CELL_SIDE, Image, patch_grid
+from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
 from tatok_edge.model.decode import decode_on_cpu, decode_request
-from tatok_edge.model.encode import Candidate, encode_images, token_frame
+from tatok_edge.model.encode import encode_images, refine_tokens, token_frame
 from tatok_edge.model.filtering import filter_patches, fit_bits, subset, token_filter
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.model.pictures import AnyImage, check_image, on_device
-from tatok_edge.model.refine import Rates, Refiner, RefineTask
+from tatok_edge.model.refine import Refiner
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
-from tatok_edge.runtime.session import Backend, EncodedFrame, EncodeRequest, Session
+from tatok_edge.runtime.session import Backend, EncodeRequest, Session
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
@@ -204,14 +204,15 @@ class Tokenizer:
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
         names = ["image"] if len(images) == 1 else [f"images[{number}]" for number in range(len(images))]
         session = self.networks.session.frames
-        if budget.refine:
-            self.refiner()
+        refiner = self.refiner() if budget.refine else None
         frames: Sequence[Image | DeviceArray]
         if session is None:
             for image, name in zip(images, names, strict=True):
                 check_image(image, name)
             frames = hosted = cast("Sequence[Image]", images)
-            refine = partial(self._refined, budget, bgr, clock) if budget.refine else None
+            refine = None
+            if refiner is not None:
+                refine = partial(refine_tokens, refiner, self.bundle, self.entropy_model, budget, bgr, clock)
             encoded = encode_images(self.networks, hosted, budget, bgr, self.levels, clock, refine)
         else:
             frames = [on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
@@ -236,27 +237,6 @@ class Tokenizer:
             results.append((frame, scores.reshape(patch_grid(width, height) if scores.size else -1)))
         return results
 
-    def _refined(self, budget: TokenBudget, bgr: bool, clock: Clock, candidate: Candidate) -> EncodedFrame:
-        """The tokens of an image after refining."""
-        tokens, image, scores = candidate.tokens, candidate.image, candidate.scores
-        positions = tokens.positions
-        if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
-            with clock.stage("max_bits"):
-                frame = token_frame(tokens, self.bundle, (image.shape[1], image.shape[0]))
-                positions = fit_bits(frame, scores, budget.max_bits, self.entropy_model).positions
-        prior = candidate.prior
-        task = RefineTask(
-            image=image,
-            bgr=bgr,
-            context=prior.context,
-            mean=prior.mean,
-            rates=self.rates(tokens.global_codes),
-            passes=budget.refine,
-            clock=clock,
-        )
-        positions, codes = self.refiner().refine(task, prior, candidate.every_code, positions, scores=scores)
-        return EncodedFrame(tokens.global_codes, positions, codes, scores)
-
     def refiner(self) -> Refiner:
         """The refiner, opened on first use.
 
@@ -275,13 +255,6 @@ class Tokenizer:
                 self._refiner_session = OnnxSession({REFINER: graph}, threads=self.backend.threads)
                 self._refiner = Refiner(self._refiner_session, curvature, self.levels)
             return self._refiner
-
-    def rates(self, global_codes: NDArray[np.int32]) -> Rates:
-        """Cost of patch tokens given global tokens with codes ``(D, hc, wc)``, for the refiner."""
-        dims, hc, wc = global_codes.shape
-        rows = np.ascontiguousarray(global_codes.reshape(dims, -1).T)
-        grid = (hc * CELL_SIDE, wc * CELL_SIDE)
-        return lambda codes, positions: self.entropy_model.patch_log2_probs(codes, positions, rows, grid)
 
     def reduce(self, result: EncodeResult, budget: TokenBudget) -> TokenFrame:
         """Filter an encoded image again: the tokens that :meth:`encode` would keep with ``budget``.

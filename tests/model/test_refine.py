@@ -19,7 +19,7 @@ from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model import refine
 from tatok_edge.model.bundle import MODELS, open_bundle
 from tatok_edge.model.networks import Clock
-from tatok_edge.model.refine import RefineTask
+from tatok_edge.model.refine import RefineTask, rates_of
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
@@ -191,7 +191,7 @@ def test_only_what_is_shown_and_may_change_is_corrected(tokenizer: Tokenizer) ->
     everything = np.arange(len(codes), dtype=np.int32)
     state = kernels.decoder_state(codes, everything, prior.expected, prior.entropy, tokenizer.levels)
     some = everything[everything % grid[1] < 6]
-    rates = tokenizer.rates(tokenizer.networks.global_codes(image, False, Clock()))
+    rates = rates_of(tokenizer.entropy_model, tokenizer.networks.global_codes(image, False, Clock()))
 
     def corrected(hidden: Any) -> tuple[Any, Any]:
         now = state.copy()
