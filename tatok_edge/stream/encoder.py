@@ -17,7 +17,8 @@ import numpy as np
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import PATCH_VALUES, Image
 from tatok_edge.model.networks import Clock
-from tatok_edge.model.tokenizer import Tokenizer, check_image
+from tatok_edge.model.pictures import check_image
+from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.stream.change import ChangeEstimates
 from tatok_edge.stream.delta import draft_delta
 from tatok_edge.stream.frame import CameraFrame, StreamFrame
