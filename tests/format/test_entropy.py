@@ -371,7 +371,7 @@ def test_neighbours_make_real_tokens_cheaper(tokenizer: Tokenizer, picture: np.n
     frame = tokenizer.encode(picture)
     cell_codes = codes_from_ids(frame.global_ids, model.levels)
     cells = np.arange(len(cell_codes), dtype=np.int32)
-    grid = frame.cells
+    grid = frame.cell_grid
 
     def size(codes: Ints) -> int:
         encoder = RangeEncoder()
