@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tatok_edge.format.packet import body_crc, pack_delta
 from tatok_edge.geometry import CELL_SIDE, PATCH
 from tatok_edge.model.networks import Clock
+from tatok_edge.model.refine import RefineTask, rates_of
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import noise_limit
 from tatok_edge.stream.frame import StreamFrame
@@ -205,20 +206,17 @@ def _refined(plan: DeltaPlan, contents: _Contents) -> NDArray[np.int32]:
         hidden = moved[top : top + height, left : left + width].flatten()
         states = window(state.state, states)
         context, mean = window(state.context, prior.context), window(state.mean, prior.mean)
-        rates = tokenizer.rates(update.global_codes)
-    return tokenizer.refiner().correct(
-        frame.image[top * PATCH : (top + height) * PATCH, left * PATCH : (left + width) * PATCH],
-        frame.bgr,
-        states,
-        context,
-        mean,
-        tokens,
-        contents.codes,
-        lambda codes, _: rates(codes, delta.positions),
-        plan.options.budget.refine,
-        frame.clock,
-        hidden=hidden,
+        rates = rates_of(tokenizer.entropy_model, update.global_codes)
+    task = RefineTask(
+        image=frame.image[top * PATCH : (top + height) * PATCH, left * PATCH : (left + width) * PATCH],
+        bgr=frame.bgr,
+        context=context,
+        mean=mean,
+        rates=lambda codes, _: rates(codes, delta.positions),
+        passes=plan.options.budget.refine,
+        clock=frame.clock,
     )
+    return tokenizer.refiner().correct(task, states, tokens, contents.codes, hidden=hidden)
 
 
 # --- what the encoder remembers --------------------------------------------------------------------

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.format.packet import body_crc, pack
 from tatok_edge.model.networks import Clock
+from tatok_edge.model.refine import RefineTask, rates_of
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import Reference, noise_limit
 from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
@@ -119,10 +120,17 @@ def _refine(plan: KeyPlan, kept: NDArray[np.int32], codes: NDArray[np.int32]) ->
     if not (passes and kept.size):
         return np.zeros(len(codes), np.float32)
     before = _errors(plan, kept, codes)
-    rates = tokenizer.rates(plan.global_codes)
-    _, codes[kept] = tokenizer.refiner().refine(
-        frame.image, frame.bgr, plan.prior, codes, kept, rates, passes, frame.clock
+    prior, rates = plan.prior, rates_of(tokenizer.entropy_model, plan.global_codes)
+    task = RefineTask(
+        image=frame.image,
+        bgr=frame.bgr,
+        context=prior.context,
+        mean=prior.mean,
+        rates=rates,
+        passes=passes,
+        clock=frame.clock,
     )
+    _, codes[kept] = tokenizer.refiner().refine(task, prior, codes, kept)
     # Without an allowance every change is sent, so there is no credit.
     share = np.float32(1 if options.max_loss_db > 0 else 0)
     return share * (before - _errors(plan, kept, codes))
