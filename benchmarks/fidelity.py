@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 
 from tatok_edge.cli.progress import Progress
-from tatok_edge.evaluation.folder import budget_name, centre_crop, evaluate_pictures, markdown_table, summarize
+from tatok_edge.evaluation.folder import centre_crop, evaluate_pictures, summarize
 from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.evaluation.tables import budget_name, markdown_table
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.images import list_images, read_image

@@ -12,11 +12,9 @@ from real pictures (ONNX Runtime's static calibration). The linear path from cod
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -25,18 +23,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from tatok_edge.errors import BundleError, InputError, TaTokError
+from tatok_edge.errors import BundleError
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import measure
+from tatok_edge.export.bundle.pictures import read_crops
+from tatok_edge.export.bundle.tool import add_section, part_parser, run_tool
 from tatok_edge.export.engines.precision import Recorder
-from tatok_edge.model.bundle import INT8, MANIFEST, Bundle, open_folder, replace_files
+from tatok_edge.model.bundle import INT8, Bundle, open_folder
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import GraphName
@@ -45,11 +44,6 @@ from tatok_edge.tokens.budget import TokenBudget
 Feeds = Mapping[str, NDArray[Any]]
 
 GRAPH: GraphName = "decoder"
-SIDE = 256
-"""Side of the centre crops that the scales and the check are made on, in pixels."""
-MAX_PICTURES = 48
-MIN_PICTURES = 8
-"""Every second one gives the scales, the others check the result."""
 SHARES = (1.0, 0.35, 0.1)
 """Shares of kept tokens at which the decoder is calibrated and checked."""
 MAX_LOSS_DB = 0.1
@@ -183,7 +177,7 @@ def quantize(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantizer prints and warns about what is meant to be so."""
+    """Hides the output and the warnings of ONNX Runtime's quantizer: they are expected."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -193,43 +187,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def read_crops(folder: Path) -> list[NDArray[np.uint8]]:
-    """Centre crops, uint8 ``(256, 256, 3)`` RGB, of at most 48 pictures spread over a folder and its subfolders.
-
-    Raises:
-        InputError: there are fewer than 8.
-    """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-    crops: list[NDArray[np.uint8]] = []
-    # A stride that shares no factor with the count visits every file once, and neighbours (one source) far apart.
-    for index in _spread(len(files)):
-        image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
-        if image is None or min(image.shape[:2]) < SIDE:
-            continue
-        top, left = ((side - SIDE) // 2 for side in image.shape[:2])
-        crops.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE, ::-1]))
-        if len(crops) == MAX_PICTURES:
-            break
-    if len(crops) < MIN_PICTURES:
-        raise InputError(
-            f"{folder} has {len(crops)} pictures of at least {SIDE}x{SIDE} pixels (JPEG, PNG or WebP), "
-            f"{MIN_PICTURES} are needed"
-        )
-    return crops
-
-
-def _spread(count: int) -> list[int]:
-    stride = max(1, int(count * 0.618))
-    while np.gcd(stride, max(count, 1)) != 1:
-        stride += 1
-    return [(index * stride) % count for index in range(count)]
+# --- inputs -------------------------------------------------------------------------------------
 
 
 def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> list[Feeds]:
-    """What the decoder is given for each picture at each of :data:`SHARES`."""
+    """The inputs of the decoder for each picture at each of :data:`SHARES`."""
     with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
         recorder = Recorder(tokenizer.networks.session)
         recorded = tokenizer.with_session(recorder)
@@ -243,7 +205,7 @@ def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], thread
 
 
 def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]], threads: int) -> dict[str, Any]:
-    """How pictures fare that are decoded with another decoder.
+    """Quality and speed of another decoder beside the decoder of the bundle.
 
     Returns:
         By share of kept tokens the mean PSNR in dB of both decoders and the loss; between their pictures the mean PSNR;
@@ -285,14 +247,8 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
 # --- the bundle -------------------------------------------------------------------------------------
 
 
-def add_section(bundle: Bundle, key: str, section: dict[str, Any], file: str, data: bytes) -> None:
-    """Put a file into a bundle folder, and its section into the manifest last: whoever reads sees both or neither."""
-    manifest = (json.dumps({**bundle.manifest, key: section}, indent=1) + "\n").encode()
-    replace_files(bundle.path, {file: data, MANIFEST: manifest})
-
-
 def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
-    """Put an int8 decoder into a bundle folder, if it passes its check; all else in the bundle stays as it is.
+    """Puts an int8 decoder into a bundle folder, if it passes its check; all else in the bundle stays as it is.
 
     Args:
         path: Bundle folder.
@@ -328,22 +284,12 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
     return record
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m tatok_edge.export.bundle.int8", description="Add an int8 decoder to a bundle."
-    )
-    parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.bundle.onnx writes it")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures")
+    parser = part_parser("tatok_edge.export.bundle.int8", "Add an int8 decoder to a bundle.")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
-    try:
-        record = add_int8(args.bundle, args.pictures, threads=args.threads)
-    except (TaTokError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(record, indent=2))
-    return 0
+    return run_tool(lambda: add_int8(args.bundle, args.pictures, threads=args.threads))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
 import tempfile
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from torch import Tensor, nn
 
 from tatok_edge.errors import BundleError
 from tatok_edge.export.bundle import refiner
+from tatok_edge.export.bundle.tool import run_tool
+from tatok_edge.export.bundle.traced import OPSET, trace
 from tatok_edge.format.entropy import save_tables
 from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
 from tatok_edge.model.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, REFINER, content_tag
@@ -48,7 +49,6 @@ from tatok_edge.training.model import (
 )
 from tatok_edge.training.train import CheckpointError, load_model
 
-OPSET = 17
 MIN_CODE_AGREEMENT = 0.999
 MAX_PIXEL_DIFFERENCE = 2e-3
 """Largest difference between the exported graphs and eager PyTorch, as a share of full scale."""
@@ -173,22 +173,8 @@ def _graphs(model: TaTok) -> dict[str, _Graph]:
 
 
 def export_graph(graph: _Graph) -> bytes:
-    """Export one graph and check it; returns the serialised ONNX model."""
-    buffer = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        # The TorchScript exporter needs no onnxscript, gives the smallest graphs and warns that it is not the newest.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            graph.module.eval(),
-            graph.example,
-            buffer,  # type: ignore[arg-type]  # the stub knows paths only
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            dynamic_axes=graph.axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    model = onnx.load_model_from_string(buffer.getvalue())
+    """Exports one graph and checks it; returns the serialised ONNX model."""
+    model = trace(graph.module, graph.example, graph.inputs, graph.outputs, graph.axes)
     onnx.checker.check_model(model, full_check=True)
     # Intermediate shapes stay out of the file: every engine infers its own.
     shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -200,10 +186,10 @@ def export_graph(graph: _Graph) -> bytes:
 
 @torch.no_grad()
 def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict[str, float]:
-    """Compare the exported graphs with eager PyTorch on images ``(B, 3, H, W)`` in [-1, 1].
+    """Compares the exported graphs with eager PyTorch on images ``(B, 3, H, W)`` in [-1, 1].
 
-    Every graph gets the inputs that eager PyTorch gave its counterpart, so that one different code
-    does not hide or amplify what comes after it.
+    Every graph gets the inputs that eager PyTorch gave its counterpart. Otherwise one different code would change all
+    later results.
 
     Returns:
         ``code_agreement`` (share of equal codes) and ``pixel_difference`` (largest, share of full scale).
@@ -246,7 +232,7 @@ def _larger(difference: float, got: NDArray[Any], expected: Tensor) -> float:
 
 
 def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, Any]:
-    """Export a checkpoint to a bundle folder; an existing bundle is replaced only by a complete one.
+    """Exports a checkpoint to a bundle folder; an existing bundle is replaced only by a complete one.
 
     Args:
         checkpoint: The file that the training wrote at its end.
@@ -329,7 +315,7 @@ def _final_tensors(checkpoint: Path) -> tuple[dict[str, NDArray[np.integer[Any]]
 
 
 def model_card(manifest: dict[str, Any], notes: str) -> str:
-    """Model card in Markdown from what the training recorded."""
+    """Model card in Markdown, from the record of the training."""
     training, quality = manifest["training"], manifest["quality"]
     options = training["options"]
     lines = [
@@ -371,21 +357,20 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
     return "\n".join(lines) + (f"\n{notes.strip()}\n" if notes else "")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tatok_edge.export.bundle.onnx", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write")
     parser.add_argument("--notes", type=Path, help="Markdown file that the model card takes over")
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> dict[str, Any]:
         notes = args.notes.read_text() if args.notes else ""
         manifest = export_bundle(args.checkpoint, args.out, notes=notes)
-    except (ExportError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"bundle": str(args.out), "tag": manifest["tag"], **manifest["parity"]}, indent=2))
-    return 0
+        return {"bundle": str(args.out), "tag": manifest["tag"], **manifest["parity"]}
+
+    return run_tool(work, ExportError, CheckpointError)
 
 
 if __name__ == "__main__":

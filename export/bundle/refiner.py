@@ -2,7 +2,7 @@
 
 The refiner is the decoder with its derivative: from the state that the decoder takes and the pixels that were meant, it
 computes the squared error of every patch and the slope of the total error along every code value. With it,
-``TokenBudget(refine=N)`` corrects tokens by what the decoder makes of them (:mod:`tatok_edge.model.refine`).
+``TokenBudget(refine=N)`` corrects tokens by the error of the decoded picture (:mod:`tatok_edge.model.refine`).
 
 The derivative is written out as convolutions, so any ONNX engine runs it; it is checked against PyTorch's. The graph
 proposes tokens and decodes none, so its weights are stored in float16, and it is not part of the bundle's tag.
@@ -10,12 +10,8 @@ proposes tokens and decodes none, so its weights are stored in float16, and it i
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
-import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +23,15 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from tatok_edge.errors import BundleError, TaTokError
-from tatok_edge.export.bundle.int8 import add_section, read_crops
+from tatok_edge.errors import BundleError
+from tatok_edge.export.bundle.pictures import read_crops
+from tatok_edge.export.bundle.tool import add_section, part_parser, run_tool
+from tatok_edge.export.bundle.traced import trace
 from tatok_edge.model.bundle import REFINER, open_folder
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.model import PIXELS, Block, Decoder, Encoded, TaTok, decoder_state, pixels_to_grid
 
-OPSET = 17
 MAX_DIFFERENCE = 0.03
 """Largest difference between the exported graph, whose weights are rounded, and PyTorch's derivative, relative to the
 norm of the latter."""
@@ -100,7 +97,7 @@ def _transposed(layer: nn.Conv2d, slope: Tensor) -> Tensor:
 def export_refiner(model: TaTok) -> bytes:
     """The refiner of a model as a serialised ONNX graph.
 
-    Every weight is stored once, in float16: what turns them around is left to the engine, which does it on loading.
+    Every weight is stored once, in float16; the engine transposes the weights on loading.
     """
     config = model.config
     refiner = Refiner(model.decoder, config.dims).eval()
@@ -110,21 +107,7 @@ def export_refiner(model: TaTok) -> bytes:
     example = tuple(torch.zeros(1, channels, *grid[2:]) for channels in shapes.values())
     patches = {0: "batch", 2: "patch_rows", 3: "patch_columns"}
     axes = dict.fromkeys((*shapes, "slope"), patches) | {"error": {0: "batch", 1: "patch_rows", 2: "patch_columns"}}
-    buffer = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            refiner,
-            example,
-            buffer,  # type: ignore[arg-type]  # the stub knows paths only
-            input_names=list(shapes),
-            output_names=["error", "slope"],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-            do_constant_folding=False,
-        )
-    graph = onnx.load_model_from_string(buffer.getvalue())
+    graph = trace(refiner, example, list(shapes), ["error", "slope"], axes, fold=False)
     _masks_as_hard_sigmoid(graph)
     _store_as_float16(graph)
     onnx.checker.check_model(graph, full_check=True)
@@ -247,7 +230,7 @@ def make_refiner(model: TaTok, images: Tensor) -> tuple[bytes, dict[str, Any]]:
 
 
 def add_refiner(path: Path, pictures: Path) -> dict[str, Any]:
-    """Put a refiner into a bundle folder; all else in the bundle stays as it is.
+    """Puts a refiner into a bundle folder; all else in the bundle stays as it is.
 
     Args:
         path: Bundle folder.
@@ -269,19 +252,8 @@ def add_refiner(path: Path, pictures: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m tatok_edge.export.bundle.refiner", description="Add a refiner to a bundle."
-    )
-    parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.bundle.onnx writes it")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures")
-    args = parser.parse_args(arguments)
-    try:
-        section = add_refiner(args.bundle, args.pictures)
-    except (TaTokError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(section, indent=2))
-    return 0
+    args = part_parser("tatok_edge.export.bundle.refiner", "Add a refiner to a bundle.").parse_args(arguments)
+    return run_tool(lambda: add_refiner(args.bundle, args.pictures))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, WINDOW_VALUES
+from tatok_edge.geometry import CELL, MAX_SIDE, PATCH, PATCH_VALUES, WINDOW_VALUES, patch_grid
 from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.manifest import Profile, ShapeRange
@@ -56,13 +56,12 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-MAX_SIDE = 16384
 MAX_TOKENS = 1 << 20
 MAX_BUCKETS = 32
 MAX_FRAMES = 16
 MAX_FILE_BYTES = 1 << 20
 BUCKETS = 8
-"""Buckets of a calibration. Four waste too much of what streams need (``benchmarks/results/profiles.md``)."""
+"""Buckets of a calibration. With four, streams compute too many padded rows (``benchmarks/results/profiles.md``)."""
 NEAR = {0.8: 60, 0.9: 60, 1.1: 60, 1.25: 60, 1.5: 60}
 """Thousandths of the frames of a count that a calibration expects at its multiples."""
 LADDER_STEP, LADDER_END, LADDER_SHARE = 1.35, 8, 100
@@ -174,7 +173,7 @@ def waste(histogram: Mapping[int, int], edges: Sequence[int]) -> float:
 
 
 def calibrated_edges(histogram: Mapping[int, int], k: int, high: int) -> list[int]:
-    """The edges of at most ``k`` buckets for what a histogram is a sample of.
+    """The edges of at most ``k`` buckets, from a histogram that is only a sample.
 
     Edges that fit a sample exactly cost much later: a frame that needs one row more than any did before is padded to
     ``high``. So a part of every count is spread over its neighbourhood (:data:`NEAR`), and a part of all over a ladder
@@ -250,7 +249,7 @@ class ProfileSet:
 
 
 def default_profiles() -> ProfileSet:
-    """What is built when nothing is known: small pictures, VGA, 720p and 1080p, and edges that grow fourfold."""
+    """The profiles without a calibration: small pictures, VGA, 720p and 1080p, and edges that grow fourfold."""
     frames = (
         FrameRange((1, 1, 4), (32, 256, 512), (32, 256, 512)),
         FrameRange((1, 1, 4), (32, 480, 640), (32, 640, 640)),
@@ -264,7 +263,7 @@ def load_profiles(path: Path) -> ProfileSet:
     """Reads a profile file.
 
     Raises:
-        InputError: it cannot be read, or says something that no engine can be built for.
+        InputError: it cannot be read, or no engine can be built for its content.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -278,10 +277,10 @@ def load_profiles(path: Path) -> ProfileSet:
 
 
 def parse_profiles(data: Any, where: str) -> ProfileSet:
-    """Checks the content of a profile file. TensorRT itself would notice little of this.
+    """Checks the content of a profile file. TensorRT itself checks little of this.
 
     Raises:
-        InputError: names the entry, what it says and what is allowed.
+        InputError: an entry is wrong; names it, its value and the allowed values.
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a JSON object with 'tokens' and 'frames'")
@@ -336,7 +335,7 @@ def _most_patches(frames: Sequence[FrameRange]) -> int:
 
 
 def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Profile, ...]]:
-    """The optimization profiles of each graph of ``bundle``."""
+    """The TensorRT profiles of each graph of ``bundle``."""
     dims, width = len(bundle.levels), bundle.context_width
 
     def grids(channels: Mapping[str, int], step: int) -> tuple[Profile, ...]:
@@ -367,7 +366,7 @@ def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Prof
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What one video needs."""
+    """Token counts of one video."""
 
     counts: tuple[int, ...]
     """Patches that go through the patch encoder, frame by frame."""
@@ -375,8 +374,8 @@ class TokenCounts:
     """Of the frames, padded."""
     height: int
     probes: int = 0
-    """How often all patches of a frame went through it in a call of their own: a stream looks now and then at what
-    holding costs."""
+    """Calls of the patch encoder with all patches of a frame: a stream measures the cost of holding from time to
+    time."""
 
 
 def count_tokens(
@@ -395,14 +394,13 @@ def count_tokens(
         budget: The budget that will be used. By information all patches of a single frame are encoded, otherwise those
             that are kept.
         frames: Stop after so many.
-        count_as: ``"frames"`` encodes each frame for itself; ``"stream"`` as one of a stream, where what changed is
-            encoded, with the default loss and keyframes.
+        count_as: ``"frames"`` encodes each frame by itself; ``"stream"`` encodes the changes of a stream, with the
+            default loss and keyframes.
 
     Raises:
         SourceError: it cannot be opened, or holds no frame.
         InputError: its frames change size, or an unknown ``count_as``.
     """
-    from tatok_edge.geometry import patch_grid
     from tatok_edge.sources.open import open_source
 
     if count_as not in COUNT_AS:
@@ -485,7 +483,7 @@ def histogram_of(videos: Sequence[TokenCounts]) -> tuple[Counter[int], Counter[i
 
 
 def calibrate(videos: Mapping[str, TokenCounts], *, buckets: int = BUCKETS, budget: str = "") -> ProfileSet:
-    """Profiles for what was counted in ``videos``, which are the cameras of one rig if there are several.
+    """Profiles for the token counts of ``videos``. Several videos are the cameras of one rig.
 
     Frames get one exact profile per size, for 1 to as many cameras at once. The edges fit the counts of single frames
     and of steps, the sums over all cameras.

@@ -13,8 +13,6 @@ import dataclasses
 import hashlib
 import os
 import platform
-import runpy
-import sys
 import threading
 import time
 import traceback
@@ -545,9 +543,3 @@ def available_memory(root: Path = Path("/")) -> int | None:
     except (OSError, ValueError):
         pass
     return total
-
-
-if __name__ == "__main__":
-    # The command line lies above this room and is not imported here: this starts it as ``python -m tatok_edge build``.
-    sys.argv[1:1] = ["build"]
-    runpy.run_module("tatok_edge", run_name="__main__", alter_sys=True)

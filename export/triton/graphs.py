@@ -1,7 +1,7 @@
-"""What surrounds the networks in a Triton server, as ONNX graphs: pixels in, token ids out, and back.
+"""The steps around the networks in a Triton server, as ONNX graphs: pixels in, token ids out, and back.
 
-They compute what the CPU kernels compute (``runtime/reference.py``), in the same order of operations, so that the
-server keeps the same tokens. Standard operators of opset 17 only; ONNX Runtime runs them on the CPU or a GPU.
+They compute the same as the CPU kernels (``runtime/reference.py``), in the same order of operations, so the server
+keeps the same tokens. Standard operators of opset 17 only; ONNX Runtime runs them on the CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from tatok_edge.export.engines.dtf_onnx import OPSET, GraphBuilder, standard_nodes
-from tatok_edge.geometry import CELL, PATCH
+from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, THUMBNAIL, WINDOW, WINDOW_VALUES
 from tatok_edge.runtime.cuda.kernels import DtfLimits
 
-WINDOW, THUMBNAIL, PIXELS = 16, 4, PATCH * PATCH * 3
 _TYPES = {"float": TensorProto.FLOAT, "int": TensorProto.INT32, "byte": TensorProto.UINT8}
 Shape = Sequence[int | str]
 Values = dict[str, tuple[str, Shape]]
@@ -25,7 +24,7 @@ Values = dict[str, tuple[str, Shape]]
 
 
 def cells_model() -> onnx.ModelProto:
-    """``image`` (B, H, W, 3), uint8 RGB, to ``cells`` (B, 192, hc, wc): what the global encoder sees."""
+    """``image`` (B, H, W, 3), uint8 RGB, to ``cells`` (B, 192, hc, wc), the input of the global encoder."""
     g = _Builder()
     padded, rows, columns = g.padded("image")
     side = CELL // THUMBNAIL
@@ -40,18 +39,18 @@ def cells_model() -> onnx.ModelProto:
     return g.model(
         "cells",
         {"image": ("byte", ["batch", "height", "width", 3])},
-        {"cells": ("float", ["batch", PIXELS, "cell_rows", "cell_columns"])},
+        {"cells": ("float", ["batch", PATCH_VALUES, "cell_rows", "cell_columns"])},
     )
 
 
 def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
-    """Which patches of one picture are kept, and their feature rows.
+    """The positions of the kept patches of one picture, and their feature rows.
 
     ``image`` (1, H, W, 3), ``context`` (1, Dc, h, w) and ``mean`` (1, 192, h, w) to ``positions`` (T,) and ``features``
     (T, 960 + Dc). Patches are ranked by residual.
 
     Args:
-        limits: What Dynamic Token Filtering keeps.
+        limits: Limits of Dynamic Token Filtering.
         context_width: Dc.
     """
     g = _Builder()
@@ -78,7 +77,7 @@ def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
     below = g.op("Concat", g.integers(0), block_columns, axis=0)
     offsets = g.op("Add", g.reshape(below, 2, 1), g.reshape(g.integers(0, 1), 1, 2))
     windows = g.op("Gather", blocks, g.op("Add", corners, offsets), axis=0)
-    windows = g.reshape(g.op("Transpose", windows, perm=[0, 1, 3, 2, 4, 5]), -1, WINDOW * WINDOW * 3)
+    windows = g.reshape(g.op("Transpose", windows, perm=[0, 1, 3, 2, 4, 5]), -1, WINDOW_VALUES)
     scaled = g.op("Div", windows, g.constant(127.5, np.float32))
     values = g.op("Sub", scaled, g.constant(1, np.float32))
 
@@ -86,17 +85,18 @@ def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
         flat = g.reshape(name, width, -1)
         return g.op("Transpose", g.op("Gather", flat, where, axis=1), perm=[1, 0])
 
-    g.op("Concat", values, columns_of("context", context_width), columns_of("mean", PIXELS), axis=1, name="features")
+    rest = columns_of("context", context_width), columns_of("mean", PATCH_VALUES)
+    g.op("Concat", values, *rest, axis=1, name="features")
     return g.model(
         "select",
         {
             "image": ("byte", [1, "height", "width", 3]),
             "context": ("float", [1, context_width, "patch_rows", "patch_columns"]),
-            "mean": ("float", [1, PIXELS, "patch_rows", "patch_columns"]),
+            "mean": ("float", [1, PATCH_VALUES, "patch_rows", "patch_columns"]),
         },
         {
             "positions": ("int", ["tokens"]),
-            "features": ("float", ["tokens", WINDOW * WINDOW * 3 + context_width + PIXELS]),
+            "features": ("float", ["tokens", WINDOW_VALUES + context_width + PATCH_VALUES]),
         },
     )
 
@@ -115,7 +115,7 @@ def _scores(g: _Builder, padded: str, h: str, w: str) -> None:
     levels = g.op("Transpose", g.op("Add", levels, g.constant(510, np.float32)), perm=[1, 0])
     differences = g.op("Mul", g.op("Sub", sums, levels), g.constant(0.25, np.float32))
     squares = g.split(g.op("Mul", differences, differences), half * half * 3, axis=1)
-    # One after the other, as the kernel adds them: another order gives other last bits, and now and then other tokens.
+    # In the order of the kernel: another order gives other last bits, and sometimes other tokens.
     total = squares[0]
     for square in squares[1:]:
         total = g.op("Add", total, square)
@@ -156,9 +156,9 @@ def codes_model(levels: Sequence[int]) -> onnx.ModelProto:
 
 
 def scatter_model(levels: Sequence[int]) -> onnx.ModelProto:
-    """The tokens of several pictures, end to end, into the grids that the decoder sees.
+    """The tokens of several pictures, end to end, to the grids that the decoder takes.
 
-    ``ids`` (K,) and ``positions`` (K,) hold the tokens of all pictures, ``ends`` (B,) where those of each end;
+    ``ids`` (K,) and ``positions`` (K,) hold the tokens of all pictures, ``ends`` (B,) the end of each picture's tokens;
     ``expected`` (B, D, h, w) and ``entropy`` (B, h, w) come from the context. Gives ``state`` (B, D + 2, h, w).
     """
     g = _Builder()
@@ -214,18 +214,18 @@ def picture_model() -> onnx.ModelProto:
     g.reshape(turned, batch, g.op("Mul", h, side), g.op("Mul", w, side), 3, name="image")
     return g.model(
         "picture",
-        {"pixels": ("float", ["batch", PIXELS, "patch_rows", "patch_columns"])},
+        {"pixels": ("float", ["batch", PATCH_VALUES, "patch_rows", "patch_columns"])},
         {"image": ("byte", ["batch", "height", "width", 3])},
     )
 
 
 def _places(levels: Sequence[int]) -> Any:
-    """What a digit of each code dimension is worth in an id."""
+    """The factor of each code dimension in a token id."""
     return np.cumprod([1, *levels[:-1]], dtype=np.int32)
 
 
 class _Builder(GraphBuilder):
-    """A graph under construction."""
+    """A graph with initializers, and operations on pictures."""
 
     def __init__(self) -> None:
         super().__init__("n_")
@@ -261,7 +261,7 @@ class _Builder(GraphBuilder):
         return self.op("Pad", self.cast(image, TensorProto.FLOAT), amounts, mode="edge"), sizes[0], sizes[1]
 
     def model(self, name: str, inputs: Values, outputs: Values) -> onnx.ModelProto:
-        """The whole, checked."""
+        """The whole graph as a checked model."""
 
         def infos(values: Values) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(key, _TYPES[kind], shape) for key, (kind, shape) in values.items()]

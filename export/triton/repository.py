@@ -2,9 +2,9 @@
 
 ``python -m tatok_edge.export.triton BUNDLE -o model_repository`` writes one.
 
-Two ensembles are what clients call: ``NAME_encode`` turns a picture into tokens and ``NAME_decode`` tokens into a
-picture. They are made of the four networks of the bundle and of small ONNX graphs (``export/triton/graphs.py``); no
-Python runs in the server.
+Clients call two ensembles: ``NAME_encode`` turns a picture into tokens, ``NAME_decode`` tokens into a picture. They are
+made of the four networks of the bundle and of small ONNX graphs (``export/triton/graphs.py``); no Python runs in the
+server.
 
 Raggedness costs no padding anywhere. The patch encoder has the tokens as its batch axis, so Triton joins the patches of
 concurrent requests, however many each has. The decoder's tokens are 1-D ragged inputs, for which Triton passes the
@@ -58,7 +58,7 @@ class Model:
 
     name: str
     config: Mapping[str, Any]
-    """What its ``config.pbtxt`` says."""
+    """Content of its ``config.pbtxt``."""
     file: str | None = None
     """Name of its file; None for an ensemble."""
     data: bytes = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import time
 import zlib
@@ -12,17 +13,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tatok_edge.cli.commands import (
-    ModelChoice,
+from tatok_edge.cli.interrupt import exit_code, until_signal
+from tatok_edge.cli.options import model_choice
+from tatok_edge.cli.progress import Progress
+from tatok_edge.cli.report import (
     Report,
     budget_record,
-    exit_code,
+    completeness,
     print_json,
     print_table,
+    run_figures,
     say,
-    until_signal,
+    speed_text,
 )
-from tatok_edge.cli.progress import Progress
+from tatok_edge.cli.token_file import FALLBACK_FPS
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
@@ -37,14 +41,11 @@ from tatok_edge.stream.frame import KeyframeTooLarge
 from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.tokens.budget import TokenBudget
 
-FALLBACK_FPS = 25.0
-"""Frame rate of a video whose messages have no usable times."""
-
 T = TypeVar("T")
 
 
 class _Topic:
-    """Counts of one topic."""
+    """Figures of one topic."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -79,63 +80,40 @@ class _Topic:
         return f"{name}: {sum(self.problems.values())} of {self.messages} messages were left as they are: {text}"
 
 
-def encode(
-    source: str,
-    output: str,
-    budget: TokenBudget,
-    choice: ModelChoice,
-    *,
-    topics: Sequence[str],
-    keep_images: bool,
-    frames_only: bool,
-    max_loss_db: float | None,
-    keyframe_interval: int | None,
-    frames: int | None,
-    force: bool,
-    as_json: bool,
-) -> int:
+def encode(args: argparse.Namespace, budget: TokenBudget) -> int:
     """``tatok encode`` of a bag; returns the exit code."""
-    check_output(output, force=force)
-    options: dict[str, Any] = {"max_loss_db": MAX_LOSS_DB if max_loss_db is None else max_loss_db}
-    if keyframe_interval is not None:
-        options["keyframe_interval"] = keyframe_interval
-    with Bag(source) as bag:
-        chosen = choose_topics(bag, topics, IMAGE_TYPES)
+    check_output(args.output, force=args.force)
+    options: dict[str, Any] = {"max_loss_db": MAX_LOSS_DB if args.max_loss_db is None else args.max_loss_db}
+    if args.keyframe_interval is not None:
+        options["keyframe_interval"] = args.keyframe_interval
+    with Bag(args.source) as bag:
+        chosen = choose_topics(bag, args.topic or (), IMAGE_TYPES)
         for topic in chosen:
             _check_free(bag, topic + TOKEN_TOPIC)
-        tokenizer = choice.load()
-        work = _Encoding(tokenizer, chosen, budget, options, keep_images=keep_images, frames_only=frames_only)
-        return _rewrite(bag, output, work, frames=frames, force=force, as_json=as_json)
+        tokenizer = model_choice(args).load()
+        options |= {"budget": budget, "frames_only": args.frames_only}
+        work = _Encoding(tokenizer, chosen, options, keep_images=args.keep_images)
+        return _rewrite(bag, work, args, frames=args.frames)
 
 
-def decode(
-    source: str,
-    output: str,
-    choice: ModelChoice,
-    *,
-    topics: Sequence[str],
-    keep_tokens: bool,
-    fps: float | None,
-    force: bool,
-    as_json: bool,
-) -> int:
+def decode(args: argparse.Namespace) -> int:
     """``tatok decode`` of a bag; returns the exit code."""
+    output = args.output
     video = Path(output).suffix.lower() == VIDEO_SUFFIX
     if not video:
-        check_output(output, force=force)
-    elif Path(output).exists() and not force:
+        check_output(output, force=args.force)
+    elif Path(output).exists() and not args.force:
         raise InputError(f"{output}: exists; name another output, or pass --force to replace it")
-    with Bag(source) as bag:
-        chosen = choose_topics(bag, topics, (COMPRESSED_TYPE,), suffix=TOKEN_TOPIC)
-        tokenizer = choice.load()
-        work = _Decoding(tokenizer, chosen, keep_tokens=keep_tokens)
+    with Bag(args.input) as bag:
+        chosen = choose_topics(bag, args.topic or (), (COMPRESSED_TYPE,), suffix=TOKEN_TOPIC)
+        work = _Decoding(model_choice(args).load(), chosen, keep_tokens=args.keep_tokens)
         if not video:
             for topic in chosen:
                 _check_free(bag, _decoded_topic(topic))
-            return _rewrite(bag, output, work, force=force, as_json=as_json)
+            return _rewrite(bag, work, args)
         if len(chosen) != 1:
-            raise SourceError(f"{source}: a video shows one of {', '.join(chosen)}; choose with --topic")
-        return _to_video(bag, work, chosen[0], output, fps=fps, as_json=as_json)
+            raise SourceError(f"{args.input}: a video shows one of {', '.join(chosen)}; choose with --topic")
+        return _to_video(bag, work, chosen[0], args)
 
 
 # --- parts of the work ----------------------------------------------------------------------------
@@ -203,25 +181,16 @@ class _Encoding(_Work):
         self,
         tokenizer: Tokenizer,
         topics: Sequence[str],
-        budget: TokenBudget,
         options: dict[str, Any],
         *,
         keep_images: bool,
-        frames_only: bool,
     ) -> None:
         super().__init__(tokenizer, {topic: topic + TOKEN_TOPIC for topic in topics})
         self.keep = keep_images
-        self.budget = budget
+        self.budget: TokenBudget = options["budget"]
         # Named after the topic, not at random: the same bag gives the same bytes.
         self._encoders = {
-            topic: ImageEncoder(
-                tokenizer,
-                budget=budget,
-                frames_only=frames_only,
-                stream=f"{zlib.crc32(topic.encode()):08x}",
-                **options,
-            )
-            for topic in topics
+            topic: ImageEncoder(tokenizer, stream=f"{zlib.crc32(topic.encode()):08x}", **options) for topic in topics
         }
 
     def _target_type(self) -> str:
@@ -267,13 +236,21 @@ class _Decoding(_Work):
         return self.cdr.write(made, IMAGE_TYPE)
 
 
-def _rewrite(bag: Bag, output: str, work: _Work, *, force: bool, as_json: bool, frames: int | None = None) -> int:
-    """Copies the bag and replaces messages. Messages that cannot be converted stay as they are, and are reported."""
+def _rewrite(bag: Bag, work: _Work, args: argparse.Namespace, *, frames: int | None = None) -> int:
+    """Copies the bag with some messages replaced. Messages that cannot be replaced stay as they are, and are reported.
+
+    Args:
+        bag: The input.
+        work: Replaces the messages.
+        args: The command line, for its output.
+        frames: Stop after so many replaced messages.
+    """
+    output = args.output
     start = time.perf_counter()
     copied = done = 0
     with (
         until_signal() as received,
-        BagWriter(output, force=force) as writer,
+        BagWriter(output, force=args.force) as writer,
         Progress(work.command.rstrip("e") + "ing", frames, unit="images") as progress,
     ):
         for record in bag.records():
@@ -300,19 +277,18 @@ def _rewrite(bag: Bag, output: str, work: _Work, *, force: bool, as_json: bool, 
         writer.rosbag2 = bag.rosbag2
     files = [Path(output)] if Path(output).is_file() else list(Path(output).iterdir())
     seconds = time.perf_counter() - start
-    report = _report(bag, work, output, seconds, problems)
+    report = _report(bag, work, output, seconds, problems, received)
     report["messages_copied"] = copied
     report["file_bytes"] = sum(file.stat().st_size for file in files)
-    report["complete"] = report["complete"] and not received
     if isinstance(work, _Encoding):
         report["budget"] = budget_record(work.budget)
-    if as_json:
+    if args.json:
         print_json(report)
     else:
         rows = {f"{topic.target}  ": _row(topic) for topic in work.topics.values()}
         rows["other messages"] = f"{copied}, untouched"
         rows["file"] = f"{report['file_bytes'] / 1000:.1f} kB"
-        rows["speed"] = f"{report['frames_per_second']:.1f} frames/s ({seconds:.1f} s)"
+        rows["speed"] = speed_text(report)
         rows["model"] = f"{work.tokenizer.name} ({work.tokenizer.tag.hex()})"
         print_table(f"{bag.path} -> {output}", rows)
     return _end(work, output, problems, received)
@@ -329,10 +305,11 @@ def _row(topic: _Topic) -> str:
     return f"{text}, {topic.bytes_in / 1e6:.2f} MB to {topic.bytes_out / 1e6:.2f} MB ({factor})"
 
 
-def _to_video(bag: Bag, work: _Decoding, topic: str, output: str, *, fps: float | None, as_json: bool) -> int:
-    """Decodes one topic to a video of its complete pictures."""
+def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -> int:
+    """Decodes one topic to a video of the pictures that are whole."""
+    output = args.output
     count, rate = _rate(bag, topic)
-    rate = fps or rate
+    rate = args.fps or rate
     bag.problems.clear()  # everything is read once more
     start = time.perf_counter()
     with (
@@ -352,9 +329,8 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, output: str, *, fps: float 
         if not target.written and not received:
             raise SourceError(f"{bag.path}: {problems[0] if problems else f'{topic}: holds no message'}")
     seconds = time.perf_counter() - start
-    report = _report(bag, work, output, seconds, problems) | {"fps": round(rate, 3)}
-    report["complete"] = report["complete"] and not received
-    if as_json:
+    report = _report(bag, work, output, seconds, problems, received) | {"fps": round(rate, 3)}
+    if args.json:
         print_json(report)
     else:
         rows = {f"{topic}  ": f"{target.written} frames, {rate:.4g} frames/s", "model": work.tokenizer.name}
@@ -379,20 +355,17 @@ def _problems(bag: Bag, work: _Work) -> list[str]:
     return [*bag.problems, *filter(None, (topic.problem(name) for name, topic in work.topics.items()))]
 
 
-def _report(bag: Bag, work: _Work, output: str, seconds: float, problems: Sequence[str]) -> Report:
+def _report(
+    bag: Bag, work: _Work, output: str, seconds: float, problems: list[str], received: Sequence[signal.Signals]
+) -> Report:
     done = sum(topic.done for topic in work.topics.values())
     return {
         "topics": {name: topic.report() for name, topic in work.topics.items()},
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(done / max(seconds, 1e-9), 2),
-        "model": work.tokenizer.name,
+        **run_figures(work.tokenizer, done, seconds),
         "bundle": work.tokenizer.tag.hex(),
-        "backend": work.tokenizer.backend.name,
-        "threads": work.tokenizer.backend.threads,
         "input": str(bag.path),
         "output": output,
-        "complete": not problems,
-        "problem": problems[0] if problems else None,
+        **completeness(problems, interrupted=bool(received)),
     }
 
 

@@ -2,159 +2,158 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.cli.progress import Progress
+from tatok_edge.cli.options import UsageError, add_bundle, add_choice, bundle_name, words
+from tatok_edge.cli.progress import StageProgress
+from tatok_edge.cli.report import Report, print_json
 from tatok_edge.errors import InputError
+from tatok_edge.export.engines.profiles import (
+    CountAs,
+    ProfileSet,
+    TokenCounts,
+    calibrate,
+    count_tokens,
+    default_profiles,
+    load_profiles,
+)
+from tatok_edge.export.engines.tensorrt import BuiltEngine, build_engines, dtf_graph
 from tatok_edge.model.bundle import Bundle, open_bundle
-
-if TYPE_CHECKING:
-    from tatok_edge.export.engines.profiles import CountAs, ProfileSet
-    from tatok_edge.export.engines.tensorrt import BuiltEngine
-    from tatok_edge.runtime.tensorrt.flavour import Flavour
-    from tatok_edge.runtime.tensorrt.manifest import EnginePrecision
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.tensorrt.flavour import Flavour, find_flavour
+from tatok_edge.runtime.tensorrt.manifest import manifest_path
+from tatok_edge.runtime.tensorrt.store import cache_folder
+from tatok_edge.sources.open import open_source
+from tatok_edge.tokens.budget import TokenBudget
 
 TAU = 0.5
-"""Share of the score that single frames keep where none is named."""
+"""Share of the score that single frames keep where none is given."""
 CALIBRATION_FRAMES = 600
-"""Frames of each video that a calibration looks at: 20 s of most cameras."""
+"""Frames of each video that a calibration reads: 20 s of most cameras."""
 PICTURES_PER_VIDEO = 4
 """Frames of each video on which fp16 is compared with fp32."""
 
 
-def build(
-    model: str,
-    *,
-    flavour: str,
-    precision: EnginePrecision,
-    profiles: str,
-    calibrate: Sequence[str],
-    count_as: CountAs,
-    tau: float | None,
-    sms: Sequence[str] | None,
-    dtf: Literal["plugin", "onnx"] | None,
-    output: str | None,
-    check_memory: bool,
-    as_json: bool,
-    verbose: bool,
-) -> int:
-    """Builds the engines that are not there yet, and says which there are.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_bundle(parser)
+    text = "TensorRT, or TensorRT-RTX, which also builds without a GPU (default: the installed one)"
+    add_choice(parser, "--flavour", ("auto", "trt", "rtx"), text)
+    add_choice(parser, "--precision", ("fp16", "fp32"), "precision (default: fp16)")
+    parser.add_argument(
+        "--profiles",
+        default="auto",
+        metavar="FILE",
+        help="frame sizes and token counts as JSON, or 'auto': pictures up to 1920x1088 (default)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        default=[],
+        metavar="VIDEO",
+        help="fit frame sizes and token counts to these videos, one per camera",
+    )
+    text = "count the tokens of a stream of each video, or of every frame by itself (default: stream)"
+    add_choice(parser, "--calibrate-as", ("stream", "frames"), text)
+    parser.add_argument(
+        "--tau",
+        type=float,
+        metavar="SHARE",
+        help="share of the score that --calibrate and --dtf keep, above 0 to 1 (default: 0.5; in streams 1)",
+    )
+    parser.add_argument("--sm", type=words, metavar="SM,...", help="GPU architectures (default: this machine's GPU)")
+    parser.add_argument(
+        "--dtf", choices=("plugin", "onnx"), help="also an engine for token filtering, as a plugin or without one"
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder of the engines (default: 'cache', the user's)")
+    parser.add_argument("--ignore-memory", action="store_true", help="build even with too little free memory")
 
-    Args:
-        model: A shipped model's name, or the path of a bundle.
-        flavour: ``"auto"``, ``"trt"`` or ``"rtx"``.
-        precision: ``"fp32"`` or ``"fp16"``.
-        profiles: ``"auto"``, or the path of a profile file.
-        calibrate: Videos to fit the profiles to, one per camera.
-        count_as: Whether the calibration takes them for streams or for single frames.
-        tau: Share of the score that the calibration and token filtering keep; None for :data:`TAU`, in streams for all
-            that a stream needs.
-        sms: GPU architectures; None for this machine's.
-        dtf: Form of an engine for token filtering; None for no such engine.
-        output: Folder of the engines; None for the user's cache.
-        check_memory: Refuse to start with too little free memory.
-        as_json: Print one JSON document instead of a table.
-        verbose: Print all that TensorRT says.
-    """
-    from tatok_edge.export.engines.tensorrt import build_engines, dtf_graph
-    from tatok_edge.runtime.tensorrt.flavour import find_flavour
-    from tatok_edge.runtime.tensorrt.store import cache_folder
 
+def run(args: argparse.Namespace) -> int:
+    """Builds the engines that are missing, and lists all engines of the model."""
+    if args.tau is not None and not 0 < args.tau <= 1:
+        raise UsageError(f"--tau must be above 0 and at most 1, got {args.tau:g}")
     start = time.perf_counter()
-    bundle = open_bundle(model)
-    found = find_flavour(flavour)
-    chosen = _profiles(bundle, profiles, calibrate, count_as, tau)
-    extra = {} if dtf is None else {"dtf": dtf_graph(found, dtf, TAU if tau is None else tau, chosen)}
-    folder = cache_folder() if output in (None, "cache") else Path(str(output))
-    with _Bar() as bar:
+    bundle = open_bundle(bundle_name(args))
+    flavour = find_flavour(args.flavour)
+    profiles = choose_profiles(bundle, args.profiles, args.calibrate, args.calibrate_as, args.tau)
+    extra = {}
+    if args.dtf is not None:
+        extra["dtf"] = dtf_graph(flavour, args.dtf, TAU if args.tau is None else args.tau, profiles)
+    folder = cache_folder() if args.output in (None, "cache") else Path(args.output)
+    with StageProgress() as progress:
+
+        def say_line(text: str) -> None:
+            progress.clear()
+            print(f"tatok build: {text}", file=sys.stderr, flush=True)
+
+        def advance(graph: str, share: float) -> None:
+            progress.advance(f"building {graph}", round(100 * share), 100, unit="%")
+
         built = build_engines(
             bundle,
-            found,
-            chosen,
-            precision=precision,
-            sms=sms,
+            flavour,
+            profiles,
+            precision=args.precision,
+            sms=args.sm,
             folder=folder,
-            pictures=_pictures(calibrate) if calibrate and precision == "fp16" else None,
+            pictures=_pictures(args.calibrate) if args.calibrate and args.precision == "fp16" else None,
             extra=extra,
-            check_memory=check_memory,
-            say=bar.say,
-            advance=bar.advance,
-            verbose=verbose,
+            check_memory=not args.ignore_memory,
+            say=say_line,
+            advance=advance,
+            verbose=args.debug,
         )
-    report = _report(bundle, found, chosen, folder, built, time.perf_counter() - start)
-    if as_json:
-        print(json.dumps(report, indent=2, allow_nan=False))
+    report = _report(bundle, flavour, profiles, folder, built, time.perf_counter() - start)
+    if args.json:
+        print_json(report)
     else:
-        _print_table(report)
+        _print(report)
     return 0
 
 
-class _Bar:
-    """Says what is going on in lines, and how far it is in a bar below them."""
+def choose_profiles(
+    bundle: Bundle, profiles: str, videos: Sequence[str], count_as: CountAs, tau: float | None
+) -> ProfileSet:
+    """The profiles to build for.
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._graph = ""
+    Args:
+        bundle: The model that counts the tokens of the videos.
+        profiles: ``"auto"``, or the path of a profile file.
+        videos: Videos to fit the profiles to, one per camera.
+        count_as: Take the videos as streams or as single frames.
+        tau: Share of the score to keep; None for :data:`TAU`, or in streams for all that a stream needs.
 
-    def say(self, text: str) -> None:
-        """Shows a line on standard error."""
-        self._end()
-        print(f"tatok build: {text}", file=sys.stderr, flush=True)
-
-    def advance(self, graph: str, share: float) -> None:
-        """Moves the bar of one graph."""
-        if graph != self._graph or self._bar is None:
-            self._end()
-            self._bar, self._graph = Progress(f"building {graph}", 100, unit="%"), graph
-        self._bar.update(round(100 * share))
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-
-def _profiles(bundle: Bundle, profiles: str, videos: Sequence[str], count_as: CountAs, tau: float | None) -> ProfileSet:
-    from tatok_edge.export.engines import profiles as module
-
+    Raises:
+        InputError: Videos and a file, or a file that is no profile file.
+        SourceError: A video cannot be opened.
+    """
     if videos and profiles != "auto":
         raise InputError("--calibrate finds the profiles itself; give either it or --profiles FILE")
     if not videos:
-        return module.default_profiles() if profiles == "auto" else module.load_profiles(Path(profiles))
-    from tatok_edge.model.tokenizer import Tokenizer
-    from tatok_edge.tokens.budget import TokenBudget
-
+        return default_profiles() if profiles == "auto" else load_profiles(Path(profiles))
     if tau is None:
         tau = TAU if count_as == "frames" else 1.0
     budget = TokenBudget(tau=tau)
-    counts: dict[str, module.TokenCounts] = {}
+    counts: dict[str, TokenCounts] = {}
     with Tokenizer.load(bundle.path) as tokenizer:
         for number, video in enumerate(videos):
             print(f"tatok build: counting the tokens of {video}", file=sys.stderr, flush=True)
             name = video if video not in counts else f"{video} ({number})"
-            counts[name] = module.count_tokens(video, tokenizer, budget, frames=CALIBRATION_FRAMES, count_as=count_as)
-    return module.calibrate(counts, budget=f"{count_as}, tau={tau:g}, score={budget.score}")
+            counts[name] = count_tokens(video, tokenizer, budget, frames=CALIBRATION_FRAMES, count_as=count_as)
+    return calibrate(counts, budget=f"{count_as}, tau={tau:g}, score={budget.score}")
 
 
 def _pictures(videos: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """Frames spread over the part of each video that a calibration looks at."""
-    from tatok_edge.sources.open import open_source
-
+    """Frames spread over the part of each video that a calibration reads."""
     pictures = []
     for video in videos:
         with open_source(video) as source:
@@ -170,9 +169,7 @@ def _pictures(videos: Sequence[str]) -> list[NDArray[np.uint8]]:
 
 def _report(
     bundle: Bundle, flavour: Flavour, profiles: ProfileSet, folder: Path, built: Sequence[BuiltEngine], seconds: float
-) -> dict[str, Any]:
-    from tatok_edge.runtime.tensorrt.manifest import manifest_path
-
+) -> Report:
     first = built[0].manifest
     return {
         "model": bundle.name,
@@ -202,7 +199,7 @@ def _report(
     }
 
 
-def _print_table(report: dict[str, Any]) -> None:
+def _print(report: Report) -> None:
     print(f"{report['model']} in {report['precision']} for SM {', '.join(report['sms'])}: {report['folder']}")
     for engine in report["engines"]:
         how = "was there" if engine["reused"] else f"{engine['seconds']:.1f} s"

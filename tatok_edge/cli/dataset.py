@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 from typing import Any
 
-from tatok_edge.cli.commands import print_json, print_table, say, until_signal
+from tatok_edge.cli.interrupt import until_signal
+from tatok_edge.cli.options import (
+    UsageError,
+    add_budget,
+    add_choice,
+    add_force,
+    add_frames,
+    add_model,
+    positive,
+    token_budget,
+)
+from tatok_edge.cli.progress import StageProgress
+from tatok_edge.cli.report import print_json, print_table, say
 from tatok_edge.datasets.build import Interrupted, Options, make_dataset
 from tatok_edge.errors import TaTokError
+from tatok_edge.model.bundle import DEFAULT_MODEL
 
 SHOWN_PROBLEMS = 5
 """Clips with a problem that are named one by one."""
 
 
-def dataset(inputs: Sequence[str], output: str, options: Options, *, as_json: bool) -> int:
-    """Runs the command; returns the exit code."""
-    with until_signal() as received:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_model(parser)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help="videos, folders of pictures, bags, folders of these, or .txt files with one path a line: a clip each",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to make")
+    text = "memory-mapped arrays (default), Parquet, tar shards, or LeRobot's layout"
+    add_choice(parser, "--format", ("flat", "parquet", "webdataset", "lerobot"), text)
+    add_budget(parser)
+    add_frames(parser, "take the first N frames of every clip")
+    parser.add_argument("--fps", type=float, metavar="RATE", help="frame rate of inputs without one: pictures, bags")
+    parser.add_argument("--workers", type=positive, metavar="N", help="workers (default: one per core)")
+    text = "processes of this machine (default), or Ray: a cluster where RAY_ADDRESS names one"
+    add_choice(parser, "--engine", ("local", "ray"), text)
+    parser.add_argument("--shard-mb", type=positive, metavar="MB", help="size of a file of the sharded formats")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left")
+    add_force(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the data set, and prints its figures."""
+    options = _options(args)
+    with until_signal() as received, StageProgress() as progress:
+
+        def advance(stage: str, done: int, total: int | None, note: str) -> None:
+            progress.advance(stage, done, total, note, unit="clips" if stage == "writing" else "frames")
+
         try:
-            made = make_dataset(inputs, output, options, stopped=lambda: bool(received))
+            made = make_dataset(args.inputs, args.output, options, stopped=lambda: bool(received), advance=advance)
         except Interrupted as stop:
+            progress.clear()
             say("dataset", f"interrupted; {stop} and kept: go on with --resume")
             return 128 + received[0]
         except KeyboardInterrupt:  # the second Ctrl-C
+            progress.clear()
             say("dataset", "interrupted; whole clips are kept: go on with --resume")
             return 130
         except OSError as error:
             reason = error.strerror or str(error)
             raise TaTokError(
-                f"{output}: cannot be written ({reason}); whole clips are kept: make room and go on with --resume"
+                f"{args.output}: cannot be written ({reason}); whole clips are kept: make room and go on with --resume"
             ) from error
-    report = _report(made, output)
-    if as_json:
+    report = _report(made, args.output)
+    if args.json:
         print_json(report)
     else:
         _print(report)
@@ -39,8 +82,36 @@ def dataset(inputs: Sequence[str], output: str, options: Options, *, as_json: bo
     for problem in problems[:SHOWN_PROBLEMS]:
         say("dataset", problem)
     if len(problems) > SHOWN_PROBLEMS:
-        say("dataset", f"and {len(problems) - SHOWN_PROBLEMS} more, all named in the metadata of {output}")
+        say("dataset", f"and {len(problems) - SHOWN_PROBLEMS} more, all named in the metadata of {args.output}")
     return 1 if problems else 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """How the data set is made.
+
+    Raises:
+        UsageError: Options that exclude each other, or a value outside its range.
+    """
+    if args.resume and args.force:
+        raise UsageError("--resume goes on with what is there and --force replaces it: give one of them")
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise UsageError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    if args.precision != "fp32":
+        raise UsageError("--precision is that of the decoder, and a data set is only encoded: leave it out")
+    return Options(
+        format=args.format,
+        model=args.model or DEFAULT_MODEL,
+        backend=args.backend,
+        threads=args.threads,
+        budget=token_budget(args),
+        frames=args.frames,
+        fps=args.fps,
+        workers=args.workers,
+        engine=args.engine,
+        shard_bytes=None if args.shard_mb is None else args.shard_mb << 20,
+        resume=args.resume,
+        force=args.force,
+    )
 
 
 def _report(made: dict[str, Any], output: str) -> dict[str, Any]:

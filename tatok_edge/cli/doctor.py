@@ -5,10 +5,10 @@ A machine without an NVIDIA GPU is a healthy machine: whatever only a GPU needs 
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tatok_edge.cli.report import Report, print_json
 from tatok_edge.runtime.nvidia import driver_library
 from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, FlavourFacts, flavour_title
 
@@ -35,18 +36,20 @@ NOT_NEEDED = "not needed without an NVIDIA GPU"
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 _IN_CONTAINER = "in a container, start it with --gpus all (on a Jetson: --runtime nvidia)"
 
-Report = dict[str, Any]
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options: there are none besides those of every command."""
 
 
-def run(*, as_json: bool) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints the report.
 
     Returns:
         0 where frames can be tokenized here, 1 where something that this needs is missing.
     """
     report = examine()
-    if as_json:
-        print(json.dumps(report, indent=2))
+    if args.json:
+        print_json(report)
     else:
         print(_text(report))
     return 0 if report["ok"] else 1

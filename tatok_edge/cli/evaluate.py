@@ -1,101 +1,126 @@
-"""``tatok evaluate``: quality and size over a folder of pictures, and two such measurements compared."""
+"""``tatok evaluate``: quality and size over a folder of pictures, and the comparison of two such runs."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from tatok_edge.cli.commands import ModelChoice, print_json
+from tatok_edge.cli.options import UsageError, add_force, add_model, add_refine, model_choice, positive, shares
+from tatok_edge.cli.progress import Progress
+from tatok_edge.cli.report import Report, print_json
 from tatok_edge.errors import InputError
-from tatok_edge.evaluation.folder import budget_name, compare_runs, evaluate_folder, markdown_table, plot_runs
+from tatok_edge.evaluation.compare import compare_runs
+from tatok_edge.evaluation.folder import evaluate_folder
+from tatok_edge.evaluation.plots import plot_runs
+from tatok_edge.evaluation.tables import budget_name, markdown_table
 from tatok_edge.files import check_target, temporary_name
+from tatok_edge.sources.images import list_images
 
 SUFFIXES = (".json", ".csv", ".md", ".png")
-"""What a report can be written as: all of it, a row per picture and budget, a table, a plot."""
+"""Formats of a report: all figures, a row per picture and budget, a table, a plot."""
 
 
-def evaluate(
-    folder: str,
-    keeps: Sequence[float],
-    choice: ModelChoice,
-    *,
-    taus: Sequence[float],
-    structure: bool,
-    crop: int | None,
-    refine: int,
-    outputs: Sequence[str],
-    force: bool,
-    as_json: bool,
-) -> int:
-    """Measures, prints a table and writes the files.
-
-    Args:
-        folder: Folder of pictures.
-        keeps: Shares of the patch tokens.
-        choice: The model.
-        taus: Shares of the score.
-        structure: Measure SSIM and MS-SSIM too.
-        crop: Side of a centre crop in pixels; None for whole pictures.
-        refine: Passes of refining.
-        outputs: Files to write, of :data:`SUFFIXES`.
-        force: Replace files that are there.
-        as_json: Print the report as JSON instead of a table.
-    """
-    _check_outputs(outputs, force)
-    tokenizer = choice.load()
-    report = evaluate_folder(
-        tokenizer,
-        folder,
-        keeps,
-        taus=taus,
-        structure=structure,
-        crop=crop,
-        refine=refine,
-        per_picture=bool(outputs),
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_model(parser)
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder of pictures")
+    parser.add_argument(
+        "--keep",
+        type=shares,
+        default=[1.0, 0.5, 0.35, 0.25, 0.1],
+        metavar="SHARE,...",
+        help="shares of the patch tokens to keep (default: 1.0,0.5,0.35,0.25,0.1)",
     )
-    for output in outputs:
-        _write(Path(output), report)
-    report.pop("pictures", None)
-    if as_json:
-        print_json(report)
-        return 0
-    print(f"{tokenizer.name} on {report['images']} pictures of {folder}, {tokenizer.backend.name}")
-    print(f"{'keep':>8}{'PSNR dB':>10}{'tokens':>10}{'bits':>12}" + (f"{'SSIM':>9}{'MS-SSIM':>9}" if structure else ""))
-    for row in report["results"]:
-        line = f"{budget_name(row):>8}{row['psnr_db']:>10.2f}{row['tokens_per_image']:>10.0f}"
-        line += f"{row['bits_per_image']:>12.0f}"
-        if structure:
-            line += "".join("-".rjust(9) if row[k] is None else f"{row[k]:>9.4f}" for k in ("ssim", "ms_ssim"))
-        print(line)
+    parser.add_argument("--tau", type=shares, default=[], metavar="TAU,...", help="shares of the score to keep, too")
+    parser.add_argument("--ssim", action="store_true", help="measure SSIM and MS-SSIM too (extra 'evaluate')")
+    add_refine(parser)
+    parser.add_argument("--crop", type=positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
+    parser.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="also write the report: .json (to compare), .csv (per picture), .md or .png; can be given several times",
+    )
+    add_force(parser)
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A.json", "RUN_B.json"),
+        help="measure nothing; say how much more or fewer tokens and bits run B takes than run A for the same quality",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures a folder or compares two runs, prints a table and writes the files."""
+    if (args.folder is None) == (args.compare is None):
+        raise UsageError("give a folder of pictures, or --compare and two reports")
+    if args.compare is not None:
+        _compare(args)
+    else:
+        _evaluate(args)
     return 0
 
 
-def compare(anchor: str, run: str, *, outputs: Sequence[str], force: bool, as_json: bool) -> int:
-    """Prints the Bjøntegaard deltas of ``run`` to ``anchor``, two JSON reports, and plots both."""
-    _check_outputs(outputs, force, (".json", ".png"))
-    reports = [_read(Path(path)) for path in (anchor, run)]
+def _evaluate(args: argparse.Namespace) -> None:
+    _check_outputs(args.output, args.force)
+    tokenizer = model_choice(args).load()
+    with Progress("evaluating", len(list_images(args.folder)), unit="pictures") as progress:
+        report = evaluate_folder(
+            tokenizer,
+            args.folder,
+            args.keep,
+            taus=args.tau,
+            structure=args.ssim,
+            crop=args.crop,
+            refine=args.refine,
+            per_picture=bool(args.output),
+            advance=progress.update,
+        )
+    for output in args.output:
+        _write(Path(output), report)
+    report.pop("pictures", None)
+    if args.json:
+        print_json(report)
+        return
+    print(f"{tokenizer.name} on {report['images']} pictures of {args.folder}, {tokenizer.backend.name}")
+    similarities = ("ssim", "ms_ssim") if args.ssim else ()
+    print(f"{'keep':>8}{'PSNR dB':>10}{'tokens':>10}{'bits':>12}" + (f"{'SSIM':>9}{'MS-SSIM':>9}" if args.ssim else ""))
+    for row in report["results"]:
+        line = f"{budget_name(row):>8}{row['psnr_db']:>10.2f}{row['tokens_per_image']:>10.0f}"
+        line += f"{row['bits_per_image']:>12.0f}"
+        line += "".join("-".rjust(9) if row[key] is None else f"{row[key]:>9.4f}" for key in similarities)
+        print(line)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Prints the Bjøntegaard deltas of one JSON report to another, and plots both."""
+    anchor, test = args.compare
+    _check_outputs(args.output, args.force, (".json", ".png"))
+    reports = [_read(Path(path)) for path in (anchor, test)]
     deltas = compare_runs(*reports)
-    result = {"anchor": anchor, "run": run, **deltas}
-    for output in outputs:
+    result = {"anchor": anchor, "run": test, **deltas}
+    for output in args.output:
         if output.endswith(".png"):
-            _replace(Path(output), lambda path: plot_runs(dict(zip((anchor, run), reports, strict=True)), path))
+            _replace(Path(output), lambda path: plot_runs(dict(zip((anchor, test), reports, strict=True)), path))
         else:
             _replace(Path(output), lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
-    if as_json:
+    if args.json:
         print_json(result)
-        return 0
-    print(f"{run} beside {anchor}:")
+        return
+    print(f"{test} beside {anchor}:")
     for kind in ("tokens", "bits"):
         rate, quality = deltas[f"bd_rate_{kind}_percent"], deltas[f"bd_psnr_{kind}_db"]
         rate_text = "no PSNR in common" if rate is None else f"{rate:+.1f} % for the same PSNR"
         quality_text = "no rate in common" if quality is None else f"{quality:+.2f} dB for the same {kind}"
         print(f"{kind:>8}  {rate_text}, {quality_text}")
-    return 0
 
 
 def _check_outputs(outputs: Sequence[str], force: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
@@ -105,7 +130,7 @@ def _check_outputs(outputs: Sequence[str], force: bool, suffixes: Sequence[str] 
             raise InputError(f"{output} exists; give another name, or --force to replace it")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Report:
     try:
         report = json.loads(path.read_text())
     except OSError as error:
@@ -114,10 +139,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a JSON report of 'tatok evaluate -o RUN.json' ({error})") from None
     if not isinstance(report, dict):
         raise InputError(f"{path}: not a JSON report of 'tatok evaluate -o RUN.json'")
-    return cast("dict[str, Any]", report)
+    return cast("Report", report)
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
+def _write(path: Path, report: Report) -> None:
     if path.suffix == ".png":
         _replace(path, lambda temporary: plot_runs({report["model"]: report}, temporary))
         return
@@ -134,7 +159,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
     _replace(path, lambda temporary: temporary.write_text(text))
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = temporary_name(path)
     try:
         write(temporary)

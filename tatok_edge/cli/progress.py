@@ -50,3 +50,30 @@ class Progress:
     ) -> None:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class StageProgress:
+    """Progress of a work in stages: a bar for the current stage, cleared before a message is shown."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._stage = ""
+
+    def advance(self, stage: str, done: int, total: int | None, note: str = "", *, unit: str = "frames") -> None:
+        """Shows the progress of a stage; another stage begins a new bar."""
+        if stage != self._stage or self._bar is None:
+            self.clear()
+            self._bar, self._stage = Progress(stage, total, unit=unit), stage
+        self._bar.update(done, note)
+
+    def clear(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+    def __enter__(self) -> StageProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()

@@ -1,170 +1,185 @@
-"""``tatok stream``: a camera or clip as key and delta packets, with a live line that says how it goes."""
+"""``tatok stream``: a camera or clip as key and delta packets, with a live status line."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from tatok_edge.cli.commands import (
-    TOKEN_SUFFIX,
-    ModelChoice,
-    Statistics,
-    budget_record,
-    common_rows,
-    exit_code,
-    print_json,
-    print_table,
-    say,
-    until_signal,
+from tatok_edge.cli.interrupt import exit_code, until_signal
+from tatok_edge.cli.options import (
+    SOURCE_HELP,
+    UsageError,
+    add_budget,
+    add_choice,
+    add_model,
+    add_stream_quality,
+    model_choice,
+    token_budget,
 )
-from tatok_edge.errors import SourceError, TaTokError
+from tatok_edge.cli.recording import Recording
+from tatok_edge.cli.report import Report, print_json, print_table, run_figures, say, token_rows
+from tatok_edge.cli.token_file import TOKEN_SUFFIX
 from tatok_edge.files import check_target
-from tatok_edge.format.writer import Writer
+from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
+from tatok_edge.sources.source import Source
 from tatok_edge.stream.frame import StreamFrame
 from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.stream.pipeline import Stream
-from tatok_edge.tokens.budget import TokenBudget
 
 STATUS_SECONDS = 0.5
-"""Time between two updates of the live line."""
+"""Time between two updates of the status line."""
+KEYFRAME_INTERVAL = 300
+"""Frames between keyframes."""
 
 
-def stream(
-    source: str,
-    output: str | None,
-    budget: TokenBudget,
-    choice: ModelChoice,
-    *,
-    fps: float | None,
-    seconds: float | None,
-    max_kbps: float | None,
-    max_loss_db: float | None,
-    keyframe_interval: int,
-    refresh: Literal["key", "rolling"] | None,
-    on_lag: Literal["auto", "drop", "wait"],
-    as_json: bool,
-) -> int:
-    """Runs the command; returns the exit code."""
-    if output is not None:
-        check_target(output, (TOKEN_SUFFIX,))
-    tokenizer = choice.load()
-    statistics = Statistics()
-    problem: str | None = None
-    updated = global_tokens = vectors = keyframes = 0
-    with open_source(source, on_lag=on_lag) as opened, until_signal(opened.stop) as received:
-        encoder = Stream(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_model(parser)
+    parser.add_argument("source", metavar="IN", help=SOURCE_HELP)
+    parser.add_argument("-o", "--output", metavar="OUT.ttk", help="the token file to write (default: none)")
+    parser.add_argument("--fps", type=float, metavar="RATE", help="take at most so many frames per second")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    parser.add_argument("--max-kbps", type=float, metavar="K", help="bandwidth in kbit/s, kept in every second")
+    add_stream_quality(parser, keyframe_interval=KEYFRAME_INTERVAL, default=KEYFRAME_INTERVAL)
+    parser.add_argument(
+        "--refresh",
+        choices=("key", "rolling"),
+        help="keyframes (default), or a few cells refreshed in every frame (default with --max-kbps)",
+    )
+    text = "drop frames that come too fast, or wait (default: drop those of live sources)"
+    add_choice(parser, "--on-lag", ("auto", "drop", "wait"), text)
+    add_budget(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encodes the stream, and prints its figures."""
+    if args.seconds is not None and not args.seconds > 0:
+        raise UsageError(f"--seconds must be above 0, got {args.seconds:g}")
+    budget = token_budget(args)
+    if args.output is not None:
+        check_target(args.output, (TOKEN_SUFFIX,))
+    tokenizer = model_choice(args).load()
+    with open_source(args.source, on_lag=args.on_lag) as source, until_signal(source.stop) as received:
+        stream = Stream(
             tokenizer,
-            opened,
-            fps=fps,
+            source,
+            fps=args.fps,
             budget=budget,
-            max_kbps=max_kbps,
-            max_loss_db=MAX_LOSS_DB if max_loss_db is None else max_loss_db,
-            keyframe_interval=keyframe_interval,
-            refresh=refresh,
+            max_kbps=args.max_kbps,
+            max_loss_db=MAX_LOSS_DB if args.max_loss_db is None else args.max_loss_db,
+            keyframe_interval=args.keyframe_interval,
+            refresh=args.refresh,
         )
-        metadata = {"source": opened.name, "backend": tokenizer.backend.name, "budget": budget_record(budget)}
-        rate = opened.fps if fps is None else min(fps, opened.fps or fps)
-        writer = None
-        if output is not None:
-            writer = Writer(output, tokenizer.entropy_model, name=tokenizer.name, fps=rate, metadata=metadata)
-        start = time.perf_counter()
-        status = _Status(start)
-        try:
-            for frame in encoder:
-                if writer is not None:
-                    writer.write_packet(frame.packet)
-                tokens = frame.tokens
-                statistics.add(tokens.width, tokens.height, tokens.n_tokens, tokens.n_patches, len(frame.packet))
-                updated += frame.n_updated
-                global_tokens += frame.n_globals
-                vectors += frame.n_vectors
-                keyframes += frame.kind == "key"
-                status.show(encoder, frame)
-                if seconds is not None and (
-                    frame.timestamp_us >= 1e6 * seconds or (opened.live and time.perf_counter() - start >= seconds)
-                ):
-                    break
-            else:
-                problem = opened.problem
-        except (Exception, KeyboardInterrupt) as error:
-            # What was sent before is worth keeping: a camera's hours do not come back.
-            if writer is not None:
-                writer.close(partial=True)
-            if not statistics.frames or not isinstance(error, (TaTokError, KeyboardInterrupt)):
-                raise
-            problem = f"after {statistics.frames} frames: {error}" if isinstance(error, TaTokError) else None
-        finally:
-            status.end()
-        elapsed = time.perf_counter() - start
-        if writer is not None:
-            writer.close(partial=True)
-        if not statistics.frames:
-            raise SourceError(f"{opened.name}: {problem or 'ended'} before a frame was encoded")
-        latency = np.asarray(encoder.statistics.latency_ms)
-        span = max(status.span, 1 / (rate or 25.0))
-        report = statistics.report() | {
-            "seconds": round(elapsed, 3),
-            "frames_per_second": round(statistics.frames / max(elapsed, 1e-9), 2),
-            "global_tokens_per_frame": {"mean": round(global_tokens / statistics.frames, 3)},
-            "vectors_per_frame": {"mean": round(vectors / statistics.frames, 3)},
-            "keyframes": keyframes,
-            "updated_share": round(updated / statistics.patches, 6),
-            "kbit_per_second": round(8 * statistics.size / 1000 / span, 3),
-            "latency_ms": {f"p{share}": round(float(np.percentile(latency, share)), 3) for share in (50, 95)},
-            "dropped": opened.dropped,
-            "skipped": encoder.statistics.skipped,
-            "reconnects": opened.reconnects,
-            "model": tokenizer.name,
-            "backend": tokenizer.backend.name,
-            "threads": tokenizer.backend.threads,
-            "fps": rate,
-            "source": opened.name,
-            "output": output,
-            "file_bytes": statistics.size if output is None else Path(output).stat().st_size,
-            "budget": metadata["budget"],
-            "complete": problem is None and not received,
-            "problem": problem,
-        }
-    if as_json:
+        rate = source.fps if args.fps is None else min(args.fps, source.fps or args.fps)
+        recording = Recording(source, tokenizer, budget, output=args.output, fps=rate)
+        sums = _encode_frames(source, stream, recording, seconds=args.seconds)
+        recording.require_frames()
+        report = _report(recording, sums, stream, tokenizer)
+        report |= {"dropped": source.dropped, "reconnects": source.reconnects, **recording.report(received)}
+        live = source.live
+    if args.json:
         print_json(report)
     else:
-        rows = common_rows(report)
-        rows["updated"] = f"{report['updated_share']:.1%} of the patches per frame, {keyframes} keyframes"
-        rows["bandwidth"] = f"{report['kbit_per_second']:.1f} kbit/s"
-        rows["latency"] = f"{report['latency_ms']['p50']:.1f} ms (median), {report['latency_ms']['p95']:.1f} ms (95 %)"
-        if opened.live:
-            rows["dropped"] = f"{opened.dropped} frames came faster than they could be encoded"
-        rows["backend"] = f"{tokenizer.backend.name}, {tokenizer.backend.threads} threads ({tokenizer.backend.reason})"
-        print_table(opened.name if output is None else f"{opened.name} -> {output}", rows)
-    if problem:
-        say("stream", problem if output is None else f"{problem}; {output} holds the frames before that")
-    return exit_code("stream", problem is not None, received)
+        _print(report, tokenizer, live=live)
+    if recording.problem:
+        where = "" if args.output is None else f"; {args.output} holds the frames before that"
+        say("stream", recording.problem + where)
+    return exit_code("stream", recording.problem is not None, received)
 
 
-class _Status:
-    """What the stream does now, as one line on a terminal that is rewritten in place."""
+class _Sums:
+    """Sums over the frames of a stream."""
 
-    def __init__(self, start: float) -> None:
-        self._shown = sys.stderr.isatty()
-        self._begun = start
-        self._frames = self._tokens = self._bits = 0
-        self._first: int | None = None
-        self._last = 0
+    def __init__(self) -> None:
+        self.updated = self.global_tokens = self.vectors = self.keyframes = 0
+        self.first_us: int | None = None
+        self.last_us = 0
+
+    def add(self, frame: StreamFrame) -> None:
+        self.updated += frame.n_updated
+        self.global_tokens += frame.n_globals
+        self.vectors += frame.n_vectors
+        self.keyframes += frame.kind == "key"
+        self.first_us = frame.timestamp_us if self.first_us is None else self.first_us
+        self.last_us = frame.timestamp_us
 
     @property
     def span(self) -> float:
         """Seconds from the first frame to the last one, by their time stamps."""
-        return 0.0 if self._first is None else (self._last - self._first) / 1e6
+        return 0.0 if self.first_us is None else (self.last_us - self.first_us) / 1e6
+
+
+def _encode_frames(source: Source, stream: Stream, recording: Recording, *, seconds: float | None) -> _Sums:
+    """Encodes the stream for at most ``seconds``."""
+    sums, totals, writer = _Sums(), recording.totals, recording.writer
+    with _Status() as status, recording:
+        for frame in stream:
+            if writer is not None:
+                writer.write_packet(frame.packet)
+            tokens = frame.tokens
+            totals.add(tokens.width, tokens.height, tokens.n_tokens, tokens.n_patches, len(frame.packet))
+            sums.add(frame)
+            status.show(stream, frame)
+            if seconds is not None and (
+                frame.timestamp_us >= 1e6 * seconds
+                or (source.live and time.perf_counter() - recording.start >= seconds)
+            ):
+                break
+        else:
+            recording.problem = source.problem
+    return sums
+
+
+def _report(recording: Recording, sums: _Sums, stream: Stream, tokenizer: Tokenizer) -> Report:
+    totals = recording.totals
+    latency = np.asarray(stream.statistics.latency_ms)
+    span = max(sums.span, 1 / float(recording.fps or 25.0))
+    return {
+        **totals.report(),
+        **run_figures(tokenizer, totals.frames, recording.seconds),
+        "global_tokens_per_frame": {"mean": round(sums.global_tokens / totals.frames, 3)},
+        "vectors_per_frame": {"mean": round(sums.vectors / totals.frames, 3)},
+        "keyframes": sums.keyframes,
+        "updated_share": round(sums.updated / totals.patches, 6),
+        "kbit_per_second": round(8 * totals.size / 1000 / span, 3),
+        "latency_ms": {f"p{share}": round(float(np.percentile(latency, share)), 3) for share in (50, 95)},
+        "skipped": stream.statistics.skipped,
+    }
+
+
+def _print(report: Report, tokenizer: Tokenizer, *, live: bool) -> None:
+    rows = token_rows(report)
+    rows["updated"] = f"{report['updated_share']:.1%} of the patches per frame, {report['keyframes']} keyframes"
+    rows["bandwidth"] = f"{report['kbit_per_second']:.1f} kbit/s"
+    rows["latency"] = f"{report['latency_ms']['p50']:.1f} ms (median), {report['latency_ms']['p95']:.1f} ms (95 %)"
+    if live:
+        rows["dropped"] = f"{report['dropped']} frames came faster than they could be encoded"
+    rows["backend"] = f"{tokenizer.backend.name}, {tokenizer.backend.threads} threads ({tokenizer.backend.reason})"
+    source, output = report["source"], report["output"]
+    print_table(source if output is None else f"{source} -> {output}", rows)
+
+
+class _Status:
+    """The current figures of the stream, as one line on a terminal that is rewritten in place."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._begun = time.perf_counter()
+        self._frames = self._tokens = self._bits = 0
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print(file=sys.stderr)
 
     def show(self, stream: Stream, frame: StreamFrame) -> None:
         """Counts a frame, and rewrites the line when it is time."""
-        self._first = frame.timestamp_us if self._first is None else self._first
-        self._last = frame.timestamp_us
         self._frames += 1
         self._tokens += frame.n_tokens
         self._bits += 8 * len(frame.packet)
@@ -183,8 +198,3 @@ class _Status:
             )
         self._begun += elapsed
         self._frames = self._tokens = self._bits = 0
-
-    def end(self) -> None:
-        """Leaves the line."""
-        if self._shown:
-            print(file=sys.stderr)

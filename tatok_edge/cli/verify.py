@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.cli.commands import print_json, say
+from tatok_edge.cli.options import SOURCE_HELP, add_backend, add_bundle, add_choice, bundle_name, positive
 from tatok_edge.cli.progress import Progress
+from tatok_edge.cli.report import print_json, say
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
@@ -32,6 +34,35 @@ SOURCE = "synthetic:frames=60,width=640,height=480"
 """Frames to compare on where no source is given: the rendered camera clip, which is there on every machine."""
 SPREAD = 5
 """Frames of a source of unknown length between two that are taken."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_bundle(parser)
+    parser.add_argument("--engines", metavar="DIR", help="folder of the engines (default: the user's cache)")
+    text = "backend to verify (default: auto, the TensorRT engines); onnxruntime verifies the graphs behind engines"
+    add_backend(parser, text)
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        help="precision of the engines or graphs (default: that of the engines; of graphs fp32)",
+    )
+    add_choice(parser, "--reference", ("onnxruntime",), "reference backend (default: onnxruntime)")
+    parser.add_argument("--frames", default=SOURCE, metavar="IN", help="frames to compare on: " + SOURCE_HELP)
+    parser.add_argument("--count", type=positive, default=4, metavar="N", help="number of frames (default: 4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    return verify(
+        bundle_name(args),
+        folder=args.engines,
+        backend=args.backend,
+        precision=args.precision,
+        source=args.frames,
+        count=args.count,
+        as_json=args.json,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from tatok_edge.cli.progress import Progress
 from tatok_edge.datasets.assembly import Assembly
 from tatok_edge.datasets.clips import Clip, find_clips
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
@@ -78,8 +77,26 @@ class Options:
     """Replace an existing data set, and remove an unfinished run."""
 
 
+Advance = Callable[[str, int, int | None, str], object]
+"""Takes progress: the stage (``"encoding"`` counts frames, ``"writing"`` clips), how many are done, how many there are
+if known, and a note."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Monitor:
+    """The caller of a run: whether it wants to stop, and how it takes progress."""
+
+    stopped: Callable[[], bool]
+    advance: Advance
+
+
 def make_dataset(
-    inputs: Sequence[str], output: str | Path, options: Options, *, stopped: Callable[[], bool] = lambda: False
+    inputs: Sequence[str],
+    output: str | Path,
+    options: Options,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    advance: Advance = lambda *_: None,
 ) -> dict[str, Any]:
     """Makes a data set of tokens.
 
@@ -91,6 +108,7 @@ def make_dataset(
         output: Folder to make.
         options: Format, model, budget, workers.
         stopped: Called now and then; True ends the run.
+        advance: Called with the progress of each stage.
 
     Returns:
         The metadata of the data set, and figures of this run under ``"run"``.
@@ -102,6 +120,7 @@ def make_dataset(
         OSError: A file cannot be written; :attr:`Options.resume` continues.
     """
     start = time.perf_counter()
+    monitor = _Monitor(stopped, advance)
     _check_options(options)
     module = module_of(options.format)  # fails early if a package is missing
     clips = find_clips(inputs)
@@ -124,8 +143,8 @@ def make_dataset(
         ]
         workers = options.workers or default_threads()
         workers = max(1, min(workers, len(jobs)))
-        left_out, frames = _encode(work, jobs, len(clips), workers, options, module, stopped) if jobs else ({}, 0)
-        metadata = _assemble(work, clips, left_out, bundle, plan, options, module, stopped)
+        left_out, frames = _encode(work, jobs, len(clips), workers, options, module, monitor) if jobs else ({}, 0)
+        metadata = _assemble(work, clips, left_out, bundle, plan, options, module, monitor)
         _put_in_place(work, target)
     return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames)}
 
@@ -249,7 +268,7 @@ def _encode(
     workers: int,
     options: Options,
     module: Any,
-    stopped: Callable[[], bool],
+    monitor: _Monitor,
 ) -> tuple[dict[int, str], int]:
     """Encodes the clips; returns why clips were left out, by number, and the number of encoded frames."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -268,21 +287,20 @@ def _encode(
     running: dict[int, int] = {}
     rates: dict[str, float | None] = {}
     done = clips - len(jobs)
-    with Progress("encoding", None) as progress:
-        for event in engine(encoding, jobs, workers, stopped):
-            running[event.number] = event.frames
-            if isinstance(event, Done):
-                frames += running.pop(event.number)
-                done += 1
-                if event.left_out is not None:
-                    left_out[event.number] = event.left_out
-                elif options.format == "lerobot":  # a wrong rate is reported at the second clip, not after the last
-                    part = Part.find(work / PARTS, event.number)
-                    assert part is not None
-                    rates = rates or {part.info["name"]: part.info["fps"]}
-                    module.frame_rate(rates | {part.info["name"]: part.info["fps"]})
-            progress.update(frames + sum(running.values()), f"{done} of {clips} clips")
-    if stopped():
+    for event in engine(encoding, jobs, workers, monitor.stopped):
+        running[event.number] = event.frames
+        if isinstance(event, Done):
+            frames += running.pop(event.number)
+            done += 1
+            if event.left_out is not None:
+                left_out[event.number] = event.left_out
+            elif options.format == "lerobot":  # a wrong rate is reported at the second clip, not after the last
+                part = Part.find(work / PARTS, event.number)
+                assert part is not None
+                rates = rates or {part.info["name"]: part.info["fps"]}
+                module.frame_rate(rates | {part.info["name"]: part.info["fps"]})
+        monitor.advance("encoding", frames + sum(running.values()), None, f"{done} of {clips} clips")
+    if monitor.stopped():
         raise Interrupted(f"{done} of {clips} clips are done")
     return left_out, frames
 
@@ -303,7 +321,7 @@ def _assemble(
     plan: dict[str, Any],
     options: Options,
     module: Any,
-    stopped: Callable[[], bool],
+    monitor: _Monitor,
 ) -> dict[str, Any]:
     """Writes the parts as the files of the format."""
     found = [Part.find(work / PARTS, number) for number in range(len(clips))]
@@ -318,22 +336,21 @@ def _assemble(
     folder = work / _DATA
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    with Progress("writing", len(parts), unit="clips") as progress:
 
-        def tick(done: int) -> None:
-            progress.update(done)
-            if stopped():
-                raise Interrupted("all clips are encoded")
+    def tick(done: int) -> None:
+        monitor.advance("writing", done, len(parts), "")
+        if monitor.stopped():
+            raise Interrupted("all clips are encoded")
 
-        try:
-            module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick))
-            path = folder / (LEROBOT_METADATA if options.format == "lerobot" else METADATA)
-            path.write_text(json.dumps(metadata, indent=1) + "\n")
-            sync(path)
-        except BaseException:
-            # The parts are enough to write it again, and the disk may be full.
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    try:
+        module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick))
+        path = folder / (LEROBOT_METADATA if options.format == "lerobot" else METADATA)
+        path.write_text(json.dumps(metadata, indent=1) + "\n")
+        sync(path)
+    except BaseException:
+        # The parts are enough to write it again, and the disk may be full.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return metadata
 
 

@@ -1,34 +1,22 @@
-"""Quality and size of a model over pictures, and the comparison of two such measurements."""
+"""Quality and size of a model over the pictures of a folder."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tatok_edge.cli.progress import Progress
 from tatok_edge.errors import InputError
-from tatok_edge.evaluation.metrics import MIN_POINTS, Curve, bd_quality, bd_rate, psnr, structural_similarity
+from tatok_edge.evaluation.metrics import psnr, structural_similarity
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
-
-__all__ = [
-    "compare_runs",
-    "evaluate_folder",
-    "evaluate_pictures",
-    "markdown_table",
-    "plot_runs",
-    "psnr",
-    "summarize",
-    "uncoded_bits",
-]
 
 Row = dict[str, Any]
 
@@ -41,7 +29,7 @@ _MEANS = {
     "bits_per_image": 1,
     "uncoded_bits_per_image": 1,
 }
-"""What a row averages over the pictures, and to how many decimals."""
+"""Figures that a summary averages over the pictures, and their decimals."""
 
 
 def uncoded_bits(frame: TokenFrame, vocabulary: int) -> int:
@@ -74,16 +62,16 @@ def evaluate_pictures(
     budgets: Sequence[TokenBudget],
     *,
     structure: bool = False,
-    total: int | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> list[Row]:
-    """Encode and decode pictures at several budgets.
+    """Encodes and decodes pictures at several budgets.
 
     Args:
         tokenizer: The model.
         pictures: Names and uint8 RGB ``(H, W, 3)`` pictures.
-        budgets: What to keep; all with one ``score``.
+        budgets: The budgets, all with one ``score``.
         structure: Measure SSIM and MS-SSIM too.
-        total: Number of pictures, for the progress bar.
+        advance: Called after each picture with the number of pictures that are done.
 
     Returns:
         One row per picture and budget, with the fields of :data:`_MEANS`, ``picture``, ``keep``, ``tau``, ``width`` and
@@ -97,33 +85,33 @@ def evaluate_pictures(
     if len(scores) != 1:
         raise InputError("at least one share to keep is needed" if not scores else "budgets of one score are needed")
     rows: list[Row] = []
-    with Progress("evaluating", total, unit="pictures") as progress:
-        for number, (name, image) in enumerate(pictures):
-            # A patch that scores nothing is not kept unless it is asked for.
-            every = TokenBudget(min_tokens=image.size, score=budgets[0].score)
-            everything = tokenizer.encode_detailed(image, budget=every)
-            for budget in budgets:
-                refined = budget.refine > 0
-                frame = tokenizer.encode(image, budget=budget) if refined else tokenizer.reduce(everything, budget)
-                decoded = tokenizer.decode(frame)
-                row = {
-                    "picture": name,
-                    "keep": budget.keep,
-                    "tau": budget.tau if budget.tau < 1 else None,
-                    "width": image.shape[1],
-                    "height": image.shape[0],
-                    "psnr_db": psnr(image, decoded),
-                    "tokens_per_image": frame.n_tokens,
-                    "global_tokens_per_image": frame.n_globals,
-                    "bits_per_image": 8 * len(tokenizer.pack(frame)),
-                    "uncoded_bits_per_image": uncoded_bits(frame, tokenizer.vocabulary),
-                }
-                if structure:
-                    similarity = structural_similarity(image, decoded)
-                    row["ssim"] = similarity.ssim
-                    row["ms_ssim"] = None if math.isnan(similarity.ms_ssim) else similarity.ms_ssim
-                rows.append(row)
-            progress.update(number + 1)
+    for number, (name, image) in enumerate(pictures, 1):
+        # A patch that scores nothing is not kept unless it is asked for.
+        every = TokenBudget(min_tokens=image.size, score=budgets[0].score)
+        everything = tokenizer.encode_detailed(image, budget=every)
+        for budget in budgets:
+            refined = budget.refine > 0
+            frame = tokenizer.encode(image, budget=budget) if refined else tokenizer.reduce(everything, budget)
+            decoded = tokenizer.decode(frame)
+            row = {
+                "picture": name,
+                "keep": budget.keep,
+                "tau": budget.tau if budget.tau < 1 else None,
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "psnr_db": psnr(image, decoded),
+                "tokens_per_image": frame.n_tokens,
+                "global_tokens_per_image": frame.n_globals,
+                "bits_per_image": 8 * len(tokenizer.pack(frame)),
+                "uncoded_bits_per_image": uncoded_bits(frame, tokenizer.vocabulary),
+            }
+            if structure:
+                similarity = structural_similarity(image, decoded)
+                row["ssim"] = similarity.ssim
+                row["ms_ssim"] = None if math.isnan(similarity.ms_ssim) else similarity.ms_ssim
+            rows.append(row)
+        if advance is not None:
+            advance(number)
     return rows
 
 
@@ -158,8 +146,9 @@ def evaluate_folder(
     crop: int | None = None,
     refine: int = 0,
     per_picture: bool = False,
+    advance: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Encode and decode every picture of a folder at several shares of kept patch tokens.
+    """Encodes and decodes every picture of a folder at several shares of kept patch tokens.
 
     Args:
         tokenizer: The model.
@@ -170,6 +159,7 @@ def evaluate_folder(
         crop: Only the middle ``crop`` x ``crop`` pixels of each picture.
         refine: Passes of refining, as :class:`TokenBudget` takes them.
         per_picture: Add ``"pictures"``, the rows of :func:`evaluate_pictures`.
+        advance: Called after each picture with the number of pictures that are done.
 
     Returns:
         ``{"images": n, "results": [{"keep", "tau", "psnr_db", "tokens_per_image", "global_tokens_per_image",
@@ -196,7 +186,7 @@ def evaluate_folder(
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
 
-    rows = evaluate_pictures(tokenizer, pictures(), budgets, structure=structure, total=len(paths))
+    rows = evaluate_pictures(tokenizer, pictures(), budgets, structure=structure, advance=advance)
     sizes = {row["picture"]: row["width"] * row["height"] for row in rows}
     report: dict[str, Any] = {
         "images": len(paths),
@@ -212,125 +202,3 @@ def evaluate_folder(
     if per_picture:
         report["pictures"] = rows
     return report
-
-
-# --- two runs ---------------------------------------------------------------------------------------
-
-
-def curves(report: dict[str, Any]) -> dict[str, Curve]:
-    """Curves of PSNR over ``"tokens"`` (patch and global) and ``"bits"`` of a report of :func:`evaluate_folder`.
-
-    They go through the shares of tokens, or through the ``tau`` where there are fewer than four of those.
-
-    Raises:
-        InputError: the report is of another kind, or has too few budgets.
-    """
-    try:
-        rows = report["results"]
-        chosen = [row for row in rows if row["keep"] is not None]
-        if len(chosen) < MIN_POINTS:
-            chosen = [row for row in rows if row["keep"] is None]
-        quality = [float(row["psnr_db"]) for row in chosen]
-        tokens = [float(row["tokens_per_image"] + row["global_tokens_per_image"]) for row in chosen]
-        bits = [float(row["bits_per_image"]) for row in chosen]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a report of 'tatok evaluate' ({error!r}); measure again") from None
-    if len(chosen) < MIN_POINTS:
-        raise InputError(f"a comparison needs at least {MIN_POINTS} shares (--keep or --tau), got {len(chosen)}")
-    return {"tokens": Curve(tokens, quality), "bits": Curve(bits, quality)}
-
-
-def compare_runs(anchor: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Bjøntegaard deltas of one run to another over the same pictures.
-
-    Returns:
-        ``bd_rate_tokens_percent`` and ``bd_rate_bits_percent`` (negative: ``run`` needs less for the same PSNR),
-        ``bd_psnr_tokens_db`` and ``bd_psnr_bits_db`` (positive: ``run`` is better at the same rate), and
-        ``psnr_range_db``, over which the rates are compared. None where the curves have nothing in common.
-
-    Raises:
-        InputError: not two runs over the same pictures, or with too few budgets.
-        BackendError: SciPy is not installed.
-    """
-    of_anchor, of_run = curves(anchor), curves(run)
-    for key in ("images", "pixels", "crop"):
-        if anchor.get(key) != run.get(key):
-            raise InputError(
-                f"runs over the same pictures are needed; theirs differ: {key} {anchor.get(key)} and {run.get(key)}"
-            )
-    result: dict[str, Any] = {}
-    for kind in ("tokens", "bits"):
-        rate, quality = bd_rate(of_anchor[kind], of_run[kind]), bd_quality(of_anchor[kind], of_run[kind])
-        result[f"bd_rate_{kind}_percent"] = None if math.isnan(rate.value) else round(rate.value, 2)
-        result[f"bd_psnr_{kind}_db"] = None if math.isnan(quality.value) else round(quality.value, 3)
-        result["psnr_range_db"] = [round(rate.low, 3), round(rate.high, 3)] if rate.low < rate.high else None
-    return result
-
-
-# --- tables and plots ------------------------------------------------------------------------------------
-
-
-def budget_name(row: Row) -> str:
-    """How a table calls the budget of a row."""
-    return f"{100 * row['keep']:g}%" if row["keep"] is not None else f"τ {row['tau'] or 1:g}"
-
-
-def markdown_table(results: Sequence[Row]) -> str:
-    """The results of a report as a Markdown table."""
-    structure = "ssim" in results[0]
-    header = ["kept", "patch tokens", "with globals", "PSNR (dB)", *(["SSIM", "MS-SSIM"] if structure else [])]
-    header += ["bits before coding", "bits", "bits/pixel"]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for row in results:
-        cells = [budget_name(row), f"{row['tokens_per_image']:.0f}"]
-        cells += [f"{row['tokens_per_image'] + row['global_tokens_per_image']:.0f}", f"{row['psnr_db']:.2f}"]
-        if structure:
-            cells += [f"{row[key]:.4f}" if row[key] is not None else "too small" for key in ("ssim", "ms_ssim")]
-        cells += [
-            f"{row['uncoded_bits_per_image']:.0f}",
-            f"{row['bits_per_image']:.0f}",
-            f"{row['bits_per_pixel']:.4f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plot_runs(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """PSNR over tokens and over bits per pixel of one or more reports by name, as a picture file.
-
-    Raises:
-        BackendError: Matplotlib is not installed.
-    """
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for name, report in runs.items():
-        for style, kind in (("o-", "keep"), ("x:", "tau")):
-            rows = sorted((r for r in report["results"] if r[kind] is not None), key=lambda r: float(r["psnr_db"]))
-            quality = [row["psnr_db"] for row in rows]
-            tokens = [row["tokens_per_image"] + row["global_tokens_per_image"] for row in rows]
-            if rows:
-                label = name if kind == "keep" else f"{name}, by τ"
-                axes[0].plot(tokens, quality, style, label=label)
-                axes[1].plot([row["bits_per_pixel"] for row in rows], quality, style, label=label)
-    axes[0].set(xlabel="tokens per picture, globals included", ylabel="PSNR (dB)", xscale="log")
-    axes[1].set(xlabel="bits per pixel, whole packets", ylabel="PSNR (dB)")
-    for one in axes:
-        one.grid(alpha=0.3)
-        one.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        from tatok_edge.errors import BackendError
-        from tatok_edge.evaluation.metrics import INSTALL
-
-        raise BackendError(f"plots need {error.name}, which is not installed: {INSTALL}") from None
-    return plt

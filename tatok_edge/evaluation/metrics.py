@@ -96,8 +96,8 @@ def bd_rate(anchor: Curve, test: Curve, *, rates: tuple[float, float] | None = N
     qualities that both curves reach. ITU-T VCEG-M33, with the interpolation of later revisions.
 
     Args:
-        anchor: What is compared with.
-        test: What is compared; negative results mean that it needs less.
+        anchor: The reference curve.
+        test: The curve to compare; negative results mean that it needs less.
         rates: Only the part where both rates lie within these bounds.
 
     Raises:

@@ -22,7 +22,7 @@ WARMUP = 3
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -42,6 +42,11 @@ def measure(call: Callable[[], object], repeats: int) -> dict[str, float]:
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
+    return quartiles(times)
+
+
+def quartiles(times: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of some times."""
     first, median, third = np.percentile(times, [25, 50, 75])
     return {"median": round(float(median), 3), "q1": round(float(first), 3), "q3": round(float(third), 3)}
 
@@ -52,7 +57,7 @@ def test_image(width: int, height: int) -> NDArray[np.uint8]:
 
 
 def bench(tokenizer: Tokenizer, sizes: Sequence[tuple[int, int]], repeats: int = 30) -> dict[str, Any]:
-    """Time encoding and decoding, and eager PyTorch with the same weights where PyTorch is installed.
+    """Times encoding and decoding, and eager PyTorch with the same weights where PyTorch is installed.
 
     All patch tokens are kept; ``encode_entropy_25_ms`` keeps a quarter of them, chosen before they are encoded.
 
@@ -139,7 +144,7 @@ def _eager(tokenizer: Tokenizer) -> tuple[Callable[[NDArray[np.uint8]], _Calls] 
 
 
 def bench_stream(tokenizer: Tokenizer, sizes: Sequence[tuple[int, int]], frames: int = 30) -> dict[str, Any]:
-    """Time a stream of the synthetic camera, and the fixed-rate tokenizer (every patch token of every frame) beside it.
+    """Times a stream of the synthetic camera beside the fixed-rate tokenizer (every patch token of every frame).
 
     Args:
         tokenizer: The model to time.
@@ -169,9 +174,7 @@ def bench_stream(tokenizer: Tokenizer, sizes: Sequence[tuple[int, int]], frames:
                 updated += encoded.n_updated
                 size += len(encoded.packet)
         row: dict[str, Any] = {"width": width, "height": height, "frames": frames}
-        for name, values in times.items():
-            first, median, third = np.percentile(values, [25, 50, 75])
-            row[name] = {"median": round(median, 3), "q1": round(first, 3), "q3": round(third, 3)}
+        row |= {name: quartiles(values) for name, values in times.items()}
         row["tokens_per_frame"] = round(tokens / frames, 2)
         row["fixed_tokens_per_frame"] = everything.n_patches + everything.n_globals
         row["updated_share"] = round(updated / frames / everything.n_patches, 5)

@@ -13,8 +13,10 @@ import pytest
 
 from tatok_edge.cli import main as cli
 from tatok_edge.errors import BackendError, InputError, SourceError
-from tatok_edge.evaluation.folder import centre_crop, compare_runs, evaluate_folder, plot_runs, uncoded_bits
+from tatok_edge.evaluation.compare import compare_runs
+from tatok_edge.evaluation.folder import centre_crop, evaluate_folder, uncoded_bits
 from tatok_edge.evaluation.metrics import Curve, bd_quality, bd_rate, psnr, structural_similarity
+from tatok_edge.evaluation.plots import plot_runs
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.images import read_image
 from tatok_edge.tokens.budget import TokenBudget

@@ -146,7 +146,7 @@ def tiny(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, for fewer pictures."""
     module = pytest.importorskip("tatok_edge.export.bundle.int8", reason="quantization needs onnx")
-    monkeypatch.setattr(module, "MAX_PICTURES", 8)
+    monkeypatch.setattr("tatok_edge.export.bundle.pictures.MAX_PICTURES", 8)
     return module
 
 

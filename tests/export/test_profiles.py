@@ -98,7 +98,7 @@ def test_a_stream_is_counted_as_it_is_encoded(tokenizer: Tokenizer) -> None:
 
 def test_the_command_counts_streams_or_frames(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     def profiles(*videos: str, count_as: Any, tau: float | None = None) -> ProfileSet:
-        return build_command._profiles(tokenizer.bundle, "auto", videos, count_as, tau)
+        return build_command.choose_profiles(tokenizer.bundle, "auto", videos, count_as, tau)
 
     stream = profiles(VIDEO, count_as="stream")
     assert stream.notes["budget"] == "stream, tau=1, score=residual" and stream.notes["histogram"][-1][0] == 128

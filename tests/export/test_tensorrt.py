@@ -195,14 +195,8 @@ def test_the_command_calibrates_builds_and_takes_what_is_there(tmp_path: Path, r
     assert (tmp_path / again["engines"][1]["file"]).stat().st_size == again["engines"][1]["bytes"]
 
 
-def test_the_module_is_the_same_command(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tatok_edge.export.engines.tensorrt", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0
+def test_help_names_the_options(tmp_path: Path) -> None:
+    done = tatok("build", "--help", cwd=tmp_path)
     for option in ("--flavour", "--precision", "--profiles", "--calibrate", "--sm", "--dtf", "--json"):
         assert option in done.stdout
 

@@ -1,0 +1,261 @@
+"""Options that several commands share: each is defined once, with the value that is made of it.
+
+Nothing heavy is imported here, not even ``dataclasses``, so ``tatok --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NamedTuple
+
+from tatok_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from tatok_edge.model.bundle import Precision
+    from tatok_edge.model.tokenizer import Tokenizer
+    from tatok_edge.tokens.budget import TokenBudget
+
+SOURCE_HELP = (
+    "picture, folder of pictures, video file, camera number, rtsp:// URL, csi:N (Jetson), gst:PIPELINE, "
+    "or 'synthetic' (a rendered clip)"
+)
+
+
+class UsageError(Exception):
+    """A command line that parses but makes no sense."""
+
+
+# --- report ----------------------------------------------------------------------------------------
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """``--json`` and ``--debug``, which every command has."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks, and the messages of OpenCV and FFmpeg")
+
+
+# --- model -----------------------------------------------------------------------------------------
+
+
+class ModelChoice(NamedTuple):
+    """Which model to run, and how."""
+
+    name: str | None
+    """Name or path of the bundle; None for the default model, or for the model that made the file."""
+    backend: str
+    """Backend that runs the networks, or ``auto``."""
+    threads: int | None
+    """Threads of the networks; None lets the backend choose."""
+    precision: Precision = "fp32"
+    """Precision of the decoder, see :meth:`Tokenizer.load`."""
+
+    def load(self, default: str | None = None) -> Tokenizer:
+        """Loads the model.
+
+        Args:
+            default: Model to load where none is named; None for the default model.
+
+        Raises:
+            BundleError: There is no such model, or it is damaged.
+            BackendError: The backend is not usable here.
+        """
+        from tatok_edge.model.bundle import DEFAULT_MODEL
+        from tatok_edge.model.tokenizer import Tokenizer
+
+        name = self.name or default or DEFAULT_MODEL
+        return Tokenizer.load(name, backend=self.backend, threads=self.threads, precision=self.precision)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options of the group "model"."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", help="a shipped model's name, or the path of a model bundle")
+    text = "backend that runs the networks: auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto)"
+    add_backend(group, text)
+    group.add_argument("--threads", type=positive, metavar="N", help="threads of the networks (default: chosen)")
+    text = "precision of the decoder on a CPU: int8 is faster, tokens stay the same (default: fp32)"
+    add_choice(group, "--precision", ("fp32", "int8"), text)
+
+
+def add_backend(group: argparse._ActionsContainer, help_text: str) -> None:
+    """``--backend``."""
+    group.add_argument("--backend", default="auto", metavar="NAME", help=help_text)
+
+
+def model_choice(args: argparse.Namespace) -> ModelChoice:
+    """The value of :func:`add_model`."""
+    return ModelChoice(args.model, args.backend, args.threads, args.precision)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The bundle of commands that read its graphs instead of running the model."""
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", help="a shipped model's name, or the path of a model bundle"
+    )
+
+
+def bundle_name(args: argparse.Namespace) -> str:
+    """The value of :func:`add_bundle`; the default model where none is named."""
+    from tatok_edge.model.bundle import DEFAULT_MODEL
+
+    return str(args.bundle or DEFAULT_MODEL)
+
+
+# --- budget ----------------------------------------------------------------------------------------
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """The options of a :class:`TokenBudget`."""
+    group = parser.add_argument_group("how many tokens (all limits given apply; without any, all tokens are kept)")
+    group.add_argument("--tau", type=float, metavar="SHARE", help="share of the total score to keep, above 0 to 1")
+    group.add_argument("--keep", type=float, metavar="SHARE", help="largest share of the patch tokens, 0 to 1")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="largest number of patch tokens per frame")
+    group.add_argument("--max-bits", type=int, metavar="N", help="largest size of a frame in bits")
+    group.add_argument(
+        "--score",
+        choices=("residual", "information", "entropy"),
+        help="what ranks the patches: the residual after predicting their pixels from the global tokens (default), "
+        "the information of their code in bits, or the entropy of their code in bits",
+    )
+    add_refine(group)
+
+
+def add_refine(group: argparse._ActionsContainer) -> None:
+    """``--refine``."""
+    group.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="PASSES",
+        help="choose and correct the tokens with the decoder: a better picture from as many tokens, for more time "
+        "(0 to 64, default: 0)",
+    )
+
+
+def token_budget(args: argparse.Namespace) -> TokenBudget:
+    """The value of :func:`add_budget`.
+
+    Raises:
+        UsageError: A limit is outside its range.
+    """
+    from tatok_edge.tokens.budget import TokenBudget
+
+    names = ("tau", "keep", "max_tokens", "max_bits", "score", "refine")
+    given = {name: getattr(args, name) for name in names}
+    try:
+        return TokenBudget(**{name: value for name, value in given.items() if value is not None})
+    except InputError as error:
+        raise UsageError(str(error)) from None
+
+
+# --- frames, streams, bags, outputs ------------------------------------------------------------------
+
+
+def add_frames(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """``--frames N``: how many frames to take."""
+    parser.add_argument("--frames", type=positive, metavar="N", help=help_text)
+
+
+def add_stream_quality(group: argparse._ActionsContainer, *, keyframe_interval: int, default: int | None) -> None:
+    """``--max-loss-db`` and ``--keyframe-interval``.
+
+    Args:
+        group: Where to add them.
+        keyframe_interval: Interval that the help shows as default.
+        default: Value where the option is not given.
+    """
+    group.add_argument(
+        "--max-loss-db",
+        type=float,
+        metavar="DB",
+        help="PSNR that a stream may lose against all tokens of every frame (default: 0.4)",
+    )
+    group.add_argument(
+        "--keyframe-interval",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"frames between keyframes (default: {keyframe_interval})",
+    )
+
+
+def add_bags(parser: argparse.ArgumentParser, keep: str, help_text: str) -> argparse._ArgumentGroup:
+    """The options of bags.
+
+    Args:
+        parser: The parser of the command.
+        keep: Option that keeps the messages of the chosen topics, too.
+        help_text: Help of ``keep``.
+
+    Returns:
+        The group, for further options.
+    """
+    group = parser.add_argument_group("bags (IN is an .mcap file or a rosbag2 folder; so is OUT, by its name)")
+    group.add_argument("--topic", action="append", metavar="NAME", help="the camera topic; can be given several times")
+    group.add_argument(keep, action="store_true", help=help_text)
+    add_force(group)
+    return group
+
+
+def refuse_bag_options(args: argparse.Namespace, *names: str) -> None:
+    """Checks that no option of bags is given for another input.
+
+    Raises:
+        UsageError: One is given.
+    """
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} is for bags: .mcap files and rosbag2 folders")
+
+
+def add_force(group: argparse._ActionsContainer) -> None:
+    """``--force``."""
+    group.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def add_choice(group: argparse._ActionsContainer, name: str, choices: tuple[str, ...], help_text: str) -> None:
+    """An option that takes one of some words; by default the first of them."""
+    group.add_argument(name, choices=choices, default=choices[0], help=help_text)
+
+
+# --- types -----------------------------------------------------------------------------------------
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return value
+
+
+def words(text: str) -> list[str]:
+    """Words with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def shares(text: str) -> list[float]:
+    """Shares from 0 to 1 with commas between them."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= share <= 1 for share in values):
+        raise argparse.ArgumentTypeError(f"must be shares from 0 to 1 with commas between, got {text!r}")
+    return values
+
+
+def sizes(text: str) -> list[tuple[int, int]]:
+    """Picture sizes (width, height), as ``640x480``, with commas between them."""
+    found = []
+    for part in text.split(","):
+        width, _, height = part.partition("x")
+        if not (width.isdecimal() and height.isdecimal() and 32 <= int(width) <= 16384 and 32 <= int(height) <= 16384):
+            raise argparse.ArgumentTypeError(
+                f"must be sizes like 640x480 with commas between, 32 to 16384 pixels, got {part!r}"
+            )
+        found.append((int(width), int(height)))
+    return found

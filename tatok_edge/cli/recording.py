@@ -1,0 +1,95 @@
+"""A run that encodes a source, and keeps what was encoded where an error or Ctrl-C ends the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+from tatok_edge.cli.report import FrameTotals, Report, budget_record
+from tatok_edge.errors import SourceError, TaTokError
+from tatok_edge.format.writer import Writer
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.source import Source
+from tatok_edge.tokens.budget import TokenBudget
+
+
+class Recording:
+    """The token file of a run, its totals and its problem; encode the frames in a ``with`` statement.
+
+    Leaving the block closes the file. An error of ours or Ctrl-C in the block is swallowed if there are frames: a
+    camera cannot record them again.
+
+    Args:
+        source: Where the frames come from.
+        tokenizer: The model.
+        budget: The budget, for the metadata of the file.
+        output: The token file to write; None for a run without one.
+        fps: Frame rate of the file, if known.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        budget: TokenBudget,
+        *,
+        output: str | None,
+        fps: Fraction | float | None,
+    ) -> None:
+        self.totals = FrameTotals()
+        self.problem: str | None = None
+        """Why the run ended early."""
+        self.start = time.perf_counter()
+        self.seconds = 0.0
+        """Duration of the block."""
+        self.fps = fps
+        self._source = source
+        self._output = output
+        self._budget = budget_record(budget)
+        self.writer: Writer | None = None
+        """Writes the token file."""
+        if output is not None:
+            metadata = {"source": source.name, "backend": tokenizer.backend.name, "budget": self._budget}
+            self.writer = Writer(output, tokenizer.entropy_model, name=tokenizer.name, fps=fps, metadata=metadata)
+
+    def __enter__(self) -> Recording:
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.seconds = time.perf_counter() - self.start
+        if self.writer is not None:
+            self.writer.close(partial=True)
+        frames = self.totals.frames
+        if error is None or not frames or not isinstance(error, (TaTokError, KeyboardInterrupt)):
+            return False
+        self.problem = f"after {frames} frames: {error}" if isinstance(error, TaTokError) else None
+        return True
+
+    def require_frames(self) -> None:
+        """Checks that a frame was encoded.
+
+        Raises:
+            SourceError: There is none; says why.
+        """
+        if not self.totals.frames:
+            unwritten = "" if self._output is None else f"; {self._output} was not written"
+            raise SourceError(f"{self._source.name}: {self.problem or 'ended'} before a frame was encoded{unwritten}")
+
+    def report(self, received: Sequence[object]) -> Report:
+        """Source, output and outcome of the run; ``received`` are the signals that ended it."""
+        output = self._output
+        return {
+            "fps": self.fps,
+            "source": self._source.name,
+            "output": output,
+            "file_bytes": self.totals.size if output is None else Path(output).stat().st_size,
+            "budget": self._budget,
+            "complete": self.problem is None and not received,
+            "problem": self.problem,
+        }

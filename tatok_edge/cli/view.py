@@ -1,0 +1,102 @@
+"""``tatok view``: the kept map and the reconstruction of a frame, above a plot of the tokens of all frames."""
+
+from __future__ import annotations
+
+import argparse
+
+from tatok_edge.cli.options import SOURCE_HELP, add_model, model_choice
+from tatok_edge.cli.report import completeness, print_json, say
+from tatok_edge.cli.token_file import FileDecoder, frame_number, open_token_file, token_counts
+from tatok_edge.errors import InputError, SourceError
+from tatok_edge.evaluation.metrics import psnr
+from tatok_edge.files import check_target
+from tatok_edge.geometry import Image
+from tatok_edge.pictures.drawing import keep_overlay, rate_plot, side_by_side, stack
+from tatok_edge.pictures.writing import PICTURE_SUFFIXES, write_image
+from tatok_edge.sources.open import open_source
+from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.tokens.frame import TokenFrame
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_model(parser)
+    parser.add_argument("input", metavar="IN.ttk", help="the token file")
+    parser.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture to write")
+    parser.add_argument("--frame", type=int, metavar="N", help="frame to show, from 0 (default: the middle one)")
+    parser.add_argument("--source", metavar="IN", help="original of the token file, to show beside it: " + SOURCE_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws and writes the picture."""
+    path, output = args.input, args.output
+    check_target(output, PICTURE_SUFFIXES)
+    with open_token_file(path, model_choice(args)) as (tokenizer, reader):
+        number = frame_number(reader, len(reader) // 2 if args.frame is None else args.frame)
+        decoder = FileDecoder(reader, tokenizer)
+        decoded = decoder.image(number)
+        tokens = decoder.tokens(number)
+        counts, problems = token_counts(reader)
+    kept = f"kept tokens: {tokens.n_tokens} of {tokens.n_patches} ({tokens.n_tokens / tokens.n_patches:.0%})"
+    quality: float | None = None
+    if args.source is None:
+        panels = [(kept, keep_overlay(decoded, tokens.keep_map())), ("reconstruction", decoded)]
+    else:
+        original = _original(args.source, path, tokens)
+        quality = psnr(original, decoded)
+        panels = [
+            ("original", original),
+            (kept, keep_overlay(original, tokens.keep_map())),
+            (f"reconstruction, {quality:.1f} dB", decoded),
+        ]
+    picture = side_by_side(panels)
+    if len(counts) > 1:
+        plot = rate_plot(counts, tokens.n_patches, width=picture.shape[1], mark=number)
+        picture = stack([picture, plot])
+    write_image(output, picture)
+    report = {
+        "frame": number,
+        "width": tokens.width,
+        "height": tokens.height,
+        "tokens": tokens.n_tokens,
+        "patches": tokens.n_patches,
+        "psnr_db": None if quality is None else round(quality, 3),
+        "model": tokenizer.name,
+        "backend": tokenizer.backend.name,
+        "input": path,
+        "output": output,
+        **completeness(problems),
+    }
+    if args.json:
+        print_json(report)
+    else:
+        suffix = "" if quality is None else f", {quality:.1f} dB"
+        print(f"{output}: frame {number} of {path}, {kept}{suffix}")
+    for problem in problems:
+        say("view", problem)
+    return 1 if problems else 0
+
+
+def _original(source: str, path: str, tokens: TokenFrame | DeltaFrame) -> Image:
+    """The original of a frame; a single picture is the original of any frame.
+
+    Raises:
+        InputError: A live source, or a picture of another size than the tokens.
+        SourceError: The source cannot be read, or has no such frame.
+    """
+    index = tokens.index
+    with open_source(source) as opened:
+        if opened.live:
+            raise InputError(
+                f"{source}: a live source cannot show an earlier frame; encode with --snapshot and name that"
+            )
+        image = next((frame.image for frame in opened if frame.index == index or opened.frames == 1), None)
+    if image is None:
+        raise SourceError(f"{source}: has no frame {index}; name what was encoded")
+    height, width = image.shape[:2]
+    if (width, height) != (tokens.width, tokens.height):
+        raise InputError(
+            f"{source}: frame {index} is {width}x{height}, but {path} holds "
+            f"{tokens.width}x{tokens.height}; name what was encoded"
+        )
+    return image
