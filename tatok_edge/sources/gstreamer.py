@@ -189,7 +189,7 @@ class _PipelineSource(Source):
             while image is not None:
                 yield SourceFrame(image, index, clock(self._connection.stamp_us))
                 index += 1
-                image = next_picture(self._connection, lambda: self._stopped)
+                image = next_picture(self._connection, lambda: self.stopped)
         except Lost as lost:
             self.problem = f"{self.name} {lost} after {index} frames"
         except Ended:

@@ -104,7 +104,7 @@ class LiveSource(Source):
     def _pump(self, connection: Connection | None) -> None:
         """The thread: reads until the source ends, is lost for good or is stopped."""
         try:
-            while connection is not None and not self._stopped:
+            while connection is not None and not self.stopped:
                 try:
                     while (image := next_picture(connection, self._is_stopped)) is not None:
                         self._put(image, connection.bgr)
@@ -129,7 +129,7 @@ class LiveSource(Source):
             self._start = self._heard
         self._stamp = max(self._stamp + 1, round((self._heard - self._start) * 1e6))
         with self._changed:
-            while not self._drop and len(self._queue) >= QUEUE_FRAMES and not self._stopped:
+            while not self._drop and len(self._queue) >= QUEUE_FRAMES and not self.stopped:
                 self._changed.wait(POLL)
             if self._drop and self._queue:
                 restarted |= self._queue.popleft()[0].restarted
@@ -142,7 +142,7 @@ class LiveSource(Source):
     def _seek(self, reason: str) -> Connection | None:
         """Opens a lost source again and takes its first picture; None if it stays lost or is stopped."""
         pause = FIRST_PAUSE
-        while not self._stopped:
+        while not self.stopped:
             left = float("inf") if self._retry_seconds is None else self._heard + self._retry_seconds - time.monotonic()
             if left <= 0:
                 away = f" and did not come back within {self._retry_seconds:g} s" if self._retry_seconds else ""
@@ -165,23 +165,23 @@ class LiveSource(Source):
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._stopped and (left := end - time.monotonic()) > 0:
+        while not self.stopped and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, POLL))
 
     def _is_stopped(self) -> bool:
-        return self._stopped
+        return self.stopped
 
     def _read(self) -> Iterator[SourceFrame]:
         while True:
             with self._changed:
-                while not self._queue and not self._over and not self._stopped and not self._hangs():
+                while not self._queue and not self._over and not self.stopped and not self._hangs():
                     self._changed.wait(POLL)
-                if self._stopped or not self._queue:
+                if self.stopped or not self._queue:
                     break
                 frame, bgr = self._queue.popleft()
                 self._changed.notify_all()
             yield replace(frame, image=rgb(frame.image)) if bgr else frame
-        if not self._stopped:
+        if not self.stopped:
             self.problem = self._reason
 
     def _hangs(self) -> bool:

@@ -74,6 +74,11 @@ class Source(Closing):
     def _read(self) -> Iterator[SourceFrame]:
         """Delivers the frames in order; sets :attr:`problem` if some are missing."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped
+
     def stop(self) -> None:
         """Ends the iteration before the next frame; may be called from a signal handler or another thread."""
         self._stopped = True
