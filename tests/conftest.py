@@ -69,7 +69,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     torch = pytest.importorskip("torch", reason="training needs PyTorch")
     train = pytest.importorskip("tatok_edge.training.train")
     out = tmp_path_factory.mktemp("training") / "run"
-    options = train.Options(config="tatok-tiny", batch=2, crop=64, steps=6, entropy_images=8, entropy_steps=3)
+    make = pytest.importorskip("tatok_edge.training.options").Options
+    options = make(config="tatok-tiny", batch=2, crop=64, steps=6, entropy_images=8, entropy_steps=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the fixture one_thread
     try:

@@ -35,6 +35,7 @@ from tatok_edge.format.entropy import save_tables
 from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
 from tatok_edge.model.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, REFINER, content_tag
 from tatok_edge.runtime.onnxruntime import OnnxSession
+from tatok_edge.training.checkpoint import CheckpointError, load_model
 from tatok_edge.training.model import (
     PIXELS,
     WINDOW_PIXELS,
@@ -47,7 +48,6 @@ from tatok_edge.training.model import (
     image_to_cells,
     image_to_windows,
 )
-from tatok_edge.training.train import CheckpointError, load_model
 
 MIN_CODE_AGREEMENT = 0.999
 MAX_PIXEL_DIFFERENCE = 2e-3
@@ -79,7 +79,7 @@ class _Context(nn.Module):
 
     def forward(self, codes: Tensor) -> tuple[Tensor, ...]:
         prior = self.network(self.fsq.values(codes.float(), 1))
-        return prior.context, prior.mean, prior.log2_probs, prior.entropy, prior.expected
+        return prior.context, prior.mean, prior.log2_probs, prior.entropy[:, 0], prior.expected
 
 
 class _PatchEncoder(nn.Module):
@@ -215,7 +215,7 @@ def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict
     for share in (1.0, 0.35, 0.0):
         threshold = torch.quantile(encoded.information.flatten(), 1 - share)
         keep = (encoded.information >= threshold) if share else torch.zeros_like(encoded.information, dtype=torch.bool)
-        state = decoder_state(encoded.values, keep[:, None].float(), prior.expected, prior.entropy)
+        state = decoder_state(encoded.values, keep.float(), prior.expected, prior.entropy)
         expected = model.decoder(state, prior.context, prior.mean)
         feeds = {"state": state, "context": prior.context, "mean": prior.mean}
         pixels = session.run("decoder", {k: v.contiguous().numpy() for k, v in feeds.items()})["pixels"]

@@ -154,7 +154,7 @@ def _store_as_float16(model: onnx.ModelProto) -> None:
 
 def _inputs(model: TaTok, image: Tensor, encoded: Encoded, keep: Tensor) -> dict[str, Tensor]:
     prior = encoded.prior
-    state = decoder_state(encoded.values, keep[:, None].float(), prior.expected, prior.entropy)
+    state = decoder_state(encoded.values, keep.float(), prior.expected, prior.entropy)
     target = pixels_to_grid(image, model.config.patch)
     return {
         "state": state,
@@ -195,7 +195,7 @@ def curvature(model: TaTok, images: Tensor) -> list[float]:
     everything = torch.ones_like(encoded.information)
     inputs = _inputs(model, images, encoded, everything)
     base = model.decoder(inputs["state"], inputs["context"], inputs["mean"])
-    moved = torch.zeros_like(everything)
+    moved = torch.zeros_like(everything[:, 0])
     moved[:, LATTICE // 2 :: LATTICE, LATTICE // 2 :: LATTICE] = STEP
     result = []
     for dim in range(model.config.dims):

@@ -135,7 +135,7 @@ def _eager(tokenizer: Tokenizer) -> tuple[Callable[[NDArray[np.uint8]], _Calls] 
         def decode() -> object:
             with torch.inference_mode():
                 prior = model.context(model.fsq.values(encoded.global_codes, 1))
-                state = decoder_state(model.fsq.values(encoded.codes, 1), keep[:, None], prior.expected, prior.entropy)
+                state = decoder_state(model.fsq.values(encoded.codes, 1), keep, prior.expected, prior.entropy)
                 return model.decoder(state, prior.context, prior.mean)
 
         return encode, decode

@@ -29,6 +29,8 @@ class ModelConfig:
     """Name of the model, as ``Tokenizer.load`` takes it."""
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     """FSQ levels per code dimension, for patch and global codes alike."""
+    depth: int = 1
+    """Most tokens of a patch. Each token refines those before it."""
     global_width: int = 128
     """Channels of the blocks on the cell grid (global encoder and context)."""
     global_blocks: int = 2
@@ -43,6 +45,8 @@ class ModelConfig:
     """Channels of the patch encoder's MLP."""
     encoder_blocks: int = 2
     """Residual blocks of the patch encoder's MLP."""
+    refinement_width: int = 128
+    """Channels of the MLPs that give tokens 2 to ``depth`` of a patch."""
     decoder_width: int = 128
     """Channels of the decoder's blocks."""
     decoder_blocks: int = 5
@@ -54,15 +58,29 @@ class ModelConfig:
     mlp_expansion: int = 3
     """Channel expansion inside a block of the patch encoder."""
     kernel: int = 5
-    """Side of the depthwise kernels."""
+    """Side of the depthwise kernels on the cell grid."""
+    context_kernel: int = 5
+    """Side of the depthwise kernels of the context on the patch grid; at 1, no patch talks to another there."""
+    decoder_kernels: tuple[int, ...] = ()
+    """Side of the depthwise kernel of each block of the decoder; empty: 5 each."""
     variant: Variant = "tatok"
     """The model, or a baseline of it; made by :func:`variant_of`."""
 
     def __post_init__(self) -> None:
         if not self.levels or any(not 2 <= level <= 64 for level in self.levels):
             raise ValueError(f"levels must be between 2 and 64 each, got {self.levels}")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        if not 1 <= self.depth <= 8:
+            raise ValueError(f"depth must be between 1 and 8, got {self.depth}")
+        for name in ("kernel", "context_kernel"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
+        if any(side % 2 == 0 for side in self.decoder_kernels):
+            raise ValueError(f"decoder_kernels must be odd, got {self.decoder_kernels}")
+        if self.decoder_kernels and len(self.decoder_kernels) != self.decoder_blocks:
+            raise ValueError(
+                f"decoder_kernels must have one side for each of {self.decoder_blocks} blocks, "
+                f"got {self.decoder_kernels}"
+            )
         if self.variant not in get_args(Variant):
             raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {self.variant!r}")
 
@@ -70,6 +88,16 @@ class ModelConfig:
     def dims(self) -> int:
         """Code dimensions per token."""
         return len(self.levels)
+
+    @property
+    def stack_levels(self) -> tuple[int, ...]:
+        """FSQ levels of all code dimensions of a patch: those of token 1 first."""
+        return self.levels * self.depth
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Side of the depthwise kernel of each block of the decoder."""
+        return self.decoder_kernels or (5,) * self.decoder_blocks
 
     @property
     def vocabulary(self) -> int:
@@ -98,6 +126,7 @@ class ModelConfig:
         """The config as JSON-compatible values."""
         values = dataclasses.asdict(self)
         values["levels"] = list(self.levels)
+        values["decoder_kernels"] = list(self.decoder_kernels)
         return values
 
     @classmethod
@@ -107,10 +136,13 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model config keys {unknown}; known are {sorted(known)}")
-        levels = values.get("levels", ())
-        if not isinstance(levels, (list, tuple)):
-            raise ValueError(f"levels must be a list of integers, got {levels!r}")
-        return cls(**{**values, "levels": tuple(int(v) for v in levels)})  # type: ignore[arg-type]
+        found = dict(values)
+        for name in {"levels", "decoder_kernels"} & set(found):
+            integers = found[name]
+            if not isinstance(integers, (list, tuple)):
+                raise ValueError(f"{name} must be a list of integers, got {integers!r}")
+            found[name] = tuple(int(v) for v in integers)
+        return cls(**found)  # type: ignore[arg-type]
 
 
 def variant_of(config: ModelConfig, variant: Variant) -> ModelConfig:
@@ -124,13 +156,20 @@ def variant_of(config: ModelConfig, variant: Variant) -> ModelConfig:
     blocks = config.decoder_blocks
     if variant == "patch8":
         blocks += config.global_blocks + config.cell_blocks + config.context_blocks
-    return dataclasses.replace(config, variant=variant, context_width=0, decoder_blocks=blocks)
+    return dataclasses.replace(config, variant=variant, context_width=0, decoder_blocks=blocks, decoder_kernels=())
 
 
 CONFIGS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
         ModelConfig(name="tatok-s8"),
+        ModelConfig(
+            name="tatok-s8-deep",
+            depth=4,
+            cell_blocks=4,
+            context_kernel=1,
+            decoder_kernels=(3, 3, 3, 3, 1),
+        ),
         ModelConfig(
             name="tatok-b8",
             global_width=256,
@@ -161,4 +200,8 @@ CONFIGS: dict[str, ModelConfig] = {
         ),
     )
 }
-"""The named sizes: ``tatok-s8`` runs in real time on a CPU, ``tatok-b8`` is for GPUs, ``tatok-tiny`` for tests."""
+"""The named sizes: ``tatok-s8`` runs in real time on a CPU, ``tatok-b8`` is for GPUs, ``tatok-tiny`` for tests.
+
+``tatok-s8-deep`` gives up to four tokens per patch: its heavy context work is on the cell grid, and its decoder sees
+five patches around a patch.
+"""

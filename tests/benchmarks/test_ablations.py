@@ -13,9 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
 from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.training.checkpoint import save_checkpoint
 from tatok_edge.training.config import Variant
 from tatok_edge.training.data import CropSource, read_pictures
-from tatok_edge.training.train import Options, new_state, save_checkpoint
+from tatok_edge.training.options import Options
+from tatok_edge.training.train import new_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

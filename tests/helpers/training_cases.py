@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tatok_edge.training.config import CONFIGS
-from tatok_edge.training.train import Options
+from tatok_edge.training.options import Options
 
 CPU = torch.device("cpu")
 TINY = CONFIGS["tatok-tiny"]

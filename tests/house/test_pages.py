@@ -47,6 +47,7 @@ STAND_INS = {
     "README": TRAINING,
     "training": {
         "--minutes 90": TRAINING["--minutes 90"],
+        "--minutes 600": "--steps 2 --batch 2 --crop 64",
         "--steps 2000 --batch 8": "--config tatok-tiny --steps 2 --batch 2 --crop 64",
         "../shared/data/eval/kodak": "pictures",
         "../shared/data": "DIR",

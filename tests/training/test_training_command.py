@@ -13,7 +13,7 @@ from tatok_edge.training import train
 from tatok_edge.training.data import (
     read_pictures,
 )
-from tatok_edge.training.train import Options
+from tatok_edge.training.options import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

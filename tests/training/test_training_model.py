@@ -12,12 +12,14 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
 from helpers.training_cases import CPU, TINY, options, png
 
-from tatok_edge.training import train
+from tatok_edge.training import checkpoint as checkpoint_module
+from tatok_edge.training import objective
 from tatok_edge.training.config import CONFIGS, ModelConfig, Variant, variant_of
 from tatok_edge.training.data import (
     CropSource,
     Picture,
 )
+from tatok_edge.training.filtering import select
 from tatok_edge.training.model import TaTok, analytic_start
 from tatok_edge.training.train import new_state, train_step
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @torch.no_grad()
 def reconstruction_psnr(model: TaTok, images: Any, share: float = 1.0) -> float:
     encoded = model.encode(images)
-    keep = train.select(encoded.information, torch.full((len(images),), share))
+    keep = select(encoded.information, torch.full((len(images),), share))
     return float(-10 * torch.log10(((model.decode(encoded, keep) - images) / 2).pow(2).mean()))
 
 
@@ -106,9 +108,9 @@ def test_configs_travel_as_json() -> None:
 
 def test_select_keeps_the_best() -> None:
     scores = torch.tensor([[[1.0, 5.0], [3.0, 2.0]], [[4.0, 4.0], [0.0, 9.0]]])
-    kept = train.select(scores, torch.tensor([0.5, 1.0]))
+    kept = select(scores, torch.tensor([0.5, 1.0]))
     assert kept.tolist() == [[[False, True], [True, False]], [[True, True], [True, True]]]
-    assert not train.select(scores, torch.zeros(2)).any()
+    assert not select(scores, torch.zeros(2)).any()
 
 
 def test_the_loss_falls(source: CropSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +124,7 @@ def test_the_loss_falls(source: CropSource, monkeypatch: pytest.MonkeyPatch) -> 
 
     def assess(model: TaTok) -> float:
         with torch.no_grad():
-            return float(train.loss(model, images, chosen, torch.Generator().manual_seed(4))[0])
+            return float(objective.loss(model, images, chosen, torch.Generator().manual_seed(4))[0])
 
     first = assess(state.model)
     for _ in range(30):
@@ -141,8 +143,8 @@ def test_psnr_of_all_tokens_is_of_those_images_only(source: CropSource, monkeypa
     images = source.crops(3, 64, torch.Generator().manual_seed(0))
     alone = []
     for shares in ([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]):
-        monkeypatch.setattr(train, "training_shares", lambda count, generator, s=shares: torch.tensor(s))
-        parts = train.loss(model, images, options(), torch.Generator().manual_seed(0))[1]
+        monkeypatch.setattr(objective, "training_shares", lambda count, depth, generator, s=shares: torch.tensor(s))
+        parts = objective.loss(model, images, options(), torch.Generator().manual_seed(0))[1]
         alone.append(float(parts["psnr_all"]))
     with torch.no_grad():
         encoded = model.encode(images)
@@ -173,7 +175,7 @@ def test_a_step_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     source = CropSource([Picture(str(i), png(i, 96, 80 + i)) for i in range(3)], device, min_side=64)
     assert source.pixels.device == source.starts.device == device
     model, ema = TaTok(TINY).to(device), TaTok(TINY).to(device).requires_grad_(False)
-    state = train.State(model, ema, torch.optim.AdamW(model.parameters(), foreach=True))
+    state = checkpoint_module.State(model, ema, torch.optim.AdamW(model.parameters(), foreach=True))
     for _ in range(4):  # crops of the size that is asked for, and enlarged ones
         parts = train_step(state, source, options(batch=4), 0.1)
     assert {value.device for name, value in parts.items() if name != "lr"} == {device}

@@ -14,14 +14,17 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
 from helpers.training_cases import CPU, TINY, options, png, tensors
 
-from tatok_edge.training import train
+from tatok_edge.training import checkpoint as checkpoint_module
+from tatok_edge.training import evaluation
+from tatok_edge.training.checkpoint import CheckpointError, load_model
 from tatok_edge.training.config import CONFIGS, ModelConfig
 from tatok_edge.training.data import (
     CropSource,
     DataError,
     write_packs,
 )
-from tatok_edge.training.train import CheckpointError, load_model, new_state, run
+from tatok_edge.training.progress import LOG_COLUMNS
+from tatok_edge.training.train import new_state, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,12 +53,12 @@ def test_a_finished_run(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["step"] == 6 and summary["pictures"] == 11 and summary["config"] == "tatok-tiny"
     assert sum(summary["sources"].values()) == 11
-    assert all(np.isfinite(summary[f"psnr_information_{share:g}"]) for share in train.EVALUATION_SHARES)
+    assert all(np.isfinite(summary[f"psnr_information_{share:g}"]) for share in evaluation.EVALUATION_SHARES)
     assert summary["psnr_information_1"] > summary["psnr_information_0.1"]
     with (finished_run / "evaluation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[-1]["step"] == "6" and "psnr_random_0.35" in rows[-1]
-    assert (finished_run / "training.csv").read_text().startswith(",".join(train.LOG_COLUMNS))
+    assert (finished_run / "training.csv").read_text().startswith(",".join(LOG_COLUMNS))
     curves = cv2.imread(str(finished_run / "curves.png"))
     assert curves is not None and curves.std() > 1
     assert not list(finished_run.glob("*.tmp*"))
@@ -77,7 +80,7 @@ def test_a_run_that_was_cut_off_goes_on_exactly(finished_run: Path, pictures: Pa
     out = tmp_path / "run"
     with pytest.raises(Stop):
         run(options(steps=6), pictures, out, device=CPU, resume=False, checkpoint_minutes=0, on_step=stop)
-    assert train.read_metadata(out / "checkpoint.safetensors")["step"] == 3
+    assert checkpoint_module.read_metadata(out / "checkpoint.safetensors")["step"] == 3
     steps: list[int] = []
     run(options(steps=6), pictures, out, device=CPU, resume=True, on_step=steps.append)
     assert steps == [4, 5, 6]
@@ -108,16 +111,16 @@ def test_a_failing_write_leaves_the_old_checkpoint(
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     state = new_state(options(), source, CPU)
-    train.save_checkpoint(path, state, options())
+    checkpoint_module.save_checkpoint(path, state, options())
     before = path.read_bytes()
 
     def fail(tensors: object, name: str, metadata: object) -> None:
         Path(name).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(train, "save_file", fail)
+    monkeypatch.setattr(checkpoint_module, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        train.save_checkpoint(path, state, options())
+        checkpoint_module.save_checkpoint(path, state, options())
     assert path.read_bytes() == before
 
 
@@ -126,9 +129,11 @@ def test_a_failing_write_leaves_the_old_checkpoint(
     [
         (lambda path: path.write_bytes(b"nonsense"), "not a readable safetensors checkpoint"),
         (lambda path: path.write_bytes(b""), "not a readable safetensors checkpoint"),
-        (lambda path: train.save_file({"a": torch.zeros(1)}, str(path)), "not a TaTok checkpoint"),
+        (lambda path: checkpoint_module.save_file({"a": torch.zeros(1)}, str(path)), "not a TaTok checkpoint"),
         (
-            lambda path: train.save_file({"a": torch.zeros(1)}, str(path), metadata={"tatok": '{"format": 99}'}),
+            lambda path: checkpoint_module.save_file(
+                {"a": torch.zeros(1)}, str(path), metadata={"tatok": '{"format": 99}'}
+            ),
             "checkpoint format 99, this version reads 1",
         ),
     ],
@@ -147,7 +152,7 @@ def test_a_checkpoint_of_another_config(
     monkeypatch.setitem(CONFIGS, "other", ModelConfig(**{**TINY.to_dict(), "name": "other", "levels": (8, 5)}))  # type: ignore[arg-type]
     state = new_state(options(config="other"), source, CPU)
     with pytest.raises(CheckpointError, match="another model config; use the same --config"):
-        train.load_state(finished_run / "checkpoint.safetensors", state)
+        checkpoint_module.load_state(finished_run / "checkpoint.safetensors", state)
 
 
 def test_pictures_too_small_for_the_last_step_are_refused_at_the_first(tmp_path: Path) -> None:
