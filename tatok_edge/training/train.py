@@ -212,7 +212,7 @@ def run(
     results: dict[str, float] = {}
     evaluated = -math.inf
 
-    def checkpoint_now(final: dict[str, Tensor] | None = None, *, due: bool = True) -> dict[str, float]:
+    def checkpoint_now(final: dict[str, Tensor] | None = None, *, due: bool = True) -> None:
         nonlocal results, evaluated
         if due or state.seconds - evaluated >= evaluation_minutes * 60:
             evaluated = state.seconds
@@ -223,7 +223,6 @@ def run(
                 append_row(pictures_path, {"step": state.step, "seconds": round(state.seconds, 1), **row})
         save_checkpoint(checkpoint, state, options, {"record": record, "evaluation": results}, final)
         plot_curves(log_path, evaluation_path, out / "curves.png")
-        return results
 
     progress = Progress(options, state, log_path)
     since_checkpoint = 0.0
@@ -237,7 +236,7 @@ def run(
             progress.skip()
     progress.close()
     checkpoint_now()
-    results = checkpoint_now(for_export(options, state, source, held))
+    checkpoint_now(for_export(options, state, source, held))
     run_time = {"step": state.step, "hours": state.seconds / 3600}
     summary: dict[str, object] = {**record, **asdict(options), **run_time, **results}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
