@@ -480,7 +480,9 @@ def test_files_of_the_repository_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_environment_variables_are_read(page: Path) -> None:
     source = "".join(
-        path.read_text() for folder in ("tatok_edge", "export", "runtime") for path in ROOT.glob(f"{folder}/**/*.py")
+        path.read_text()
+        for folder in ("tatok_edge", "export", "runtime", "tests")
+        for path in ROOT.glob(f"{folder}/**/*.py")
     )
     for name in re.findall(r"\bTATOK_\w+", page.read_text()):
         assert f'"{name}"' in source, f"nothing reads {name}"

@@ -36,7 +36,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     wanted = set()
     for room, prefix in (("tatok_edge", ""), ("runtime", "tatok_edge/"), ("export", "tatok_edge/")):
         for path in (ROOT / room).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyx", ".pxd"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyx"):
                 wanted.add(prefix + str(path.relative_to(ROOT)))
     compiled = {name for name in packed if name.endswith(".so")}
     assert packed - compiled == wanted
