@@ -41,9 +41,15 @@ def call(name: str, function: object) -> str:
 
 
 def members(kind: type) -> list[tuple[str, str]]:
-    """Public fields, properties and methods of a class, with what they are."""
+    """Public fields, properties and methods of a class, inherited ones too, with their first lines."""
     found = []
-    for name, value in sorted(vars(kind).items()):
+    ours = {
+        name: value
+        for base in reversed(kind.__mro__)
+        if base.__module__.startswith("tatok_edge")
+        for name, value in vars(base).items()
+    }
+    for name, value in sorted(ours.items()):
         if name.startswith("_") or (dataclasses.is_dataclass(kind) and name in kind.__dataclass_fields__):
             continue
         if isinstance(value, property):
