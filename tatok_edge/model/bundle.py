@@ -20,9 +20,9 @@ MANIFEST = "manifest.json"
 GRAPHS = ("global_encoder", "context", "patch_encoder", "decoder")
 ENTROPY = "entropy"
 INT8 = "int8"
-"""Key of the manifest for graphs in int8; they are not part of the tag, because tokens are those of fp32."""
+"""Key of the manifest for the int8 decoder. The tag leaves it out: a decoder does not change the tokens."""
 REFINER = "refiner"
-"""Key of the manifest for the decoder's derivative; not part of the tag, because what it proposes are usual tokens."""
+"""Key of the manifest for the refiner. The tag leaves it out: refined tokens are ordinary tokens."""
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Precisions of the decoder on a CPU."""
@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle whose files have the hashes that its manifest states."""
+    """An opened bundle. Each file is checked against the hash in the manifest when it is read."""
 
     path: Path
     """Folder or zip file."""
@@ -74,14 +74,14 @@ class Bundle:
         return graphs
 
     def refiner(self) -> tuple[bytes, tuple[float, ...]]:
-        """The graph that ``TokenBudget(refine=N)`` needs, and the decoder's curvature along each code dimension.
+        """The refiner's graph, and the decoder's curvature along each code dimension.
 
         Raises:
-            BundleError: the bundle has none; a damaged file.
+            BundleError: the bundle has no refiner; a damaged file.
         """
         if REFINER not in self.manifest:
             raise BundleError(
-                f"{self.path} has no refiner, which a budget with refine needs: add one with "
+                f"{self.path} has no refiner, but the budget asks for refining: add one with "
                 f"'python -m tatok_edge.export.bundle.refiner {self.path} --pictures DIR', or use refine 0"
             )
         section = self.manifest[REFINER]
@@ -133,18 +133,18 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def open_folder(path: Path) -> Bundle:
-    """A bundle whose files can be added to or replaced.
+    """Open a bundle folder, to add or replace files.
 
     Raises:
         BundleError: not a bundle folder.
     """
     if not path.is_dir():
-        raise BundleError(f"{path}: must be a bundle folder (a zip cannot be added to: unpack it)")
+        raise BundleError(f"{path}: must be a bundle folder (no file can be added to a zip: unpack it)")
     return open_bundle(path)
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Put files into a bundle folder, in this order; whoever reads sees each of them old or new."""
+    """Put files into a bundle folder, in this order. A reader sees each file old or new, never in part."""
     for name, content in contents.items():
         temporary = folder / (name + ".tmp")
         temporary.write_bytes(content)
@@ -152,7 +152,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def content_tag(files: Mapping[str, Mapping[str, str]]) -> bytes:
-    """Eight bytes that follow from the hashes of all files that decide what tokens mean."""
+    """The model tag: eight bytes from the hashes of the graphs and the entropy model."""
     digest = hashlib.sha256()
     for entry in (*GRAPHS, ENTROPY):
         digest.update(bytes.fromhex(files[entry]["sha256"]))
@@ -197,9 +197,9 @@ def _check(path: Path, manifest: Any) -> Bundle:
 
 
 def _check_file(where: str, entry: str, info: Any) -> None:
-    """One entry of a manifest's files."""
+    """Check one file of a manifest."""
     if not isinstance(info, dict) or not isinstance(info.get("file"), str) or not isinstance(info.get("sha256"), str):
-        raise BundleError(f"{where}: 'files' lacks {entry!r} with 'file' and 'sha256'")
+        raise BundleError(f"{where}: 'files' has no {entry!r} with 'file' and 'sha256'")
     if Path(info["file"]).name != info["file"] or not info["file"].isprintable():
         raise BundleError(f"{where}: file name {info['file']!r} must be one printable name without folders")
     if len(info["sha256"]) != 64 or any(c not in "0123456789abcdef" for c in info["sha256"]):
@@ -207,7 +207,7 @@ def _check_file(where: str, entry: str, info: Any) -> None:
 
 
 def _check_int8(where: str, section: Any) -> None:
-    """The graphs in int8: the decoder only, because tokens must stay those of the tag."""
+    """Check the graphs in int8: only the decoder is allowed, because the encoders decide the tokens."""
     files = section.get("files") if isinstance(section, dict) else None
     if not isinstance(files, dict) or set(files) != {"decoder"}:
         raise BundleError(f"{where}: {INT8!r} must hold 'files' with the entry 'decoder' and no other")
@@ -215,7 +215,7 @@ def _check_int8(where: str, section: Any) -> None:
 
 
 def _check_refiner(where: str, section: Any, dims: int) -> None:
-    """The refiner's graph and one curvature per code dimension."""
+    """Check the refiner's graph, and that there is one curvature per code dimension."""
     files = section.get("files") if isinstance(section, dict) else None
     if not isinstance(files, dict) or set(files) != {REFINER}:
         raise BundleError(f"{where}: {REFINER!r} must hold 'files' with the entry {REFINER!r} and no other")
@@ -255,5 +255,5 @@ def _read(path: Path, name: str, limit: int) -> bytes:
     except KeyError as error:
         raise BundleError(f"{path}: {name} is missing from the zip") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-        # RuntimeError: encrypted, or packed in a way that Python does not know.
+        # RuntimeError: the zip is encrypted, or Python does not know its compression.
         raise BundleError(f"{path}: cannot be read as a bundle folder or zip ({error})") from error

@@ -116,10 +116,10 @@ def refine_tokens(
     clock: Clock,
     candidate: Candidate,
 ) -> EncodedFrame:
-    """The tokens of an image after refining, as many as ``max_bits`` of the budget allows before it."""
+    """Refine the tokens of an image, after dropping tokens that do not fit into ``max_bits``."""
     tokens, image, prior, scores = candidate.tokens, candidate.image, candidate.prior, candidate.scores
     positions = tokens.positions
-    if budget.max_bits is not None:  # tokens that do not fit would only mislead the others
+    if budget.max_bits is not None:  # the refiner must not count on tokens that are dropped
         with clock.stage("max_bits"):
             frame = token_frame(tokens, bundle, (image.shape[1], image.shape[0]))
             positions = fit_bits(frame, scores, budget.max_bits, model).positions

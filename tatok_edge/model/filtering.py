@@ -1,4 +1,4 @@
-"""Which patch tokens a budget keeps: Dynamic Token Filtering, and the search for the tokens that fit into bits."""
+"""Choice of the kept patch tokens: Dynamic Token Filtering, and the search for tokens that fit into ``max_bits``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def subset(frame: TokenFrame, chosen: NDArray[np.int32]) -> TokenFrame:
 
 
 def fit_bits(frame: TokenFrame, scores: NDArray[np.float32], max_bits: int, model: IntegerEntropyModel) -> TokenFrame:
-    """Keep as many of the best tokens as fit.
+    """Keep as many of the best tokens as fit into ``max_bits``.
 
     Args:
         frame: The tokens.

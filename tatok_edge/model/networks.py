@@ -1,4 +1,4 @@
-"""The networks of a bundle as the tokenizer and streams call them: plain arrays of one image in and out."""
+"""The networks of a bundle, for the tokenizer and streams. Inputs and outputs are plain arrays of one image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tatok_edge.runtime.session import Session
 
 @dataclass(slots=True)
 class Prior:
-    """What the context network says of ``N`` patches, flat over their grid."""
+    """Output of the context network for ``N`` patches, in raster order."""
 
     context: NDArray[np.float32]
     """Features ``(Dc, N)``."""
@@ -37,7 +37,7 @@ class Networks:
 
     def __init__(self, session: Session, context_width: int) -> None:
         self.session = session
-        """What runs them."""
+        """Runs the graphs."""
         self.context_width = context_width
         """Channels of the context."""
 
@@ -62,7 +62,7 @@ class Networks:
         )
 
     def features(self, count: int) -> NDArray[np.float32]:
-        """Room for the feature rows of ``count`` patches; ``kernels.gather_features`` fills it."""
+        """Empty array for the feature rows of ``count`` patches; ``kernels.gather_features`` fills it."""
         return np.empty((count, WINDOW_VALUES + self.context_width + PATCH_VALUES), np.float32)
 
     def patch_codes(self, features: NDArray[np.float32], clock: Clock) -> NDArray[np.int32]:

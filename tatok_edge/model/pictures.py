@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from tatok_edge.runtime.cuda.arrays import DeviceArray, OnDevice
 
 AnyImage = Union[Image, "OnDevice"]
-"""An image on the host or, for a tokenizer on a GPU, in its memory: an array of PyTorch, CuPy, pycuda, ..."""
+"""An image on the host, or on the tokenizer's GPU as an array of PyTorch, CuPy, pycuda, ..."""
 
 
 def on_device(image: object, name: str, stream: int) -> Image | DeviceArray:
-    """Check an image for a session that takes frames; one on the GPU is described without a copy.
+    """Check an image for a session that takes frames. An image on the GPU is not copied.
 
     Raises:
-        InputError: names what came and what is allowed.
+        InputError: wrong type, shape or size; the message says which are allowed.
     """
     from tatok_edge.runtime.cuda.arrays import device_array, is_on_device
 
@@ -39,7 +39,7 @@ def check_image(image: object, name: str = "image") -> None:
     """Check that ``image`` is uint8 ``(H, W, 3)`` of 32 to 16384 pixels a side.
 
     Raises:
-        InputError: names what came and what is allowed.
+        InputError: wrong type, shape or size; the message says which are allowed.
     """
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} must be a numpy array uint8 (H, W, 3), got {type(image).__name__}")

@@ -1,10 +1,10 @@
-"""Refined tokens: chosen again, and corrected, by what the decoder makes of them (analysis by synthesis).
+"""Refining: the error of the decoded picture chooses and corrects the tokens (analysis by synthesis).
 
-The encoder decides on every token from the pixels around its patch. What a token does to the picture also depends on
-the tokens beside it, which only the decoder knows. A *pass* runs the decoder and its derivative (the bundle's refiner)
-and uses both results: the error of each patch says where further tokens help most, and the slope of the total error
-says which codes should move by a level, as steps of Newton's method on integers. Tokens stay ordinary tokens: nothing
-changes for whoever decodes them.
+The encoder makes each token from the pixels around its patch. The effect of a token on the picture also depends on the
+tokens beside it, and only the decoder sees that effect. A *pass* runs the bundle's refiner, which is the decoder with
+its derivative. The error of each patch shows where further tokens help most. The slope of the total error shows which
+codes should move by a level, as steps of Newton's method on integers. Refined tokens are ordinary tokens: the decoder
+needs no change.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session
 
 Rates = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
-"""From codes ``(T, D)`` of the patches at positions ``(T,)``, log2 of how likely the entropy model takes each of their
-values to be beside one another, ``(sum(levels), T)``."""
+"""Takes codes ``(T, D)`` of the patches at positions ``(T,)``. Returns the log2 probability that the entropy model
+gives each level of each code, ``(sum(levels), T)``."""
 
 RATE_WEIGHT = 0.15
-"""Squared error, summed over pixels in [-1, 1], that a bit is worth: about the slope of the rate-distortion curve at
+"""Squared error that one bit is worth, summed over pixels in [-1, 1]: about the slope of the rate-distortion curve at
 half of the tokens."""
 DAMPING = 2.5
-"""Factor on the curvature: neighbours move in the same pass, and respond to one another."""
+"""Factor on the curvature. It makes steps smaller, because neighbours move in the same pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Refiner:
     """Runs the refiner of a bundle; safe to call from several threads.
 
     Args:
-        session: What runs the graph ``refiner``.
+        session: Runs the graph ``refiner``.
         curvature: Squared norm of the decoder's response to a code, per dimension and squared change of its value.
         levels: FSQ levels per code dimension.
     """
@@ -99,7 +99,7 @@ class Refiner:
             return kernels.decoder_state(chosen, positions, prior.expected, prior.entropy, self._levels)
 
         if scores is not None and count < total and passes >= 3:
-            # Tokens come in stages: each goes where the picture so far is furthest from what all tokens would give.
+            # Tokens are added in stages: each stage takes the patches that gain most from a token.
             done = stages = (passes + 2) // 2
             everything, _ = self._run(picture, state_of(np.arange(total, dtype=np.int32)), clock)
             positions = _best(scores, count // stages)
@@ -129,10 +129,10 @@ class Refiner:
         """Correct some of the tokens of a picture; all others stay.
 
         Args:
-            task: The picture; positions for its ``rates`` are those given here.
+            task: The picture; its ``rates`` are called with ``positions``.
             state: Input of the decoder, ``(D + 2, N)``; changed in place.
             positions: Patches ``(T,)`` whose tokens may change.
-            codes: Their codes ``(T, D)``, as they are in the states.
+            codes: Their codes ``(T, D)``, the same as in ``state``.
             hidden: Patches ``(N,)`` whose pixels are not shown.
 
         Returns:
@@ -159,7 +159,7 @@ class Refiner:
         for number in range(passes):
             _, slope = self._run(picture, state, clock)
             with clock.stage("refine"):
-                # All codes at once at first, then those of every second patch, so that neighbours see each other move.
+                # The first pass moves all codes. Later passes move every second patch, so patches follow neighbours.
                 turn = picture.every_second(positions, passes - number) if number else np.ones(positions.size, np.bool_)
                 here = positions[turn]
                 codes[turn] = self._moved(codes[turn], rates(codes, positions)[:, turn], slope[:, here])
@@ -190,8 +190,8 @@ class Refiner:
 
         Args:
             codes: Codes ``(T, D)``.
-            log2_probs: How likely their values are, ``(sum(levels), T)``.
-            slope: Slope of the error along their values, ``(D, T)``.
+            log2_probs: Log2 probability of each level, ``(sum(levels), T)``.
+            slope: Slope of the error along the code values, ``(D, T)``.
         """
         best = np.zeros(len(codes), np.float32)
         dims, steps = np.zeros(len(codes), np.intp), np.zeros(len(codes), np.int32)
@@ -227,7 +227,7 @@ class _Picture:
         self.target, self.weight = _target(image, task.bgr, self.grid)
 
     def every_second(self, positions: NDArray[np.int32], turn: int) -> NDArray[np.bool_]:
-        """Which of the patches are of one colour of a chessboard, which changes with the turn."""
+        """Mask of the patches on one colour of a chessboard; the colour changes with ``turn``."""
         rows, columns = np.divmod(positions, self.grid[1])
         colour: NDArray[np.bool_] = (rows + columns) % 2 == turn % 2
         return colour
@@ -258,5 +258,5 @@ def _target(
 
 
 def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """The places of the ``count`` highest scores, ascending; the earlier of equal ones comes first."""
+    """Indices of the ``count`` highest scores, ascending; of equal scores, the earlier ones are taken."""
     return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)

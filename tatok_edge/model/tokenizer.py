@@ -103,7 +103,7 @@ class Tokenizer:
 
         Raises:
             BundleError: unknown model, damaged bundle, newer format, no int8 decoder in it.
-            InputError: a precision that there is not.
+            InputError: an unknown precision.
             BackendError: the backend cannot run here.
         """
         if precision not in PRECISIONS:
@@ -122,7 +122,7 @@ class Tokenizer:
         return cls(bundle, session, chosen)
 
     def with_session(self, session: Session) -> Tokenizer:
-        """A tokenizer of the same bundle whose networks run on another session; each closes its own."""
+        """A tokenizer of the same bundle on another session. Each tokenizer closes its own session."""
         return Tokenizer(self.bundle, session, self.backend)
 
     # --- encode ----------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ class Tokenizer:
 
         Args:
             image: uint8 ``(H, W, 3)``, RGB, at least 32x32 pixels, any strides. A tokenizer on a GPU also takes arrays
-                in its memory, through ``__cuda_array_interface__`` or DLPack, without a copy.
+                on that GPU, through ``__cuda_array_interface__`` or DLPack, without a copy.
             budget: How many patch tokens to keep; all of them by default.
             bgr: The channels are in BGR order, as OpenCV delivers them.
             index: Frame number that the result carries.
             timestamp_us: Time in microseconds that the result carries.
 
         Raises:
-            InputError: an image or budget that cannot be taken.
+            InputError: the image has a wrong type, shape or size, or its patches cannot be ranked.
         """
         return self._encode([image], [index], [timestamp_us], budget, bgr, Clock(), detailed=False)[0][0]
 
@@ -175,12 +175,12 @@ class Tokenizer:
         indices: Sequence[int] | None = None,
         timestamps_us: Sequence[int] | None = None,
     ) -> TokenBatch:
-        """Encode several images, of any sizes, into one ragged batch; the patches of all go through one call.
+        """Encode several images of any sizes into one ragged batch. One call encodes the patches of all images.
 
         The budget holds for each image. Every image gets the tokens that :meth:`encode` gives it.
 
         Raises:
-            InputError: no image, or one that cannot be taken; the message says which.
+            InputError: no image, or a wrong one; the message names it.
         """
         if len(images) == 0:
             raise InputError("encode_batch takes at least one image, got none")
@@ -264,7 +264,7 @@ class Tokenizer:
             budget: The new budget.
 
         Raises:
-            InputError: ``result`` does not hold all patches, or even no token at all is above ``max_bits``.
+            InputError: ``result`` does not hold all patches, or the global tokens alone exceed ``max_bits``.
         """
         frame = result.frame
         if frame.n_tokens != frame.n_patches:
@@ -286,15 +286,15 @@ class Tokenizer:
         return self._decode(frame, bgr, Clock())
 
     def decode_into(self, frame: TokenFrame, out: OnDevice, *, bgr: bool = False) -> None:
-        """As :meth:`decode`, into memory of the GPU that the tokenizer works on.
+        """As :meth:`decode`, into an array on the tokenizer's GPU.
 
         Args:
             frame: The tokens.
             out: uint8 ``(H, W, 3)`` in C order, with ``__cuda_array_interface__`` or DLPack: of PyTorch, CuPy, ...
-            bgr: The channels in BGR order.
+            bgr: Write the channels in BGR order.
 
         Raises:
-            InputError: another shape, dtype or layout, or a frame that :meth:`decode` does not take.
+            InputError: ``out`` has a wrong shape, dtype or layout, or ``frame`` does not fit the model.
             BackendError: the tokenizer does not prepare frames on a GPU; :attr:`backend` says why.
         """
         session = self.networks.session.frames

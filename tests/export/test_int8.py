@@ -118,7 +118,7 @@ def test_a_damaged_int8_decoder(folder: Path) -> None:
         (None, "must hold 'files'"),
         ([], "must hold 'files'"),
         ({"files": {}}, "must hold 'files'"),
-        ({"files": {"decoder": {}}}, "lacks 'decoder'"),
+        ({"files": {"decoder": {}}}, "has no 'decoder'"),
         ({"files": {"decoder": {"file": "../x", "sha256": "0" * 64}}}, "without folders"),
         ({"files": {"decoder": {"file": "x", "sha256": "Z" * 64}}}, "64 hexadecimal"),
         ({"files": {"patch_encoder": {"file": "x", "sha256": "0" * 64}}}, "and no other"),
