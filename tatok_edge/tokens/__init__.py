@@ -1,1 +1,1 @@
-"""What travels: the budget, the tokens of a frame, what a frame changes, and ragged batches."""
+"""Tokens: the budget, the frame, the delta and the ragged batch."""

@@ -21,7 +21,7 @@ class TokenBatch:
     as variable-length attention kernels take them.
 
     Raises:
-        InputError: An array has a wrong type, shape, order or range; the message names it and what is allowed.
+        InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
     """
 
     ids: Int32Array

@@ -14,7 +14,7 @@ MAX_PASSES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBudget:
-    """How many patch tokens to keep. All limits that are given apply together; the smallest decides.
+    """How many patch tokens to keep. All given limits apply together; the smallest decides.
 
     Raises:
         InputError: A value is outside its range; the message names it and the range.
@@ -31,14 +31,14 @@ class TokenBudget:
     min_tokens: int = 0
     """Smallest number of patch tokens; gives way to the maxima."""
     floor_bits: float = 0.0
-    """A token that scores fewer bits than this is dropped."""
+    """Tokens with a score below this number of bits are dropped."""
     score: Literal["residual", "information", "entropy"] = "residual"
-    """What ranks the patches: how far their pixels are from what the global tokens say (best picture for the tokens,
-    and fast: only kept patches are encoded), the information of their code in bits (every patch is encoded first), or
-    the conditional entropy of the code given the global tokens, in bits, which does not look at the patch itself."""
+    """Score that ranks the patches. ``residual``: squared difference between pixels and mean; gives the best picture,
+    and is fast, because only kept patches are encoded. ``information``: bits of the patch token; every patch is encoded
+    first. ``entropy``: bits expected from the global tokens alone; the pixels of the patch are not used."""
     refine: int = 0
-    """Passes of the decoder and its derivative that choose the tokens again and correct them, 0 to 64: a better picture
-    from as many tokens, for more time. From 3 passes on, other patches may be kept; not in streams."""
+    """Passes of refining, 0 to 64: a better picture from as many tokens, for more time. Each pass runs the decoder and
+    its derivative. From 3 passes on, other patches may be kept, but not in streams."""
 
     def __post_init__(self) -> None:
         set_field(self, "tau", real("tau", self.tau))

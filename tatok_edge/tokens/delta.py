@@ -18,10 +18,10 @@ from tatok_edge.tokens.header import FrameHeader
 class DeltaFrame(FrameHeader):
     """The changes of one frame of a stream to the tokens of the frame before. The arrays are held without a copy.
 
-    An updated patch has the token that is given for it, or none; all other patches and global tokens stay.
+    An updated patch gets a new token, or loses its token. All other patches and global tokens stay.
 
     Raises:
-        InputError: An array has a wrong type, shape, order or range; the message names it and what is allowed.
+        InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
     """
 
     updated: Int32Array
@@ -36,8 +36,8 @@ class DeltaFrame(FrameHeader):
     global_ids: Int32Array
     """Ids of the global tokens of ``cells``, int32 ``(C,)``."""
     window: tuple[int, int, int, int]
-    """First row, first column, rows and columns of the cells whose context the updated patches are read with; holds
-    each cell that contains one, and is ``(0, 0, 0, 0)`` where there is none."""
+    """Window of the packet: first row, first column, rows and columns of the cells whose context the updated patches
+    need. It holds every cell with an updated patch; without updated patches it is ``(0, 0, 0, 0)``."""
     width: int
     """Width of the image in pixels, before padding."""
     height: int
@@ -49,15 +49,15 @@ class DeltaFrame(FrameHeader):
     reference: int
     """Number of the frame that is updated, 0 to ``index - 1``."""
     follows: int
-    """Number of the state that is updated, as :func:`tatok_edge.format.packet.body_crc` gives it, 0 to 2^32 - 1."""
+    """Number of the updated state, from :func:`tatok_edge.format.packet.body_crc`, 0 to 2^32 - 1."""
     timestamp_us: int = 0
     """Time of the frame in microseconds; a signed 64-bit number."""
     turns: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     """Raster index of each cell where the motion vector changes; cells before the first one do not move. int32
     ``(M,)``, strictly increasing."""
     vectors: Int32Array = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    """Motion vector of each cell of ``turns``, which also holds for the cells after it up to the next one: place of the
-    content in the picture before, (y, x) in half pixels, int32 ``(M, 2)``, at most 62 either way."""
+    """Motion vector of each cell of ``turns``, also valid for the cells after it up to the next turn. It points to the
+    content's place in the picture before: (y, x) in half pixels, int32 ``(M, 2)``, each from -62 to 62."""
 
     def __post_init__(self) -> None:
         self.check_header()

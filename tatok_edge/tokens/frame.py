@@ -13,10 +13,10 @@ from tatok_edge.tokens.header import FrameHeader
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TokenFrame(FrameHeader):
-    """The tokens of one image. The arrays are held as they are given, without a copy.
+    """The tokens of one image. The arrays are held without a copy.
 
     Raises:
-        InputError: An array has a wrong type, shape, order or range; the message names it and what is allowed.
+        InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
     """
 
     ids: Int32Array
