@@ -1,10 +1,10 @@
 """The bundle's entropy model: integer frequencies for the coder, the same on every machine.
 
-Network floats differ between machines in their last bits, and a coder that follows them would decode garbage. So the
-frequencies come from three small networks in integers: for the global tokens, for which patches are kept, and for the
-patch tokens. They read what the packet has coded before next to what comes next; the latter two also read the global
-tokens around and the share of kept patches. What they say adapts to the packet, by what its tokens have cost so far.
-``runtime/cpp/token_coder.hpp`` evaluates all of it.
+The last bits of network floats differ between machines, so a coder that used them would decode garbage. The
+frequencies therefore come from three small integer networks: for the global tokens, the kept map and the patch tokens.
+Their inputs are the neighbours that are already coded. The last two networks also read the surrounding global tokens
+and the share of kept patches. The logits adapt to each packet, by gradient steps on the coding cost.
+``runtime/cpp/token_coder.hpp`` runs the networks.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ MAX_TABLE_BYTES = 1 << 28
 """Largest size of all arrays together, unpacked."""
 
 FORM = 2
-"""What the coder makes of the tables: other forms would decode garbage."""
+"""Version of the tables: this coder would decode garbage with another one."""
 
 GRIDS = ("global", "keep", "patch")
 LAYERS = ("w1", "b1", "w2", "b2", "w3", "b3")
 _FIELDS = ("exp", *(f"{grid}_{layer}" for grid in GRIDS for layer in LAYERS))
 _LOG2 = np.log2(np.maximum(np.arange(4097), 1) / 4096).astype(np.float32)
-"""Of each frequency."""
+"""Log2 probability of each frequency."""
 
 
 def share_class(kept: int, patches: int) -> int:
@@ -91,7 +91,7 @@ class IntegerEntropyModel:
         self._patches.encode(encoder, codes, positions, grid, global_codes, share)
 
     def patch_log2_probs(self, codes: Codes, positions: Places, global_codes: Codes, grid: Grid) -> NDArray[np.float32]:
-        """How likely :meth:`encode_patches` takes each value of each code to be, log2, ``(sum(levels), T)``."""
+        """Log2 probability that :meth:`encode_patches` gives each level of each code, ``(sum(levels), T)``."""
         share = share_class(len(positions), grid[0] * grid[1])
         return _LOG2[self._patches.frequencies(codes, positions, grid, global_codes, share)].T
 
@@ -129,12 +129,12 @@ def load_tables(data: bytes, levels: tuple[int, ...], name: str) -> dict[str, ND
     """Parse and check the arrays of :func:`save_tables`; never unpickles.
 
     Raises:
-        BundleError: an array is missing or has a wrong shape, type or size of its values.
+        BundleError: an array is missing, or has a wrong shape, type or value.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > MAX_TABLE_BYTES:  # a small file can unpack into more than there is memory
+        if unpacked > MAX_TABLE_BYTES:  # a small file can unpack into more than fits into memory
             raise ValueError(f"{unpacked} bytes unpacked, at most {MAX_TABLE_BYTES} are allowed")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             form = int(file["form"]) if "form" in file.files else 0

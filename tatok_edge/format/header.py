@@ -43,7 +43,7 @@ class PacketInfo:
     version: int
     """Version of the packet format."""
     kind: Literal["key", "delta"]
-    """``"key"`` stands alone; ``"delta"`` updates the state that earlier packets of its stream left."""
+    """``"key"`` stands alone; ``"delta"`` updates the state after the earlier packets of its stream."""
     size: int
     """Bytes of the whole packet."""
     header_size: int
@@ -73,9 +73,9 @@ class PacketInfo:
     update_map: Literal["bitmap", "gaps"] | None = None
     """Delta packets: how the positions of the updated patches are coded."""
     follows: int | None = None
-    """Delta packets: :func:`tatok_edge.format.packet.body_crc` of the packet that left the state to update."""
+    """Delta packets: number of the updated state, from :func:`tatok_edge.format.packet.body_crc`."""
     window: tuple[int, int, int, int] | None = None
-    """Delta packets: first row, first column, rows and columns of the cells that the updated patches are read with."""
+    """Delta packets: first row, first column, rows and columns of the cells whose context the updated patches need."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class PacketInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaInfo(PacketInfo):
-    """The header of a delta packet: all fields are there."""
+    """The header of a delta packet: all of its own fields are set."""
 
     reference: int
     n_updated: int

@@ -53,7 +53,7 @@ class FileHeader:
     fps: Fraction | None
     """Frames per second; None where the frames have no rate."""
     metadata: dict[str, Any]
-    """What the user stored with the file."""
+    """Data that the user stored with the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class PacketIndex:
     offsets: array[int]
     """Offset of each packet in bytes."""
     damage: str | None = None
-    """What is wrong with the file as a whole, one line; None for a complete file."""
+    """Damage of the file as a whole, in one line; None for a complete file."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -121,10 +121,10 @@ def read_index(file: BinaryIO, start: int) -> PacketIndex:
 
 
 def check_model(info: PacketInfo, tag: bytes, owner: str) -> None:
-    """Check that a packet is of the model of its file.
+    """Check that a packet was made by the model of its file.
 
     Raises:
-        FormatError: It is of another one.
+        FormatError: Another model made it.
     """
     if info.model is not None and info.model != tag:
         raise FormatError(f"packet was made by model {info.model.hex()}, {owner} is of model {tag.hex()}")
@@ -176,7 +176,7 @@ def index_bytes(sizes: array[int], where: int) -> bytes:
 
 
 def _rate(fps: Fraction | float | None) -> Fraction:
-    """Frames per second as a fraction; cameras state 29.97 and mean 30000/1001. Zero stands for none."""
+    """Frames per second as a fraction; cameras state 29.97 and mean 30000/1001. Zero means no rate."""
     if fps is None:
         return Fraction(0)
     try:
@@ -228,7 +228,7 @@ def _no_constant(value: str) -> Any:
 
 
 def _stored_index(file: BinaryIO, start: int, size: int) -> PacketIndex | str:
-    """The index at the end of a file, or what is wrong with it."""
+    """The index at the end of a file, or its damage in words."""
     cut = f"it ends without an index at byte {size}: cut off, or still being written"
     if size < start + _FOOTER.size:
         return cut
@@ -262,7 +262,7 @@ def _stored_index(file: BinaryIO, start: int, size: int) -> PacketIndex | str:
 
 
 def _scan(file: BinaryIO, start: int, size: int, damage: str) -> PacketIndex:
-    """Places of the packets, found one after the other; stops where no whole packet begins."""
+    """Places of the packets, found one after the other up to the first place without a whole packet."""
     sizes, offsets, offset = array("Q"), array("Q"), start
     whole = 0
     stopped = None
@@ -287,12 +287,12 @@ def _scan(file: BinaryIO, start: int, size: int, damage: str) -> PacketIndex:
         try:
             key = verify(data).kind == "key"
         except FormatError:
-            pass  # reported when the frame is read, if good ones follow it
+            pass  # reported when the frame is read, if good frames follow
         else:
             whole = len(sizes) + 1
         sizes.append(length << 1 | key)
     dropped = len(sizes) - whole
     if dropped:
-        stopped = f"the packet at byte {offsets[whole]} is damaged, no good one follows"
+        stopped = f"the packet at byte {offsets[whole]} is damaged, no good packet follows"
     note = f"; {stopped}" if stopped else ""
     return PacketIndex(sizes[:whole], offsets[:whole], f"{damage}{note}; {whole} whole frames were found")

@@ -1,7 +1,7 @@
 """One frame as one self-delimiting, CRC-checked packet of bytes; ``docs/format.md`` is the specification.
 
 A packet travels alone (socket, message queue) or in a ``.ttk`` file (:mod:`tatok_edge.format.writer`). Codes are
-entropy-coded in integers only, so that every machine reads what any other wrote.
+entropy-coded in integers only, so every machine reads the packets of every other machine.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def pack_delta(
         )
     if not np.array_equal(global_ids[delta.cells], delta.global_ids):
         raise InputError(
-            "global_ids must hold those of the delta in its cells; pass the ids of all cells as they are after it"
+            "global_ids must agree with the delta in its cells; pass the ids of all cells once the delta is applied"
         )
     head = varint(delta.index - delta.reference) + delta.follows.to_bytes(4, "little") + varint(delta.n_updated)
     encoder = RangeEncoder()
@@ -177,7 +177,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
     if global_ids.size != info.n_globals:
         raise FormatError(
             f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_globals} global "
-            f"tokens, the frame that it is to update has {global_ids.size}; a stream changes size at a key packet"
+            f"tokens, the frame to update has {global_ids.size}; a stream changes size at a key packet"
         )
     try:
         global_codes = codes_from_ids(global_ids, model.levels)
@@ -212,7 +212,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
 
 
 def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The global tokens in a delta packet; they can be read without the state that the packet updates.
+    """The global tokens in a delta packet; they can be read without the state.
 
     Returns:
         Raster indices of their cells, int32 ``(C,)``, strictly increasing, and their ids, int32 ``(C,)``.
@@ -230,7 +230,7 @@ def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.in
 
 
 def body_crc(data: Buffer) -> int:
-    """Number of the state that a packet leaves, which the delta packet after it names as ``follows``.
+    """Number of the state after a packet; the next delta packet repeats it as ``follows``.
 
     The CRC of all bodies from the key packet on; the same whether the packet carries the tag of the model or not.
 
@@ -313,7 +313,7 @@ def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags:
 def _encode_positions(
     encoder: RangeEncoder, frame: TokenFrame, model: EntropyModel, global_codes: NDArray[np.int32]
 ) -> tuple[RangeEncoder, int]:
-    """Code the kept map of a key packet in the shortest way; returns the coder to go on with, and the flag."""
+    """Code the kept map of a key packet in the shortest way; returns the coder to continue with, and the flag."""
     keep = frame.keep_map().view(np.uint8)
     by_model = encoder.copy()
     flag = GAPS if encode_map(encoder, frame.positions, keep) else 0
@@ -325,7 +325,7 @@ def _encode_positions(
 
 
 class _Update(NamedTuple):
-    """The first part of the body of a delta packet, which is read without the state that it updates."""
+    """The first part of the body of a delta packet; it can be read without the state."""
 
     turns: Places
     """Cells ``(M,)`` where the motion vector changes."""

@@ -23,10 +23,10 @@ def map_of(chosen: Places, grid: Grid) -> Mask:
 
 
 def encode_map(encoder: RangeEncoder, ranks: Places, chosen: Mask, places: Mask | None = None) -> bool:
-    """Code a map by gaps or as a bitmap, whichever is shorter; returns whether by gaps.
+    """Code a map as gaps or as a bitmap, the shorter of both; returns True for gaps.
 
     Args:
-        encoder: The coder that takes it.
+        encoder: The coder to append to.
         ranks: Number of each chosen place among the places, int32 ``(n,)``.
         chosen: The chosen places as a map.
         places: Map of the places, or None for all.
@@ -54,7 +54,7 @@ def decode_map(
     """Inverse of :func:`encode_map`.
 
     Args:
-        decoder: The coder that gives it.
+        decoder: The coder to read from.
         coding: ``"gaps"``, or a bitmap.
         count: Number of chosen places.
         grid: Rows and columns of the map.

@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class EntropyModel(Protocol):
-    """What a model bundle knows about the codes of its tokens, in integers.
+    """Codes the tokens of a model bundle with integer frequencies.
 
     Each ``decode_`` method is the inverse of its ``encode_`` method. The first group raises ValueError for a code
     that the model does not know, the second for data that is cut off or was written with another model.
@@ -58,7 +58,7 @@ class EntropyModel(Protocol):
         """Append the codes of all patch tokens of a packet.
 
         Args:
-            encoder: The coder that takes them.
+            encoder: The coder to append to.
             codes: Codes of the patch tokens, int32 ``(T, D)``.
             positions: Patches of the tokens in ``grid``, int32 ``(T,)``.
             global_codes: Codes of all cells, int32 ``(G, D)``.

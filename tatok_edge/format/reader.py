@@ -24,10 +24,10 @@ Item = TypeVar("Item")
 class Reader:
     """Reads a ``.ttk`` file by frame number; use it in a ``with`` statement.
 
-    ``reader[i]`` is a :class:`TokenFrame`, ``len(reader)`` their number, iteration goes through all. Delta packets of
-    streams are no frames of their own: ``packets`` gives them unchanged, for a stream decoder, and ``keyframe_before``
-    gives the packet to begin with. A file without its index is scanned and read up to its last whole packet;
-    ``complete`` and ``damage`` report it.
+    ``reader[i]`` is a :class:`TokenFrame`, ``len(reader)`` the number of frames, iteration goes through all. Delta
+    packets of streams need a stream decoder: ``packets`` gives them unchanged, and ``keyframe_before`` gives the packet
+    to begin with. A file without its index is scanned and read up to its last whole packet; ``complete`` and ``damage``
+    report it.
 
     Args:
         path: The file to read.
@@ -73,7 +73,7 @@ class Reader:
         self.metadata: Final = header.metadata
         """Further data that the writer stored with the file."""
         self.damage: Final = self._index.damage
-        """What is wrong with the file as a whole, one line; None for a complete file."""
+        """Damage of the file as a whole, in one line; None for a complete file."""
 
     @property
     def complete(self) -> bool:
@@ -113,7 +113,7 @@ class Reader:
     def packets(
         self, start: int = 0, stop: int | None = None, *, on_error: Literal["raise", "skip"] = "raise"
     ) -> Iterator[bytes]:
-        """Packets ``start`` to ``stop`` in turn as they are in the file, key and delta, CRC checked; needs no model.
+        """Packets ``start`` to ``stop`` in turn, key and delta, unchanged, CRC checked; needs no model.
 
         Args:
             start: First packet.
@@ -126,7 +126,7 @@ class Reader:
         return _each(self.packet, range(*slice(start, stop).indices(len(self))), on_error, self.problems)
 
     def packet(self, number: int) -> bytes:
-        """The packet of a frame as it is in the file, its CRC checked.
+        """The packet of a frame, unchanged, its CRC checked.
 
         Raises:
             FormatError: The packet is damaged; the message names frame and offset.
@@ -149,7 +149,7 @@ class Reader:
         """Number of the nearest key packet at or before frame ``number``: where decoding of the frame begins.
 
         Raises:
-            FormatError: The file has none there.
+            FormatError: No key packet is at or before the frame.
         """
         number = self._number(number)
         for candidate in range(number, -1, -1):
@@ -205,7 +205,7 @@ class Reader:
 def _each(
     read: Callable[[int], Item], numbers: range, on_error: Literal["raise", "skip"], problems: list[str]
 ) -> Iterator[Item]:
-    """Read items in turn; ``"skip"`` notes damaged ones in ``problems``."""
+    """Read frames or packets in turn; ``"skip"`` notes damaged ones in ``problems``."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     for number in numbers:

@@ -21,7 +21,7 @@ def read_varint(data: Buffer, at: int, name: str, largest: int, smallest: int = 
     """Inverse of :func:`varint`: the value at offset ``at``, and the offset after it.
 
     Raises:
-        FormatError: ``data`` ends inside it, it is longer than it need be, or outside ``smallest`` to ``largest``.
+        FormatError: The integer is cut off, longer than needed, or outside ``smallest`` to ``largest``.
     """
     value = shift = 0
     while True:

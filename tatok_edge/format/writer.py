@@ -26,10 +26,9 @@ from tatok_edge.tokens.frame import TokenFrame
 class Writer:
     """Writes a ``.ttk`` file; use it in a ``with`` statement.
 
-    Packets go to ``NAME.part`` beside the output and are flushed one by one, so that a process that is killed leaves
-    a file that :class:`tatok_edge.format.reader.Reader` reads. ``close`` adds the index and renames the file; only
-    then is an existing file replaced.
-    Leaving the ``with`` block by an exception removes the temporary file.
+    Packets go to ``NAME.part`` beside the output and are flushed one by one, so
+    :class:`tatok_edge.format.reader.Reader` reads the file of a killed process. ``close`` adds the index and renames
+    the file; only then is an existing file replaced. An exception in the ``with`` block removes the temporary file.
 
     Args:
         path: The file to write.
@@ -89,7 +88,7 @@ class Writer:
         return self._append_packet(pack(frame, self._model, embed_model=False), key=True)
 
     def write_packet(self, data: Buffer) -> int:
-        """Append a packet as it is, key or delta, with or without the tag of the model; returns its size in bytes.
+        """Append a packet, key or delta, with or without the model tag; returns its size in bytes.
 
         Raises:
             FormatError: The packet is damaged or of another model.
@@ -104,8 +103,8 @@ class Writer:
         """Write the index and give the file its name. Closing twice does nothing.
 
         Args:
-            partial: Keep the packets before a failed or interrupted write; without it, closing after one is an
-                error. Where there is no packet to keep, the temporary file is removed and the output left alone.
+            partial: Keep the packets before a failed or interrupted write; otherwise, closing after such a write is
+                an error. Without packets, the temporary file is removed and the output left alone.
 
         Raises:
             SourceError: A write failed before (with ``partial=False``), or the file cannot be completed; the
@@ -187,14 +186,14 @@ class Writer:
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
-    """Without a buffer: what was written is with the operating system, and nothing is left to fail later."""
+    """Write without a buffer: all bytes go to the operating system at once, so no later flush can fail."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def _open_temporary(path: Path) -> tuple[io.FileIO, Path]:
-    """A new file beside ``path``. One that another process left or still writes is never taken over."""
+    """A new file beside ``path``. Temporary files of other processes are never reused."""
     for attempt in range(1000):
         temporary = path.with_name(f"{path.name}.part{attempt or ''}")
         try:

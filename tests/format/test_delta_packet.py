@@ -143,7 +143,7 @@ def test_a_delta_that_does_not_fit_is_not_packed() -> None:
     delta, after = make_delta(KEY, 20, 5, 3)
     for wrong, message in (
         (after[:-1], r"global_ids must be 3 x 4 = 12 for a 100x70 image, got 11"),
-        (KEY.global_ids, "must hold those of the delta in its cells; pass the ids of all cells as they are after it"),
+        (KEY.global_ids, "must agree with the delta in its cells; pass the ids of all cells once the delta is applied"),
         (after.astype(np.int64), r"global_ids must be an int32 numpy array of one dimension, got int64 \(12,\)"),
         (after.reshape(3, 4), r"must be an int32 numpy array of one dimension, got int32 \(3, 4\)"),
         (after.tolist(), "must be an int32 numpy array of one dimension, got list"),
