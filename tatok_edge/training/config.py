@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from tatok_edge.geometry import PATCH, WINDOW
 
 Variant = Literal["tatok", "patch8", "patch16", "no-globals"]
-"""``"tatok"`` is the model; the others are what it is compared with, and are never exported.
+"""``"tatok"`` is the model; the others are baselines for comparison, and are never exported.
 
 ``"patch8"`` and ``"patch16"`` are fixed-rate tokenizers: an FSQ autoencoder with one token per patch of that many
 pixels, without globals, prior and filtering. ``"no-globals"`` is TaTok whose globals are constant, so that the prior
@@ -148,8 +148,8 @@ class ModelConfig:
 def variant_of(config: ModelConfig, variant: Variant) -> ModelConfig:
     """A model's config as one of its variants, of the same size (``"tatok-s8"``: 2.4 M parameters each).
 
-    What a fixed-rate tokenizer saves (global encoder, context) goes to its decoder: at patch 8 as more blocks, so that
-    it is not worse for being smaller; at patch 16 the windows and patches, four times larger, take as much.
+    A fixed-rate tokenizer has no global encoder and no context. At patch 8 its decoder has more blocks instead, for a
+    fair comparison. At patch 16 its windows and patches, four times larger, take those parameters.
     """
     if variant not in ("patch8", "patch16"):
         return dataclasses.replace(config, variant=variant)

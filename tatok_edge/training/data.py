@@ -47,7 +47,7 @@ class DataError(ValueError):
 def held_out_names(names: Sequence[str]) -> set[str]:
     """The fixed part of a data set that is never trained on.
 
-    Of the shared training set, the pictures of :data:`~tatok_edge.training.held_out.HELD_OUT_FILES`; of any other, the
+    In the shared training set, the pictures of :data:`~tatok_edge.training.held_out.HELD_OUT_FILES`; in any other, the
     first 200 names (at most a tenth) by their SHA-256.
     """
     if listed := HELD_OUT_FILES.intersection(names):
@@ -106,8 +106,8 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
 
     Args:
         data: Folder with ``train/manifest.csv`` and ``videos/manifest.csv``, or any folder of images and videos.
-        use: ``"ship"`` takes only manifest rows whose terms allow to ship a model trained on them; ``"all"`` takes
-            every row but those with ``use`` = ``evaluate``.
+        use: ``"ship"`` takes only manifest rows whose terms allow shipping a model trained on them; ``"all"`` takes
+            every row except those with ``use`` = ``evaluate``.
         held_out: Return the held-out stills instead of the training pictures.
     """
     if sorted(data.glob("pack-*.safetensors")):

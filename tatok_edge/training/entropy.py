@@ -1,6 +1,6 @@
 """Fit the integer entropy model of :mod:`tatok_edge.format.entropy` to the codes of a trained model.
 
-``python -m tatok_edge.training.entropy BUNDLE --data DIR`` fits that of a bundle again.
+``python -m tatok_edge.training.entropy BUNDLE --data DIR`` fits the entropy model of a bundle again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Codes:
     patches: Tensor
     """uint8 ``(n, 4 * hc, 4 * wc, D)``."""
     scores: Tensor
-    """``(n, 4 * hc, 4 * wc)``, by which patches are kept: score ``residual``, the default of budgets."""
+    """Scores of the patches, ``(n, 4 * hc, 4 * wc)``: ``residual``, the default of budgets."""
 
 
 @torch.no_grad()
@@ -88,15 +88,15 @@ def centres(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
 
 
 def around(values: Tensor, there: Tensor) -> Tensor:
-    """What a network reads around every token of a grid.
+    """Inputs of a network from the neighbours of every token of a grid.
 
     Args:
         values: :func:`centres` ``(n, h, w, D)``.
         there: Whether there is a token, bool ``(n, h, w)``.
 
     Returns:
-        ``(n, h, w, 12 * (D + 1) + 12)``: of each of the 12 neighbours that come before it the values and 1, or zeros
-        where there is none; of the 12 that come after it whether there is one.
+        ``(n, h, w, 12 * (D + 1) + 12)``: for each of the 12 neighbours before the token its values and 1, or zeros
+        without a token; for each of the 12 neighbours after it, whether it has a token.
     """
     h, w = values.shape[1:3]
     entry = F.pad(torch.cat([values * there[..., None], there[..., None].float()], -1), (0, 0) + (REACH,) * 4)
@@ -108,7 +108,7 @@ def around(values: Tensor, there: Tensor) -> Tensor:
 
 
 def cell_inputs(cells: Tensor, kept: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """What a network of a grid of patches reads first: cells around, share of kept patches, place in the cell.
+    """First inputs of a network for patches: surrounding cells, share of kept patches, place in the cell.
 
     Args:
         cells: Codes ``(n, hc, wc, D)``.
@@ -139,7 +139,7 @@ def draw_window(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_kept(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """Patches that are kept at random shares, bool ``(n, h, w)``."""
+    """Kept maps with random shares of kept patches, bool ``(n, h, w)``."""
     n, h, w = scores.shape
     share = torch.exp(math.log(0.03) * torch.rand(n, generator=generator))
     share = torch.where(torch.rand(n, generator=generator) < 0.15, 1.0, share)
@@ -172,7 +172,7 @@ class TokenNet(nn.Module):
         return out
 
     def nats(self, x: Tensor, codes: Tensor, levels: tuple[int, ...]) -> Tensor:
-        """What the codes ``(n, D)`` cost, mean of the tokens."""
+        """Mean cost in nats of the codes ``(n, D)``."""
         parts = self(x).split(levels, 1)
         costs = [F.cross_entropy(logits, codes[:, d].long(), reduction="sum") for d, logits in enumerate(parts)]
         return torch.stack(costs).sum() / max(1, len(x))
@@ -197,7 +197,7 @@ class TokenNet(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """One for each of :data:`tatok_edge.format.entropy.GRIDS`."""
+    """One network for each of :data:`tatok_edge.format.entropy.GRIDS`."""
 
     cells: TokenNet
     keep: TokenNet
@@ -205,17 +205,17 @@ class Networks:
     levels: tuple[int, ...]
 
     def cells_nats(self, cells: Tensor, there: Tensor) -> Tensor:
-        """What the codes of the cells cost that a packet holds."""
+        """Mean cost in nats of the cells ``there`` that a packet holds."""
         return self.cells.nats(around(centres(cells, self.levels), there)[there], cells[there], self.levels)
 
     def keep_nats(self, cells: Tensor, kept: Tensor, at: Tensor) -> Tensor:
-        """What it costs to say whether the patches ``at``, bool ``(n, h, w)``, are kept."""
+        """Mean cost in nats of the kept map at the patches ``at``, bool ``(n, h, w)``."""
         codes = kept[..., None].long()
         inputs = torch.cat([cell_inputs(cells, kept, self.levels), around(centres(codes, (2,)), kept | True)], -1)
         return self.keep.nats(inputs[at], codes[at], (2,))
 
     def patches_nats(self, cells: Tensor, patches: Tensor, kept: Tensor, at: Tensor) -> Tensor:
-        """What the codes of the patches ``at`` cost, bool ``(n, h, w)``, of those that are kept."""
+        """Mean cost in nats of the codes of the patches ``at``, bool ``(n, h, w)``."""
         inputs = torch.cat([cell_inputs(cells, kept, self.levels), around(centres(patches, self.levels), kept)], -1)
         return self.patches.nats(inputs[at], patches[at], self.levels)
 
@@ -275,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tatok_edge.training.entropy", description=__doc__)
     parser.add_argument("bundle", type=Path, help="folder; its entropy.npz, manifest and card are replaced")
-    parser.add_argument("--data", type=Path, required=True, help="training pictures, as for a training")
-    parser.add_argument("--use", choices=("ship", "all"), default="ship", help="manifest rows to fit to")
+    parser.add_argument("--data", type=Path, required=True, help="folder of training pictures")
+    parser.add_argument("--use", choices=("ship", "all"), default="ship", help="manifest rows to use")
     parser.add_argument("--images", type=int, default=6000, help="number of crops (6000)")
     parser.add_argument("--steps", type=int, default=12000, help="number of steps (12000)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
 """The pictures of the shared training set that are never trained on, by their name in ``train/manifest.csv``.
 
-The list is fixed, so that models of any date can be compared on pictures that none of them has seen: never take a
-name off it. The first 200 names by SHA-256 were held out from the beginning; no shipped weights have seen one of them.
+The list is fixed, so that models of any date can be compared on pictures that none of them was trained on: never
+remove a name. The first 200 names by SHA-256 were held out from the beginning; no shipped model was trained on them.
 """
 
 HELD_OUT_FILES = frozenset(
