@@ -53,7 +53,7 @@ class _Topic:
         self.bytes_in = self.bytes_out = 0
         self.sizes: set[tuple[int, int]] = set()
         self.problems: Counter[str] = Counter()
-        """Reasons for which messages were left as they are, with their numbers."""
+        """Why messages were copied unchanged, and how many for each reason."""
 
     def report(self) -> Report:
         """The counts for the report."""
@@ -77,7 +77,7 @@ class _Topic:
         if not self.problems:
             return None
         text, _ = self.problems.most_common(1)[0]
-        return f"{name}: {sum(self.problems.values())} of {self.messages} messages were left as they are: {text}"
+        return f"{name}: {sum(self.problems.values())} of {self.messages} messages were copied unchanged: {text}"
 
 
 def encode(args: argparse.Namespace, budget: TokenBudget) -> int:
@@ -133,11 +133,11 @@ class _Work:
         self._channels: dict[Channel, Channel] = {}
 
     def takes(self, channel: Channel) -> bool:
-        """Whether its messages are replaced."""
+        """Whether the messages of a channel are replaced."""
         return channel.topic in self.topics and channel.type in self.types
 
     def replace(self, record: Message) -> Message | None:
-        """The message that replaces ``record``; None if it has to stay as it is."""
+        """The message that replaces ``record``; None if ``record`` stays unchanged."""
         data = self.attempt(record, self._convert)
         if data is None:
             return None
@@ -237,13 +237,13 @@ class _Decoding(_Work):
 
 
 def _rewrite(bag: Bag, work: _Work, args: argparse.Namespace, *, frames: int | None = None) -> int:
-    """Copies the bag with some messages replaced. Messages that cannot be replaced stay as they are, and are reported.
+    """Copies the bag with some messages replaced. Messages that cannot be replaced are copied unchanged, and reported.
 
     Args:
         bag: The input.
         work: Replaces the messages.
         args: The command line, for its output.
-        frames: Stop after so many replaced messages.
+        frames: Stop after this number of replaced messages.
     """
     output = args.output
     start = time.perf_counter()
@@ -306,7 +306,7 @@ def _row(topic: _Topic) -> str:
 
 
 def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -> int:
-    """Decodes one topic to a video of the pictures that are whole."""
+    """Decodes the whole pictures of one topic to a video."""
     output = args.output
     count, rate = _rate(bag, topic)
     rate = args.fps or rate
@@ -371,7 +371,7 @@ def _report(
 
 def _end(work: _Work, output: str, problems: Sequence[str], received: Sequence[signal.Signals]) -> int:
     for problem in problems:
-        say(work.command, f"{problem}; {output} holds what is good")
+        say(work.command, f"{problem}; {output} holds all others")
     return exit_code(work.command, bool(problems), received)
 
 
@@ -381,7 +381,7 @@ def _decoded_topic(topic: str) -> str:
 
 def _check_free(bag: Bag, topic: str) -> None:
     if topic in bag.topics():
-        raise SourceError(f"{bag.path}: holds a topic {topic} already; what was to be written there is in it")
+        raise SourceError(f"{bag.path}: already holds the topic {topic}, which this command writes")
 
 
 def _bytes_to_array(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:

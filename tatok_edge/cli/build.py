@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--profiles",
         default="auto",
         metavar="FILE",
-        help="frame sizes and token counts as JSON, or 'auto': pictures up to 1920x1088 (default)",
+        help="JSON file of frame sizes and token counts, or 'auto': pictures up to 1920x1088 (default)",
     )
     parser.add_argument(
         "--calibrate",
@@ -71,9 +71,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sm", type=words, metavar="SM,...", help="GPU architectures (default: this machine's GPU)")
     parser.add_argument(
-        "--dtf", choices=("plugin", "onnx"), help="also an engine for token filtering, as a plugin or without one"
+        "--dtf", choices=("plugin", "onnx"), help="also build an engine for token filtering, with a plugin or without"
     )
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder of the engines (default: 'cache', the user's)")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder of the engines (default: the user's cache)")
     parser.add_argument("--ignore-memory", action="store_true", help="build even with too little free memory")
 
 
@@ -130,14 +130,14 @@ def choose_profiles(
         profiles: ``"auto"``, or the path of a profile file.
         videos: Videos to fit the profiles to, one per camera.
         count_as: Take the videos as streams or as single frames.
-        tau: Share of the score to keep; None for :data:`TAU`, or in streams for all that a stream needs.
+        tau: Share of the score to keep; None for :data:`TAU`, or for 1 in streams.
 
     Raises:
         InputError: Videos and a file, or a file that is no profile file.
         SourceError: A video cannot be opened.
     """
     if videos and profiles != "auto":
-        raise InputError("--calibrate finds the profiles itself; give either it or --profiles FILE")
+        raise InputError("--calibrate finds the profiles itself: give either --calibrate or --profiles FILE")
     if not videos:
         return default_profiles() if profiles == "auto" else load_profiles(Path(profiles))
     if tau is None:

@@ -24,7 +24,7 @@ from tatok_edge.errors import TaTokError
 from tatok_edge.model.bundle import DEFAULT_MODEL
 
 SHOWN_PROBLEMS = 5
-"""Clips with a problem that are named one by one."""
+"""Largest number of clips whose problem is printed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = "processes of this machine (default), or Ray: a cluster where RAY_ADDRESS names one"
     add_choice(parser, "--engine", ("local", "ray"), text)
     parser.add_argument("--shard-mb", type=positive, metavar="MB", help="size of a file of the sharded formats")
-    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     add_force(parser)
 
 
@@ -62,16 +62,16 @@ def run(args: argparse.Namespace) -> int:
             made = make_dataset(args.inputs, args.output, options, stopped=lambda: bool(received), advance=advance)
         except Interrupted as stop:
             progress.clear()
-            say("dataset", f"interrupted; {stop} and kept: go on with --resume")
+            say("dataset", f"interrupted; {stop} and kept: continue with --resume")
             return 128 + received[0]
         except KeyboardInterrupt:  # the second Ctrl-C
             progress.clear()
-            say("dataset", "interrupted; whole clips are kept: go on with --resume")
+            say("dataset", "interrupted; whole clips are kept: continue with --resume")
             return 130
         except OSError as error:
             reason = error.strerror or str(error)
             raise TaTokError(
-                f"{args.output}: cannot be written ({reason}); whole clips are kept: make room and go on with --resume"
+                f"{args.output}: cannot be written ({reason}); whole clips are kept: free space and use --resume"
             ) from error
     report = _report(made, args.output)
     if args.json:
@@ -93,11 +93,11 @@ def _options(args: argparse.Namespace) -> Options:
         UsageError: Options that exclude each other, or a value outside its range.
     """
     if args.resume and args.force:
-        raise UsageError("--resume goes on with what is there and --force replaces it: give one of them")
+        raise UsageError("--resume continues the data set in OUT and --force replaces it: give one of them")
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise UsageError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
     if args.precision != "fp32":
-        raise UsageError("--precision is that of the decoder, and a data set is only encoded: leave it out")
+        raise UsageError("--precision is for the decoder, and a data set is only encoded: leave --precision out")
     return Options(
         format=args.format,
         model=args.model or DEFAULT_MODEL,

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a video (.mp4), a picture, or a folder (one PNG per frame)",
     )
     parser.add_argument("--frame", type=int, metavar="N", help="only this frame, from 0; negative counts from the end")
-    parser.add_argument("--fps", type=float, metavar="RATE", help="frame rate of a video (default: that of the source)")
+    parser.add_argument("--fps", type=float, metavar="RATE", help="frame rate of a video (default: the source's)")
     add_bags(parser, "--keep-tokens", "keep the tokens too")
 
 
@@ -83,5 +83,5 @@ def run(args: argparse.Namespace) -> int:
         print_table(f"{path} -> {output}", rows)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        say("decode", f"{problems[0]}{more}; {output} holds the {target.written} frames that are good")
+        say("decode", f"{problems[0]}{more}; {output} holds the {target.written} good frames")
     return exit_code("decode", bool(problems), received)

@@ -17,7 +17,7 @@ from tatok_edge.format.reader import Reader
 from tatok_edge.sources.open import open_source
 
 SYNTHETIC = "synthetic:width=320,height=240,live=1"
-"""Source that ``synthetic``, the default, stands for here."""
+"""Source that ``synthetic``, the default, means in this command."""
 _EXTRA = ("starlette", "uvicorn", "websockets")
 
 
@@ -35,8 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on (default: 127.0.0.1, this machine only); any other asks for an access token, "
-        "which is part of the address that is printed",
+        help="address to listen on (default: 127.0.0.1, this machine only); with any other, the page needs an "
+        "access token, which is part of the printed address",
     )
     parser.add_argument("--port", type=int, default=8321, metavar="N", help="port, 0 for a free one (default: 8321)")
     parser.add_argument("--record-to", metavar="DIR", help="folder for recordings (default: nothing can be recorded)")
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=320,
         metavar="PIXELS",
-        help="longer side of the pictures at the start, larger ones are scaled down (default: 320)",
+        help="longer side of the pictures at the start; larger pictures are scaled down (default: 320)",
     )
     parser.add_argument(
         "--browser", action=argparse.BooleanOptionalAction, default=False, help="open the page (default: no)"
@@ -101,7 +101,7 @@ def _model_of(path: str) -> str:
 
 
 def _folder(name: str) -> Path:
-    """The folder for recordings, made if it is not there."""
+    """The folder for recordings, created if missing."""
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""``tatok doctor``: what this machine can run, and why not the rest. Opens no camera, builds and loads no engine.
+"""``tatok doctor``: the parts that can run on this machine, and what the others miss.
 
-A machine without an NVIDIA GPU is a healthy machine: whatever only a GPU needs is then said to be not needed.
+It opens no camera, builds no engine and loads none. A machine without an NVIDIA GPU is healthy: parts that only a GPU
+needs are then reported as not needed.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _IN_CONTAINER = "in a container, start it with --gpus all (on a Jetson: --runtim
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Defines the options: there are none besides those of every command."""
+    """Defines no options besides those of every command."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report.
 
     Returns:
-        0 where frames can be tokenized here, 1 where something that this needs is missing.
+        0 if this machine can tokenize frames, 1 if a part that this needs is missing.
     """
     report = examine()
     if args.json:
@@ -237,7 +238,7 @@ def _device_memory(nvidia: Report) -> Report:
     if pycuda:
         return {"usable": True, "reason": f"pycuda {pycuda}"}
     if bindings:
-        text = f"cuda-bindings {bindings} need a driver of CUDA {major}, this one is of {nvidia['cuda']}: {hint}"
+        text = f"cuda-bindings {bindings} need a driver for CUDA {major}, this one is for {nvidia['cuda']}: {hint}"
         return {"usable": False, "reason": text}
     return {"usable": False, "reason": f"neither cuda-bindings nor pycuda: {hint}" if nvidia["usable"] else NOT_NEEDED}
 
@@ -284,7 +285,7 @@ def _plugin(nvidia: Report) -> Report:
             return {"usable": True, "reason": f"{path}, SHA-256 {tensorrt_plugin.sha256_of(path)[:12]}..."}
     except BackendError as error:
         return {"usable": False, "reason": str(error)}
-    how = "not built; only engines of 'tatok build --dtf plugin' need it, and they take its twin in Python meanwhile"
+    how = "not built; only engines of 'tatok build --dtf plugin' need it, and the plugin in Python replaces it"
     return {
         "usable": False,
         "reason": f"{how}: python -m tatok_edge.runtime.tensorrt.plugin build" if nvidia["usable"] else NOT_NEEDED,
@@ -292,7 +293,7 @@ def _plugin(nvidia: Report) -> Report:
 
 
 def _engines(nvidia: Report, flavours: Mapping[str, Report]) -> list[Report]:
-    """Every set of engines of the shipped models in the cache, and whether it fits what is here."""
+    """Every set of engines of the shipped models in the cache, and whether it fits this machine."""
     from tatok_edge.errors import TaTokError
     from tatok_edge.model.bundle import list_models, open_bundle
     from tatok_edge.runtime.tensorrt.manifest import EngineMismatch, read_manifest
@@ -373,7 +374,7 @@ def _engine_set(
     report["verified"] = is_verified(EngineSet(folder, {graph: manifests[graph] for graph in GRAPHS}))
     if not nvidia["usable"] or version is None:
         here = f"no {title} here" if nvidia["usable"] else "no GPU to run them"
-        return report | {"usable": False, "reason": f"{what}: whole, of this model; {here}"}
+        return report | {"usable": False, "reason": f"{what}: complete, for this model; {here}"}
     if not report["verified"]:
         return report | {"usable": True, "reason": f"{what}: not verified: tatok verify {bundle.name}"}
     return report | {"usable": True, "reason": f"{what}: verified"}
@@ -399,11 +400,11 @@ def _opencv() -> Report:
     if not features["ffmpeg"]:
         missing.append("no FFmpeg: no RTSP and no video files except through a gst: pipeline")
     if tuple(int(part) for part in cv2.__version__.split(".")[:2]) < (4, 13):
-        missing.append("before 4.13: a video that changes its size freezes at its last picture of the first size")
+        missing.append("older than 4.13: a video that changes size freezes at the last picture before the change")
     if not features["v4l2"]:
         missing.append("no V4L2: no USB cameras on Linux")
     if not features["gstreamer"]:
-        text = "no GStreamer in it (pipelines go through python3-gi)"
+        text = "built without GStreamer (pipelines use python3-gi)"
         if _jetson() is not None:
             text += "; JetPack's has it: pip uninstall opencv-python opencv-python-headless"
         missing.append(text)
@@ -412,7 +413,7 @@ def _opencv() -> Report:
         "version": cv2.__version__,
         "path": str(Path(cv2.__file__).parent),
         **features,
-        "reason": "; ".join(missing) or "everything is in it",
+        "reason": "; ".join(missing) or "all features are built in",
     }
 
 
@@ -478,7 +479,7 @@ def _model(name: str) -> Report:
 
 def _text(report: Report) -> str:
     versions, cpu, opencv = report["versions"], report["cpu"], report["opencv"]
-    features = "unknown" if cpu["features"] is None else " ".join(cpu["features"]) or "none of those that matter"
+    features = "unknown" if cpu["features"] is None else " ".join(cpu["features"]) or "none that speeds up the networks"
     if cpu["missing"]:
         features += f" (not: {' '.join(cpu['missing'])})"
     lines = [
@@ -501,7 +502,7 @@ def _text(report: Report) -> str:
     for camera in report["cameras"]:
         access = "" if camera["readable"] else " (no permission: join the group 'video')"
         lines.append(f"  {camera['path']}  {camera['name']}{access}")
-    lines.append("ready" if report["ok"] else "not ready: something marked 'no' above is needed to tokenize frames")
+    lines.append("ready" if report["ok"] else "not ready: a part marked 'no' above is needed to tokenize frames")
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT.ttk", help="the token file to write")
     add_budget(parser)
     add_frames(parser, "stop after N frames")
-    parser.add_argument("--snapshot", metavar="PNG", help="also save the last frame as it came in")
+    parser.add_argument("--snapshot", metavar="PNG", help="also save the original of the last frame")
     group = add_bags(parser, "--keep-images", "keep the images too")
     group.add_argument("--frames-only", action="store_true", help="every message stands alone (default: key and delta)")
     add_stream_quality(group, keyframe_interval=30, default=None)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report, tokenizer, live=live)
     if recording.problem:
-        say("encode", f"{recording.problem}; {args.output} holds the {report['frames']} frames that are good")
+        say("encode", f"{recording.problem}; {args.output} holds the {report['frames']} good frames")
     return exit_code("encode", recording.problem is not None, received)
 
 

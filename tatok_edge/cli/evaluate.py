@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE,...",
         help="shares of the patch tokens to keep (default: 1.0,0.5,0.35,0.25,0.1)",
     )
-    parser.add_argument("--tau", type=shares, default=[], metavar="TAU,...", help="shares of the score to keep, too")
-    parser.add_argument("--ssim", action="store_true", help="measure SSIM and MS-SSIM too (extra 'evaluate')")
+    parser.add_argument("--tau", type=shares, default=[], metavar="TAU,...", help="also keep these shares of the score")
+    parser.add_argument("--ssim", action="store_true", help="also measure SSIM and MS-SSIM (extra 'evaluate')")
     add_refine(parser)
     parser.add_argument("--crop", type=positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
     parser.add_argument(
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compare",
         nargs=2,
         metavar=("RUN_A.json", "RUN_B.json"),
-        help="measure nothing; say how much more or fewer tokens and bits run B takes than run A for the same quality",
+        help="compare two earlier runs: how many more or fewer tokens and bits B takes than A for the same quality",
     )
 
 

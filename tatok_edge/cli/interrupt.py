@@ -44,6 +44,6 @@ def until_signal(stop: Callable[[], None] | None = None) -> Iterator[list[signal
 def exit_code(command: str, failed: bool, received: Sequence[signal.Signals]) -> int:
     """The exit code of a command that ended by itself or by a signal; reports the signal."""
     if received:
-        say(command, "interrupted; what was whole is kept")
+        say(command, "interrupted; finished work is kept")
         return 128 + received[0]
     return 1 if failed else 0

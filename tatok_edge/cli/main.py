@@ -26,17 +26,17 @@ OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 COMMANDS = {
     "encode": "pictures to tokens",
-    "stream": "a camera to tokens of what changes, live",
+    "stream": "a live camera to tokens of its changes",
     "demo": "a live page: camera, tokens, reconstruction",
     "decode": "tokens to pictures",
-    "info": "what a token file holds",
+    "info": "contents of a token file",
     "view": "a picture of the kept tokens",
     "evaluate": "quality on a folder of pictures",
     "bench": "speed on this machine",
     "dataset": "videos to a data set of tokens",
     "build": "TensorRT engines of a model",
-    "verify": "whether a backend computes a model as the CPU does",
-    "doctor": "what this machine can run, and why not the rest",
+    "verify": "check a backend against the CPU",
+    "doctor": "check this machine: backends, GPU, cameras",
 }
 """Line of each command in ``tatok --help``.
 
@@ -45,17 +45,17 @@ the work and returns the exit code. It raises :class:`~tatok_edge.cli.options.Us
 """
 
 _EXAMPLES = """examples:
-  tatok encode clip.mp4 -o clip.ttk --keep 0.35     keep the 35 % of the tokens that say most
+  tatok encode clip.mp4 -o clip.ttk --keep 0.35     keep the best 35 % of the patch tokens
   tatok encode 0 -o camera.ttk --tau 0.8            from the first camera, until Ctrl-C
-  tatok stream 0 -o camera.ttk --max-kbps 200       as a stream: only what changes costs tokens
+  tatok stream 0 -o camera.ttk --max-kbps 200       as a stream: only changes cost tokens
   tatok decode clip.ttk -o clip_decoded.mp4         back to a video (or to a picture, or a folder of PNG files)
   tatok encode bag.mcap --topic /camera/image_raw -o tokens.mcap   a camera topic of a ROS 2 bag
   tatok demo 0                                      a live page of the camera, its tokens and the reconstruction
   tatok view clip.ttk --source clip.mp4 -o view.png original, kept tokens and reconstruction side by side
   tatok dataset videos/ -o tokens --tau 0.8         a data set of tokens, to train on
   tatok build --precision fp16                      TensorRT engines for this machine's GPU
-  tatok verify                                      whether those engines compute what the CPU does
-  tatok doctor                                      what this machine can run, and why not the rest
+  tatok verify                                      check those engines against the CPU
+  tatok doctor                                      check this machine: backends, GPU, cameras
 """
 
 
@@ -100,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{path}{error.strerror or error}", FAILED)
     except UsageError as error:
         return fail(str(error), USAGE, hint=f"; see 'tatok {name} --help'")
-    except Exception as error:  # a bug of ours
+    except Exception as error:  # a bug in tatok-edge
         return fail(f"unexpected {type(error).__name__}: {error}", FAILED, hint=" (--debug shows where)")
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for: that takes longer than all of ``--help``."""
+    """Reads the version only on request: reading it takes longer than all of ``--help``."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Options that several commands share: each is defined once, with the value that is made of it.
+"""Options that several commands share. Each is defined once, beside the function that reads its value.
 
 Nothing heavy is imported here, not even ``dataclasses``, so ``tatok --help`` answers at once.
 """
@@ -72,7 +72,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME", help="a shipped model's name, or the path of a model bundle")
     text = "backend that runs the networks: auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto)"
     add_backend(group, text)
-    group.add_argument("--threads", type=positive, metavar="N", help="threads of the networks (default: chosen)")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads of the networks (default: automatic)")
     text = "precision of the decoder on a CPU: int8 is faster, tokens stay the same (default: fp32)"
     add_choice(group, "--precision", ("fp32", "int8"), text)
 
@@ -114,8 +114,8 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--score",
         choices=("residual", "information", "entropy"),
-        help="what ranks the patches: the residual after predicting their pixels from the global tokens (default), "
-        "the information of their code in bits, or the entropy of their code in bits",
+        help="score that ranks the patches: the residual after predicting their pixels from the global tokens "
+        "(default), the information of the patch token in bits, or its entropy in bits",
     )
     add_refine(group)
 

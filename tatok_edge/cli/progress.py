@@ -13,12 +13,12 @@ INTERVAL = 0.1
 
 
 class Progress:
-    """Counts frames, or something else, on standard error while its ``with`` block runs.
+    """Shows a count of frames, or of another unit, on standard error while its ``with`` block runs.
 
     Args:
-        label: What is going on.
-        total: Number of frames to come; None where it is not known.
-        unit: What is counted.
+        label: Name of the work.
+        total: Number of frames to come; None if unknown.
+        unit: Unit of the count.
     """
 
     def __init__(self, label: str, total: int | None, *, unit: str = "frames") -> None:

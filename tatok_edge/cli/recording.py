@@ -1,4 +1,4 @@
-"""A run that encodes a source, and keeps what was encoded where an error or Ctrl-C ends the run."""
+"""A run that encodes a source, and keeps the encoded frames if an error or Ctrl-C ends the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tatok_edge.tokens.budget import TokenBudget
 class Recording:
     """The token file of a run, its totals and its problem; encode the frames in a ``with`` statement.
 
-    Leaving the block closes the file. An error of ours or Ctrl-C in the block is swallowed if there are frames: a
-    camera cannot record them again.
+    Leaving the block closes the file. A :class:`TaTokError` or Ctrl-C in the block is swallowed if frames were encoded:
+    a camera cannot record them again.
 
     Args:
         source: Where the frames come from.
@@ -75,7 +75,7 @@ class Recording:
         """Checks that a frame was encoded.
 
         Raises:
-            SourceError: There is none; says why.
+            SourceError: No frame was encoded; the message says why.
         """
         if not self.totals.frames:
             unwritten = "" if self._output is None else f"; {self._output} was not written"

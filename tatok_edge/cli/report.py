@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON and messages, and the figures that several reports share."""
+"""Output of the commands: tables, JSON and messages, and the figures that several reports share."""
 
 from __future__ import annotations
 

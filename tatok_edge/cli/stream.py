@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("source", metavar="IN", help=SOURCE_HELP)
     parser.add_argument("-o", "--output", metavar="OUT.ttk", help="the token file to write (default: none)")
-    parser.add_argument("--fps", type=float, metavar="RATE", help="take at most so many frames per second")
+    parser.add_argument("--fps", type=float, metavar="RATE", help="take at most RATE frames per second")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
     parser.add_argument("--max-kbps", type=float, metavar="K", help="bandwidth in kbit/s, kept in every second")
     add_stream_quality(parser, keyframe_interval=KEYFRAME_INTERVAL, default=KEYFRAME_INTERVAL)
@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("key", "rolling"),
         help="keyframes (default), or a few cells refreshed in every frame (default with --max-kbps)",
     )
-    text = "drop frames that come too fast, or wait (default: drop those of live sources)"
+    text = "drop frames that come too fast, or make the source wait (default: drop for live sources)"
     add_choice(parser, "--on-lag", ("auto", "drop", "wait"), text)
     add_budget(parser)
 

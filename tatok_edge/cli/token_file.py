@@ -1,4 +1,4 @@
-"""Token files as decode, view and info read them: whole frames of a damaged file, the others reported."""
+"""Reads token files for decode, view and info. In a damaged file, whole frames are read and the others reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FileDecoder:
         """The picture of a frame. In a stream, all packets from its keyframe on are read.
 
         Raises:
-            FormatError: The frame, or one that it builds on, is damaged.
+            FormatError: The frame, or an earlier frame that it needs, is damaged.
         """
         reader = self._reader
         if not self._streamed:
@@ -64,7 +64,7 @@ class FileDecoder:
             self._decoder = StreamDecoder(self._tokenizer)
         while self._next < number:
             self._next += 1
-            with suppress(FormatError):  # the frames that build on it will say what is missing
+            with suppress(FormatError):  # frames that need this one will report the damage
                 self._decoder.push(reader.packet(self._next - 1))
         self._next = number + 1
         decoded = self._decoder.decode(reader.packet(number))
@@ -76,7 +76,7 @@ class FileDecoder:
         """The tokens in the packet of a frame; call :meth:`image` first.
 
         Raises:
-            FormatError: It is damaged.
+            FormatError: The packet is damaged.
         """
         if self._reader.is_key(number):
             return self._reader[number]

@@ -1,4 +1,4 @@
-"""``tatok verify``: whether a backend computes the model as the CPU reference does, and a record if it does."""
+"""``tatok verify``: compares a backend with the CPU reference, and records a success."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from tatok_edge.export.engines.verdict import Verification
 
 SOURCE = "synthetic:frames=60,width=640,height=480"
-"""Frames to compare on where no source is given: the rendered camera clip, which is there on every machine."""
+"""Default source of the frames to compare on: the rendered camera clip, which every machine can make."""
 SPREAD = 5
-"""Frames of a source of unknown length between two that are taken."""
+"""Distance between the frames taken from a source of unknown length."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16"),
-        help="precision of the engines or graphs (default: that of the engines; of graphs fp32)",
+        help="precision of the engines or graphs (default: the engines' own; fp32 for graphs)",
     )
     add_choice(parser, "--reference", ("onnxruntime",), "reference backend (default: onnxruntime)")
     parser.add_argument("--frames", default=SOURCE, metavar="IN", help="frames to compare on: " + SOURCE_HELP)
@@ -94,9 +94,9 @@ def verify(
         model: A shipped model's name, or the path of a bundle.
         folder: Where the engines are; None for the user's cache.
         backend: The candidate's backend, see :func:`tatok_edge.runtime.open.open_session`.
-        precision: Of the engines to take, or of the graphs that ONNX Runtime is to run; None for what there is.
+        precision: Precision of the engines, or of the graphs in ONNX Runtime; None for the engines' own, or fp32.
         source: Where the frames come from.
-        count: How many of them.
+        count: Number of frames.
         as_json: Print one JSON document instead of a table.
 
     Returns:
@@ -156,10 +156,10 @@ def verify(
 
 
 def read_frames(source: str, count: int) -> list[NDArray[np.uint8]]:
-    """``count`` frames spread over a source, fewer if it has fewer.
+    """``count`` frames spread over a source, or all frames of a shorter source.
 
     Raises:
-        SourceError: it cannot be opened.
+        SourceError: the source cannot be opened.
     """
     frames: list[NDArray[np.uint8]] = []
     with open_source(source) as opened:
@@ -185,7 +185,7 @@ def open_candidate(
 
     Raises:
         InputError: a folder of engines for a backend that runs none.
-        BackendError: it cannot run here.
+        BackendError: the backend cannot run here.
     """
     if backend == "onnxruntime":
         if folder is not None:
@@ -204,7 +204,7 @@ def _onnx_candidate(
         from tatok_edge.export.engines import precision as module
         from tatok_edge.export.engines.lint import load_graph
 
-        # What TensorRT would be given, in a form that computes as it does: ONNX Runtime on a CPU has no fp16.
+        # The graphs that TensorRT would get, with fp16 emulated: ONNX Runtime on a CPU has no fp16.
         parsed = {name: load_graph(data, name) for name, data in graphs.items()}
         converted, _ = module.convert_bundle(parsed, frames, bundle.levels, bundle.context_width)
         graphs = {name: module.emulate(graph).SerializeToString() for name, graph in converted.items()}
@@ -216,7 +216,7 @@ def _onnx_candidate(
 
 
 def _frame_profiles(frames: Sequence[NDArray[np.uint8]]) -> ProfileSet:
-    """Shapes for what takes any: one and two frames of each size, and token counts up to those of the largest."""
+    """Shapes for a backend without profiles: one and two frames of each size, token counts up to the largest's."""
     from tatok_edge.export.engines.profiles import FrameRange, ProfileSet
 
     sides = [patch_grid(frame.shape[1], frame.shape[0]) for frame in frames]
@@ -239,8 +239,8 @@ def _engine_candidate(
         if there is None:
             raise BackendError(
                 f"nothing to verify: {chosen.name} runs no engines ({chosen.reason}). 'tatok doctor' says what is "
-                f"missing; 'tatok verify {_named(bundle)} --backend onnxruntime --precision fp16' checks what engines "
-                "are built from"
+                f"missing; 'tatok verify {_named(bundle)} --backend onnxruntime --precision fp16' checks the graphs "
+                "behind engines"
             )
         _check_precision(bundle, there, precision)
     except BackendError:
@@ -310,4 +310,4 @@ def _print(report: Mapping[str, Any], result: Verification) -> None:
     if report["record"] is not None:
         print(f"verified: {report['record']}")
     elif result.ok:
-        print("all bounds hold; there are no engines to keep a record of")
+        print("all bounds hold; no record is written, because there are no engines")

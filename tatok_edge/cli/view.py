@@ -88,15 +88,15 @@ def _original(source: str, path: str, tokens: TokenFrame | DeltaFrame) -> Image:
     with open_source(source) as opened:
         if opened.live:
             raise InputError(
-                f"{source}: a live source cannot show an earlier frame; encode with --snapshot and name that"
+                f"{source}: a live source cannot show an earlier frame; encode with --snapshot and give that picture"
             )
         image = next((frame.image for frame in opened if frame.index == index or opened.frames == 1), None)
     if image is None:
-        raise SourceError(f"{source}: has no frame {index}; name what was encoded")
+        raise SourceError(f"{source}: has no frame {index}; give the encoded source")
     height, width = image.shape[:2]
     if (width, height) != (tokens.width, tokens.height):
         raise InputError(
             f"{source}: frame {index} is {width}x{height}, but {path} holds "
-            f"{tokens.width}x{tokens.height}; name what was encoded"
+            f"{tokens.width}x{tokens.height}; give the encoded source"
         )
     return image

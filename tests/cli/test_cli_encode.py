@@ -122,7 +122,7 @@ def test_interrupt_keeps_what_is_whole(tmp_path: Path, number: signal.Signals, c
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err == "tatok encode: interrupted; what was whole is kept\n"
+    assert err == "tatok encode: interrupted; finished work is kept\n"
     with Reader(tmp_path / "a.ttk") as reader:
         assert reader.complete
         assert len(reader) == json.loads(out)["frames"] > 3

@@ -21,7 +21,7 @@ def test_video_that_breaks_off_is_kept_up_to_there(tatok: Run) -> None:
     data = shared("videos/bear_pan.mp4").read_bytes()
     Path("cut.mp4").write_bytes(data[: len(data) // 3])
     result = tatok("encode", "cut.mp4", "-o", "a.ttk", "--keep", "0.1", "--json")
-    one_line(result, 1, r"cut\.mp4 breaks off after \d+ of 82 frames; a\.ttk holds the \d+ frames that are good")
+    one_line(result, 1, r"cut\.mp4 breaks off after \d+ of 82 frames; a\.ttk holds the \d+ good frames")
     report = result.json
     assert report["complete"] is False
     with Reader("a.ttk") as reader:
@@ -94,7 +94,7 @@ def test_token_file_that_is_cut_off(tatok: Run, small: Path) -> None:
     whole = result.json["frames"]
     assert 1 <= whole < 6
     result = tatok("decode", "cut.ttk", "-o", "out", "--json")
-    one_line(result, 1, rf"whole frames were found; out holds the {whole} frames that are good")
+    one_line(result, 1, rf"whole frames were found; out holds the {whole} good frames")
     assert len(list(Path("out").iterdir())) == result.json["frames"] == whole
 
 
@@ -104,7 +104,7 @@ def test_damaged_frame_is_skipped_and_named(tatok: Run, small: Path) -> None:
         data[reader.offset(2) + 30] ^= 0x10
     Path("bad.ttk").write_bytes(data)
     one_line(tatok("info", "bad.ttk"), 1, r"bad\.ttk: frame 2 at byte \d+: packet is damaged")
-    one_line(tatok("decode", "bad.ttk", "-o", "out"), 1, "frame 2 at byte .*; out holds the 5 frames that are good")
+    one_line(tatok("decode", "bad.ttk", "-o", "out"), 1, "frame 2 at byte .*; out holds the 5 good frames")
     assert not Path("out/000002.png").exists()
     one_line(tatok("decode", "bad.ttk", "-o", "2.png", "--frame", 2), 1, "frame 2 at byte .*no frame could be decoded")
     one_line(tatok("view", "bad.ttk", "-o", "view.png", "--frame", 1), 1, "frame 2 at byte")

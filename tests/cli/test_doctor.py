@@ -238,7 +238,7 @@ def test_a_jetson_whose_driver_is_not_visible(machine: Machine) -> None:
         (
             {"cuda-bindings": "13.0.3"},
             False,
-            "cuda-bindings 13.0.3 need a driver of CUDA 13, this one is of 12.6: pip install 'cuda-bindings==12.*'",
+            "cuda-bindings 13.0.3 need a driver for CUDA 13, this one is for 12.6: pip install 'cuda-bindings==12.*'",
         ),
         ({}, False, "neither cuda-bindings nor pycuda: pip install 'cuda-bindings==12.*'"),
     ],
@@ -318,7 +318,7 @@ def test_engines_that_fit(machine: Machine, tmp_path: Path, monkeypatch: pytest.
         ({"sms": ("8.6", "8.9")}, "was built for a GPU of SM 8.6 or 8.9, found one of SM 8.7: run 'tatok build"),
         ({"version": "10.7.0"}, "was built with TensorRT 10.7.0, found TensorRT 10.3.0: run 'tatok build tatok-s8"),
         ({"onnx_sha256": "0" * 64}, "was built with the weights 000000000000..., found the weights"),
-        ({"flavour": "rtx"}, "whole, of this model; no TensorRT-RTX here"),
+        ({"flavour": "rtx"}, "complete, for this model; no TensorRT-RTX here"),
     ],
 )
 def test_engines_that_do_not_fit(machine: Machine, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -346,7 +346,7 @@ def test_engines_of_two_precisions_and_other_files(machine: Machine, tmp_path: P
     assert sorted(one["precision"] for one in report["engines"]) == ["fp16", "fp32"]
     # Without a GPU they are whole, and nothing more can be said.
     report = machine()
-    assert all("whole, of this model; no GPU to run them" in one["reason"] for one in report["engines"])
+    assert all("complete, for this model; no GPU to run them" in one["reason"] for one in report["engines"])
 
 
 # --- OpenCV ---------------------------------------------------------------------------------------
@@ -363,10 +363,10 @@ def test_opencv(machine: Machine, monkeypatch: pytest.MonkeyPatch, gstreamer: st
     monkeypatch.setattr(cv2, "__version__", "4.13.0")
     opencv = machine(files={"etc/nv_tegra_release": JETPACK_6} if jetson else {})["opencv"]
     if gstreamer == "NO":
-        assert "no GStreamer in it" in opencv["reason"] and opencv["gstreamer"] is False
+        assert "built without GStreamer" in opencv["reason"] and opencv["gstreamer"] is False
         assert ("pip uninstall opencv-python" in opencv["reason"]) is jetson
     else:
-        assert opencv["gstreamer"] is True and opencv["reason"] == "everything is in it"
+        assert opencv["gstreamer"] is True and opencv["reason"] == "all features are built in"
 
 
 @pytest.mark.parametrize(

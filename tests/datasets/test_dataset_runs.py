@@ -167,7 +167,9 @@ def test_interrupted_run_says_how_to_go_on(workers: int, clips: Path, flat: Path
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert re.fullmatch(r"tatok dataset: interrupted; \d of 3 clips are done and kept: go on with --resume\n", errors)
+    assert re.fullmatch(
+        r"tatok dataset: interrupted; \d of 3 clips are done and kept: continue with --resume\n", errors
+    )
     assert run(*arguments, "--resume", cwd=tmp_path).returncode == 0
     assert contents(tmp_path / "tokens") == contents(flat)
 
@@ -177,7 +179,7 @@ def test_full_disk_keeps_what_is_finished(limit: int, clips: Path, flat: Path, t
     arguments = (clips, "-o", "tokens", *BUDGET, "--fps", 25, "--workers", 1, "--format", "webdataset")
     # A limit on the size of files stands for the full disk: the same call fails, with another reason.
     full = run(*arguments, cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    failed(full, 1, "tokens: cannot be written .*whole clips are kept: make room and go on with --resume")
+    failed(full, 1, "tokens: cannot be written .*whole clips are kept: free space and use --resume")
     assert not (tmp_path / "tokens").exists()
     kept = len(list((tmp_path / "tokens.partial" / "parts").glob("0*")))
     assert kept == (0 if limit == 600 else 3)
@@ -220,7 +222,7 @@ def test_ray_ends_cleanly_on_ctrl_c(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert errors.splitlines()[-1].endswith("interrupted; 0 of 1 clips are done and kept: go on with --resume")
+    assert errors.splitlines()[-1].endswith("interrupted; 0 of 1 clips are done and kept: continue with --resume")
     worker = Path("/proc") / half[0].name.split(".")[2]
     if worker.parent.is_dir():
         wait_for(lambda: not worker.exists() or "Z" in worker.joinpath("stat").read_text().split()[2])

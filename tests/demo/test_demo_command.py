@@ -56,7 +56,7 @@ def test_command_serves_and_ends_cleanly(tmp_path: Path, number: signal.Signals,
             assert process.wait(PATIENCE) == code
             assert time.monotonic() - begun < PATIENCE / 2
         assert process.stderr is not None
-        assert process.stderr.read() == "tatok demo: interrupted; what was whole is kept\n"
+        assert process.stderr.read() == "tatok demo: interrupted; finished work is kept\n"
         (recorded,) = (tmp_path / "new" / "folder").iterdir()
         with Reader(recorded) as reader:
             assert reader.complete and len(reader) >= 3
