@@ -1,13 +1,13 @@
 """An int8 decoder for a bundle: ``python -m tatok_edge.export.bundle.int8 BUNDLE --pictures DIR``.
 
-Only the decoder is quantized. Codes are rounded, so any error of the networks ahead of them is another token; pixels
-are not. Tokens of ``precision="int8"`` are therefore those of fp32, bit for bit, and the bundle keeps its tag.
+Only the decoder is quantized. The encoders round their outputs to codes, so a small error there changes a token. The
+tokens of ``precision="int8"`` are therefore those of fp32, bit for bit, and the bundle keeps its tag.
 
 The convolutions take uint8 activations (one scale per tensor) and int8 weights (one scale per output channel) of
-seven bits: with eight, CPUs without VNNI saturate inside a sum and compute another picture. Where a convolution reads
-the concatenated inputs or the residual stream, channels of very different size share one scale; they are brought to
-similar sizes first, and the weights take the factors back (SmoothQuant, Xiao et al., arXiv 2211.10438). Scales come
-from real pictures (ONNX Runtime's static calibration). The linear path from codes to pixels stays fp32.
+seven bits: with eight, CPUs without VNNI saturate inside a sum and compute another picture. Some convolutions read
+the concatenated inputs or the residual stream, where channels of very different size share one scale. These channels
+are scaled to similar sizes first, and the weights undo the factors (SmoothQuant, Xiao et al., arXiv 2211.10438).
+Scales come from real pictures (ONNX Runtime's static calibration). The linear path from codes to pixels stays fp32.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ GRAPH: GraphName = "decoder"
 SHARES = (1.0, 0.35, 0.1)
 """Shares of kept tokens at which the decoder is calibrated and checked."""
 MAX_LOSS_DB = 0.1
-"""How much PSNR against the original the int8 decoder may lose, mean over the pictures, at each share."""
+"""Largest loss of mean PSNR in dB, int8 decoder against fp32 decoder, at each share."""
 SMOOTHING = 0.75
-"""How much of the difference between channels moves from the activations into the weights."""
+"""Share of the difference between channels that moves from the activations into the weights."""
 LEAST_FACTOR = 0.02
-"""Limit of a channel's factor: channels that are nearly zero must not blow up rounding."""
+"""Limit of a channel's factor: it keeps rounding errors small in channels near zero."""
 REPEATS = 30
 """Timed calls of each decoder."""
 FLOAT_LAYERS = ("/network/skip/Conv",)
@@ -248,7 +248,7 @@ def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]],
 
 
 def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
-    """Puts an int8 decoder into a bundle folder, if it passes its check; all else in the bundle stays as it is.
+    """Puts an int8 decoder into a bundle folder, if it passes its check; the rest of the bundle stays.
 
     Args:
         path: Bundle folder.

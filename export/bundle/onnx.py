@@ -1,8 +1,8 @@
 """Checkpoint to ONNX bundle: ``python -m tatok_edge.export.bundle.onnx CHECKPOINT --out BUNDLE``.
 
-Writes the four graphs with dynamic batch, height, width and token count, checks each with the
-ONNX checker, strict shape inference and parity with eager PyTorch on real images, and
-refuses to write a bundle that fails. The refiner (:mod:`tatok_edge.export.bundle.refiner`) goes with them.
+Writes the four graphs with dynamic batch, height, width and token count, and the refiner
+(:mod:`tatok_edge.export.bundle.refiner`). Each graph is checked with the ONNX checker, strict shape inference and
+parity with eager PyTorch on real images. A bundle that fails a check is not written.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def export_graph(graph: _Graph) -> bytes:
 def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict[str, float]:
     """Compares the exported graphs with eager PyTorch on images ``(B, 3, H, W)`` in [-1, 1].
 
-    Every graph gets the inputs that eager PyTorch gave its counterpart. Otherwise one different code would change all
+    Every graph gets the inputs that its counterpart got in eager PyTorch, so one different code does not change the
     later results.
 
     Returns:
@@ -224,7 +224,7 @@ def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict
 
 
 def _larger(difference: float, got: NDArray[Any], expected: Tensor) -> float:
-    """The larger of ``difference`` and that of two arrays in -1 to 1; NaN, once it is there, stays."""
+    """The larger of ``difference`` and the difference of two arrays in -1 to 1; NaN if either is NaN."""
     return float(np.maximum(difference, np.abs(got - expected.numpy()).max() / 2))
 
 
@@ -237,14 +237,14 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
     Args:
         checkpoint: The file that the training wrote at its end.
         out: Bundle folder.
-        notes: Markdown that the model card takes over (licences, credits, known limits).
+        notes: Markdown to copy into the model card (licences, credits, known limits).
 
     Returns:
         The manifest.
 
     Raises:
         ExportError: a check failed.
-        CheckpointError: the checkpoint is not a finished one.
+        CheckpointError: the training of the checkpoint is not finished.
     """
     model, metadata = load_model(checkpoint)
     tables, images = _final_tensors(checkpoint)
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tatok_edge.export.bundle.onnx", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument("--notes", type=Path, help="Markdown file that the model card takes over")
+    parser.add_argument("--notes", type=Path, help="Markdown file to copy into the model card")
     args = parser.parse_args(arguments)
 
     def work() -> dict[str, Any]:

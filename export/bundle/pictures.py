@@ -1,4 +1,4 @@
-"""The pictures that a part of a bundle is made and checked on."""
+"""The pictures for making and checking a part of a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_crops(folder: Path) -> list[NDArray[np.uint8]]:
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     crops: list[NDArray[np.uint8]] = []
-    # A stride that shares no factor with the count visits every file once, and neighbours (one source) far apart.
+    # A stride that shares no factor with the count visits every file once, and neighbours, often alike, far apart.
     for index in _spread(len(files)):
         image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
         if image is None or min(image.shape[:2]) < SIDE:

@@ -1,8 +1,8 @@
 """The refiner of a bundle: ``python -m tatok_edge.export.bundle.refiner BUNDLE --pictures DIR``.
 
-The refiner is the decoder with its derivative: from the state that the decoder takes and the pixels that were meant, it
-computes the squared error of every patch and the slope of the total error along every code value. With it,
-``TokenBudget(refine=N)`` corrects tokens by the error of the decoded picture (:mod:`tatok_edge.model.refine`).
+The refiner is the decoder with its derivative. From the decoder's state and the original pixels, it computes the
+squared error of every patch and the slope of the total error along every code value. ``TokenBudget(refine=N)`` uses it
+to correct tokens by the error of the decoded picture (:mod:`tatok_edge.model.refine`).
 
 The derivative is written out as convolutions, so any ONNX engine runs it; it is checked against PyTorch's. The graph
 proposes tokens and decodes none, so its weights are stored in float16, and it is not part of the bundle's tag.
@@ -33,18 +33,18 @@ from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.model import PIXELS, Block, Decoder, Encoded, TaTok, decoder_state, pixels_to_grid
 
 MAX_DIFFERENCE = 0.03
-"""Largest difference between the exported graph, whose weights are rounded, and PyTorch's derivative, relative to the
-norm of the latter."""
+"""Largest difference between the exported graph, whose weights are rounded, and PyTorch's derivative, as a share of the
+derivative's norm."""
 FILE = "refiner.onnx"
 SMALL = 1024
-"""Tensors of fewer values stay in float32."""
+"""Tensors with fewer values stay in float32."""
 LATTICE = 6
-"""Distance in patches at which responses of the decoder to single codes are taken not to meet."""
+"""Distance in patches at which the decoder's responses to single codes are assumed not to overlap."""
 STEP = 0.25
 """Change of a code value for which the curvature is measured; values are in (-1, 1)."""
 
 LEAST_CURVATURE = 1e-3
-"""Of a dimension that the decoder does not hear: bundles hold values above 0."""
+"""Curvature of a code dimension that the decoder ignores: bundles hold values above 0."""
 
 
 class Refiner(nn.Module):
@@ -85,7 +85,7 @@ class Refiner(nn.Module):
 
 
 def _transposed(layer: nn.Conv2d, slope: Tensor) -> Tensor:
-    """The slope by the input of a convolution of stride 1 that keeps the size, from that by its output."""
+    """The slope along the input of a size-keeping convolution of stride 1, from the slope along its output."""
     weight = layer.weight
     if layer.groups == 1:
         weight = weight.transpose(0, 1)
@@ -188,8 +188,8 @@ def difference_from_autograd(model: TaTok, graph: bytes, images: Tensor) -> floa
 def curvature(model: TaTok, images: Tensor) -> list[float]:
     """Squared norm of the decoder's response to one code, per dimension and squared change of the code's value.
 
-    The mean over patches far enough apart not to meet: half of the second derivative of the error, since that of a
-    decoder of ReLUs is its response to itself.
+    The mean over patches whose responses do not overlap. It is half of the second derivative of the error: a decoder of
+    ReLUs is linear nearly everywhere.
     """
     encoded = model.encode(images)
     everything = torch.ones_like(encoded.information)
@@ -230,14 +230,14 @@ def make_refiner(model: TaTok, images: Tensor) -> tuple[bytes, dict[str, Any]]:
 
 
 def add_refiner(path: Path, pictures: Path) -> dict[str, Any]:
-    """Puts a refiner into a bundle folder; all else in the bundle stays as it is.
+    """Puts a refiner into a bundle folder; the rest of the bundle stays.
 
     Args:
         path: Bundle folder.
         pictures: Folder of pictures of at least 256x256 pixels, on which the curvature is measured.
 
     Returns:
-        Its section of the manifest.
+        The refiner's section of the manifest.
 
     Raises:
         BundleError: not a bundle folder of this model, or a graph that fails its check.

@@ -14,7 +14,7 @@ from tatok_edge.model.bundle import MANIFEST, Bundle, replace_files
 
 
 def part_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a tool that adds a part, made on pictures, to a bundle folder."""
+    """The parser of a tool that makes a part from pictures and adds it to a bundle folder."""
     parser = argparse.ArgumentParser(f"python -m {module}", description=description)
     parser.add_argument("bundle", type=Path, help="bundle folder, as tatok_edge.export.bundle.onnx writes it")
     parser.add_argument("--pictures", type=Path, required=True, help="folder of at least 8 pictures")

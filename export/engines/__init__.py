@@ -1,1 +1,1 @@
-"""Model bundle to TensorRT engines, and whether engines compute the model."""
+"""Model bundle to TensorRT engines, and the verification of engines."""

@@ -28,7 +28,7 @@ from tatok_edge.runtime.tensorrt.plugin import NAMESPACE, PLUGIN_NAME, PLUGIN_VE
 
 OPSET = 17
 DOMAIN = NAMESPACE
-"""Of the plugin node: TensorRT takes a node of a domain of its own for a plugin of that namespace."""
+"""Domain of the plugin node. TensorRT looks for a plugin with this namespace."""
 
 _DIGIT = 4
 _ROUNDS = 8  # of 4 bits: saturated scores stand at 2^31
@@ -99,7 +99,7 @@ def standard_nodes(
         indices: Name that the indices (B, N) get.
         counts: Name that the counts (B,) get.
         limits: Limits of the kept tokens.
-        prefix: Of the names of everything between.
+        prefix: Prefix of the names of all other values.
 
     Returns:
         Nodes in topological order, and initializers.
@@ -125,7 +125,7 @@ class _FilterBuilder(GraphBuilder):
     ones: str = ""
     """A one for each token, (B, N)."""
     table: str = ""
-    """Of each token its four bytes, a one to count with, and whether it is saturated: (B, N, 6)."""
+    """For each token the four bytes of its score, a one to count with, and whether it is saturated: (B, N, 6)."""
     row: str = ""
     """Fixed-point scores (B, 1, N)."""
 
@@ -203,7 +203,7 @@ class _FilterBuilder(GraphBuilder):
         return least, self.op("Min", upper, above_floor)
 
     def find_threshold(self, least: str, most: str, target: str) -> str:
-        """The largest threshold (B, 1, 1) at which the tokens that reach it are enough.
+        """The largest threshold (B, 1, 1) that enough tokens reach.
 
         Candidates that float32 rounds are harmless: where they lie closer together than float32 values do, no score
         lies between them.
@@ -287,7 +287,7 @@ def dtf_model(
         limits: Limits of the kept tokens.
         form: The plugin node, or standard operators.
         dtype: ``numpy.float32`` or ``numpy.float16``, of the scores.
-        shape: Of the scores; a string is a dynamic axis of that name.
+        shape: Shape of the scores; a string is a dynamic axis of that name.
 
     Raises:
         ValueError: an unknown form or dtype, or too many tokens.

@@ -1,7 +1,7 @@
-"""What a graph may hold so that every TensorRT from 10.3 on, and TensorRT-RTX, takes it.
+"""Checks that every TensorRT from 10.3 on, and TensorRT-RTX, can parse a graph.
 
-The builder of the newest version accepts more than that of a Jetson two years older, so a graph is checked against a
-list of its own before each build, and says which node is to blame, which a parser does not always do.
+The newest TensorRT accepts more operators than the TensorRT of an older Jetson. So each graph is checked against a
+fixed list before a build. The check names the wrong node; TensorRT's parser does not always do so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_OPSET = 20
-"""The newest one of TensorRT 10.3."""
+"""Newest ONNX operator set of TensorRT 10.3."""
 MAX_TOPK = 3840
 """The largest K of TopK in every version."""
 PLUGIN_DOMAIN = "tatok"
@@ -58,23 +58,23 @@ def load_graph(data: bytes, name: str) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto, name: str) -> None:
-    """Refuses a graph that some supported TensorRT does not take.
+    """Refuses a graph that some supported TensorRT cannot parse.
 
     Args:
         model: The graph.
-        name: What to call it in the message.
+        name: Name of the graph, for the message.
 
     Raises:
-        BundleError: names the first nodes and what about them is not taken.
+        BundleError: the graph has such nodes; the message names the first ones and the reasons.
     """
     problems = list(find_problems(model))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise BundleError(f"graph {name!r} is not one for TensorRT 10.3: {'; '.join(problems[:3])}{more}")
+        raise BundleError(f"graph {name!r} does not fit TensorRT 10.3: {'; '.join(problems[:3])}{more}")
 
 
 def find_problems(model: onnx.ModelProto) -> list[str]:
-    """Everything in a graph that some supported TensorRT does not take, one line each."""
+    """All parts of a graph that some supported TensorRT cannot parse, one line each."""
     import onnx
 
     problems = []

@@ -1,4 +1,4 @@
-"""Half precision: a graph in fp32 becomes one in fp16 with fp32 islands, and how far its tokens then agree.
+"""Half precision: converts a graph from fp32 to fp16 with fp32 islands, and measures how many tokens stay the same.
 
 TensorRT's networks are strongly typed: the ONNX file sets the precision of every operator. Inputs and outputs
 stay fp32. Inside, weights and activations become fp16, except
@@ -44,19 +44,19 @@ SENSITIVE = frozenset(_SENSITIVE.split())
 """Operators that lose too much in fp16 or overflow."""
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 SMALL_LAYER = 8192
-"""A linear layer next to an island joins it if it has at most so many weights: it costs nothing there."""
+"""Largest number of weights of a linear layer that joins an island next to it: fp32 costs nothing there."""
 LARGEST = 65504.0
 HEADROOM = 16.0
-"""Activations above the largest fp16 number over this are kept in fp32: other pictures have larger ones, and partial
-sums are larger than sums."""
+"""Activations above the largest fp16 number divided by this stay in fp32: other pictures have larger activations, and
+partial sums are larger than sums."""
 _FLOAT_ONLY = {"Resize": (1, 2)}
 """Inputs that are fp32 in any case."""
 
 MIN_TOKEN_AGREEMENT = 0.95
-"""Share of equal tokens, below which a graph in fp16 is refused. Models trained so far have 0.98 to 0.995; the others
-differ by one level, where fp32 itself is close to rounding the other way."""
+"""Smallest accepted share of equal tokens in fp16. Models trained so far have 0.98 to 0.995. Their other tokens differ
+by one level, where fp32 itself is close to rounding the other way."""
 MAX_PIXEL_DIFFERENCE = 0.02
-"""Largest difference of decoded pixels as a share of full scale, above which it is refused."""
+"""Largest accepted difference of decoded pixels in fp16, as a share of full scale."""
 
 
 # --- conversion -----------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def _islands(graph: onnx.GraphProto, types: Mapping[str, int], ranges: Mapping[s
 
 
 def activation_ranges(model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
-    """The largest absolute value of every float tensor of a graph over several inputs; infinity for what is not finite.
+    """The largest absolute value of every float tensor of a graph over several inputs; infinity if it is not finite.
 
     Args:
         model: A graph in fp32.
@@ -335,8 +335,8 @@ def compare(
 ) -> dict[str, Any]:
     """How the tokens and pixels of two sets of graphs agree.
 
-    Every graph of ``other`` gets the inputs that its counterpart gets, so one different code does not hide or amplify
-    what comes after it; ``tokens_end_to_end`` is the share of equal patch tokens when nothing is corrected.
+    Every graph of ``other`` gets the inputs of its counterpart, so one different code does not hide or amplify later
+    differences. ``tokens_end_to_end`` is the share of equal patch tokens without this correction.
 
     Returns:
         ``pictures``, ``global_tokens``, ``patch_tokens``, ``tokens_end_to_end``, ``kept_sets`` (share of patches about

@@ -1,8 +1,8 @@
 """Profiles: the frame sizes and the ragged token counts that engines are built for, and how to choose them.
 
 The patch encoder takes a flat batch of as many patches as the frame needs. A captured CUDA graph runs a fixed number of
-rows, so a count is padded to the next *edge*. :func:`optimal_buckets` places the edges where a recorded histogram of
-counts wastes least; :func:`count_tokens` records it on the user's own video.
+rows, so a count is padded to the next *edge*. :func:`count_tokens` records a histogram of counts on the user's own
+video; :func:`optimal_buckets` places the edges that waste least on this histogram.
 
 A profile file is JSON::
 
@@ -63,7 +63,7 @@ MAX_FILE_BYTES = 1 << 20
 BUCKETS = 8
 """Buckets of a calibration. With four, streams compute too many padded rows (``benchmarks/results/profiles.md``)."""
 NEAR = {0.8: 60, 0.9: 60, 1.1: 60, 1.25: 60, 1.5: 60}
-"""Thousandths of the frames of a count that a calibration expects at its multiples."""
+"""By multiple of a count: thousandths of its frames that a calibration expects there."""
 LADDER_STEP, LADDER_END, LADDER_SHARE = 1.35, 8, 100
 """Ratio of neighbouring counts of the ladder, its last one, and the thousandths of all frames expected on it."""
 CountAs = Literal["stream", "frames"]
@@ -161,7 +161,7 @@ def equal_width(k: int, low: int, high: int) -> list[int]:
 
 
 def waste(histogram: Mapping[int, int], edges: Sequence[int]) -> float:
-    """Padded rows per row that is needed: 0.1 means that a tenth is computed for nothing.
+    """Padded rows per needed row: 0.1 means one wasted row for ten needed ones.
 
     Raises:
         InputError: a count above the last edge.
@@ -175,10 +175,10 @@ def waste(histogram: Mapping[int, int], edges: Sequence[int]) -> float:
 def calibrated_edges(histogram: Mapping[int, int], k: int, high: int) -> list[int]:
     """The edges of at most ``k`` buckets, from a histogram that is only a sample.
 
-    Edges that fit a sample exactly cost much later: a frame that needs one row more than any did before is padded to
-    ``high``. So a part of every count is spread over its neighbourhood (:data:`NEAR`), and a part of all over a ladder
-    of counts up to ``high``. On the second halves of clips, edges from the first halves then waste a third of what
-    exact ones do (``benchmarks/results/profiles.md``).
+    Edges that fit a sample exactly are bad for later frames: a frame with one row more than the largest count so far is
+    padded to ``high``. So a part of every count is spread over its neighbourhood (:data:`NEAR`), and a part of all
+    counts over a ladder up to ``high``. Trained on the first halves of clips, these edges waste a third as much on the
+    second halves as exact edges (``benchmarks/results/profiles.md``).
 
     Args:
         histogram: How often each count of patches occurred.
@@ -230,9 +230,9 @@ class ProfileSet:
     tokens: tuple[int, ...]
     """Edges of the buckets of the patch encoder, ascending."""
     frames: tuple[FrameRange, ...]
-    """For the graphs that see whole frames."""
+    """Ranges for the graphs that take whole frames."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Where the edges come from."""
+    """Origin of the edges, for people."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of a profile file."""
@@ -263,7 +263,7 @@ def load_profiles(path: Path) -> ProfileSet:
     """Reads a profile file.
 
     Raises:
-        InputError: it cannot be read, or no engine can be built for its content.
+        InputError: the file cannot be read, or no engine can be built for its content.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -280,7 +280,7 @@ def parse_profiles(data: Any, where: str) -> ProfileSet:
     """Checks the content of a profile file. TensorRT itself checks little of this.
 
     Raises:
-        InputError: an entry is wrong; names it, its value and the allowed values.
+        InputError: an entry is wrong; the message names it, its value and the allowed values.
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a JSON object with 'tokens' and 'frames'")
@@ -371,11 +371,10 @@ class TokenCounts:
     counts: tuple[int, ...]
     """Patches that go through the patch encoder, frame by frame."""
     width: int
-    """Of the frames, padded."""
+    """Size of the padded frames."""
     height: int
     probes: int = 0
-    """Calls of the patch encoder with all patches of a frame: a stream measures the cost of holding from time to
-    time."""
+    """Calls of the patch encoder with all patches of a frame, for keyframes and probes."""
 
 
 def count_tokens(
@@ -391,15 +390,15 @@ def count_tokens(
     Args:
         video: As :func:`tatok_edge.sources.open.open_source` takes it.
         tokenizer: The model.
-        budget: The budget that will be used. By information all patches of a single frame are encoded, otherwise those
-            that are kept.
-        frames: Stop after so many.
+        budget: The budget of the later runs. With the score ``information``, all patches of a single frame are encoded,
+            otherwise only the kept patches.
+        frames: Stop after this number of frames.
         count_as: ``"frames"`` encodes each frame by itself; ``"stream"`` encodes the changes of a stream, with the
             default loss and keyframes.
 
     Raises:
-        SourceError: it cannot be opened, or holds no frame.
-        InputError: its frames change size, or an unknown ``count_as``.
+        SourceError: the video cannot be opened, or holds no frame.
+        InputError: the frames change size, or an unknown ``count_as``.
     """
     from tatok_edge.sources.open import open_source
 
@@ -427,7 +426,7 @@ def _frame_counter(
 ) -> tuple[Callable[[NDArray[np.uint8]], int], Callable[[], int]]:
     def encode(image: NDArray[np.uint8]) -> int:
         frame = tokenizer.encode(image, budget=budget)
-        # Information is known only when a patch has been encoded.
+        # A patch has no information before it is encoded.
         return frame.n_patches if budget.score == "information" else frame.n_tokens
 
     return encode, lambda: 0
@@ -470,7 +469,7 @@ def histogram_of(videos: Sequence[TokenCounts]) -> tuple[Counter[int], Counter[i
     """How often each number of patches goes through the patch encoder in one call.
 
     Returns:
-        For single cameras, and for steps: the sums over all cameras, where there are several.
+        One histogram for single cameras, and one for steps of several cameras: the sums over all cameras.
     """
     frames = Counter(t for video in videos for t in video.counts)
     for video in videos:
@@ -491,7 +490,7 @@ def calibrate(videos: Mapping[str, TokenCounts], *, buckets: int = BUCKETS, budg
     Args:
         videos: Counts by name.
         buckets: Largest number of edges.
-        budget: The budget they were counted with, for the notes.
+        budget: The budget of the counts, for the notes.
     """
     if not videos:
         raise InputError("a calibration needs at least one video")

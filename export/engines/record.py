@@ -21,7 +21,7 @@ MAX_RECORD_BYTES = 1 << 20
 
 
 def record_path(engine_set: EngineSet) -> Path:
-    """Where the record of a set of engines is; its name carries the hash of all of them."""
+    """Path of the record of a set of engines; its name carries the hash of all engines."""
     first = next(iter(engine_set.manifests.values()))
     model = Path(first.file).name.split(f".{first.graph}-")[0]
     return engine_set.folder / f"{model}.{_set_hash(engine_set)[:16]}{RECORD_SUFFIX}"
@@ -35,7 +35,7 @@ def _set_hash(engine_set: EngineSet) -> str:
 def write_record(
     bundle: Bundle, engine_set: EngineSet, result: Verification, *, reference: Backend, candidate: Backend
 ) -> Path:
-    """Writes the record of a successful verification beside the engines, whole or not at all.
+    """Writes the record of a successful verification beside the engines.
 
     Raises:
         BackendError: a bound is broken (then an earlier record of these engines is removed), an engine is no longer
@@ -44,9 +44,9 @@ def write_record(
     path = record_path(engine_set)
     if not result.ok:
         remove_record(engine_set)
-        raise BackendError(f"not blessed: {result.failures[0]}")
+        raise BackendError(f"not verified: {result.failures[0]}")
     for graph in engine_set.manifests:
-        engine_set.load(graph)  # what is vouched for is what is on the disk
+        engine_set.load(graph)  # checks that the engine on disk is the verified one
     first = next(iter(engine_set.manifests.values()))
     record = {
         "format_version": RECORD_VERSION,
@@ -80,7 +80,7 @@ def remove_record(engine_set: EngineSet) -> None:
     """Remove the record of these engines, if there is one.
 
     Raises:
-        BackendError: it cannot be removed.
+        BackendError: the record cannot be removed.
     """
     path = record_path(engine_set)
     try:
@@ -90,7 +90,7 @@ def remove_record(engine_set: EngineSet) -> None:
 
 
 def is_verified(engine_set: EngineSet) -> bool:
-    """Whether a record vouches for exactly these engines."""
+    """Whether there is a record for exactly these engines."""
     path = record_path(engine_set)
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:

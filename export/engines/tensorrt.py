@@ -1,9 +1,9 @@
 """Engines from a model bundle: ``tatok build``.
 
-Each graph is checked against what TensorRT takes (:mod:`.lint`), converted if fp16 is asked for (:mod:`.precision`),
-and built with all its profiles (:mod:`.profiles`) into one engine, which :mod:`tatok_edge.runtime.tensorrt.store`
-keeps. A build says what it is about to do, can be interrupted at any time, and leaves a whole engine or none. Engines
-that are there already, built from the same content for the same target, are taken as they are.
+Each graph is checked (:mod:`.lint`), converted to fp16 on request (:mod:`.precision`), and built with all its profiles
+(:mod:`.profiles`) into one engine, stored by :mod:`tatok_edge.runtime.tensorrt.store`. A build announces its next step,
+can be interrupted at any time, and leaves a whole engine or none. Existing engines of the same content for the same
+target are not built again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Advance = Callable[[str, float], None]
-"""Called with the name of a graph and the share of its build that is done."""
+"""Called with the name of a graph and the finished share of its build."""
 
 WORKSPACE_BYTES = 1 << 30
 """GPU memory that a layer may use for scratch while TensorRT chooses its implementation."""
@@ -80,9 +80,9 @@ class BuiltEngine:
     path: Path
     manifest: EngineManifest
     seconds: float
-    """Wall time of the build; 0 if it was there before."""
+    """Wall time of the build in seconds; 0 for an engine that existed before."""
     reused: bool
-    """Whether it was there before."""
+    """Whether the engine existed before."""
 
 
 # --- all engines of a model -----------------------------------------------------------------------
@@ -103,7 +103,7 @@ def build_engines(
     advance: Advance = lambda graph, share: None,
     verbose: bool = False,
 ) -> list[BuiltEngine]:
-    """Builds the engines of all graphs of a bundle, except those that are there already.
+    """Builds the missing engines of all graphs of a bundle.
 
     Args:
         bundle: The model.
@@ -116,12 +116,12 @@ def build_engines(
         extra: More graphs, by name.
         check_memory: Refuse to start with too little free memory.
         say: Takes one line about the next step.
-        advance: Is told how far a build is.
-        verbose: Print all that TensorRT says.
+        advance: Takes the progress of a build.
+        verbose: Print all messages of TensorRT.
 
     Raises:
-        InputError: a precision or architecture that there is not.
-        BundleError: a graph that TensorRT 10.3 does not take.
+        InputError: an unknown precision or architecture.
+        BundleError: a graph that does not fit TensorRT 10.3.
         BackendError: TensorRT fails, fp16 disagrees, too little memory, or a folder that cannot be written.
     """
     if precision not in ENGINE_PRECISIONS:
@@ -215,7 +215,7 @@ def dtf_graph(flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, pro
 
 
 def rendered_pictures() -> list[NDArray[np.uint8]]:
-    """Pictures of the rendered camera clip, for a comparison where there are no others."""
+    """Pictures of the rendered camera clip, for a comparison without given pictures."""
     from tatok_edge.sources.synthetic import Scene, render
 
     return [render(Scene(width=384, height=256, seed=seed), 10 * seed) for seed in range(4)]
@@ -275,7 +275,7 @@ def _announcement(
 
 
 def _last_seconds(folder: Path, drafts: Mapping[str, EngineManifest]) -> float | None:
-    """How long the newest engines of these graphs took with this flavour on this machine; None if one never was."""
+    """Build time in seconds of the newest engines of these graphs on this machine; None if one was never built."""
     seconds: dict[str, tuple[float, float]] = {}
     for path in folder.glob("*.json"):
         try:
@@ -365,7 +365,7 @@ class _TimingCache:
             self._data = self._path.read_bytes()
 
     def give(self, config: Any) -> None:
-        """Hands the cache to a build; one that does not fit is left out by TensorRT."""
+        """Hands the cache to a build; TensorRT ignores a cache that does not fit."""
         if self._path is not None:
             config.set_timing_cache(config.create_timing_cache(self._data), ignore_mismatch=False)
 
@@ -375,7 +375,7 @@ class _TimingCache:
             self._data = bytes(config.get_timing_cache().serialize())
 
     def store(self) -> None:
-        """Writes it; a cache that cannot be written is no reason to fail."""
+        """Writes the cache; a failure is ignored."""
         if self._path is not None and self._data:
             with contextlib.suppress(OSError):
                 write_whole(self._path, self._data)
@@ -394,17 +394,17 @@ def build_plan(
 ) -> bytes:
     """Builds one engine and returns its bytes.
 
-    The build runs in a thread of its own, so that Ctrl-C is heard: it ends the build at its next step.
+    The build runs in its own thread, so Ctrl-C ends it at its next step.
 
     Args:
         flavour: The TensorRT that builds.
         data: Serialised ONNX.
-        name: Of the graph, for messages.
+        name: Name of the graph, for messages.
         profiles: Shapes to build for.
         sms: GPU architectures, see :func:`tensorrt_flavour.target_sms`.
         timing_cache: Used and extended if given.
-        advance: Is told, from the calling thread, which share is done.
-        verbose: Print all that TensorRT says.
+        advance: Takes the finished share; called in the calling thread.
+        verbose: Print all messages of TensorRT.
 
     Raises:
         BackendError: TensorRT refuses the graph, a profile or a target, or fails.
@@ -422,7 +422,7 @@ def build_plan(
         try:
             results.append(_build(flavour, data, name, profiles, sms, timing_cache, step, verbose))
         except BaseException as error:
-            # TensorRT's objects end here, in the thread that made them, and not when the traceback does.
+            # TensorRT's objects must be freed here, in the thread that made them, and not with the traceback.
             traceback.clear_frames(error.__traceback__)
             results.append(error)
 
@@ -511,7 +511,7 @@ def check_free_memory(flavour: Flavour, graph_bytes: int) -> None:
         graph_bytes: Size of all graphs.
 
     Raises:
-        BackendError: too little is free; says how much.
+        BackendError: too little memory is free; the message says how much.
     """
     needed = flavour.facts.build_bytes + 8 * graph_bytes
     free = available_memory()
@@ -523,7 +523,7 @@ def check_free_memory(flavour: Flavour, graph_bytes: int) -> None:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that can be had without swapping out others, within the limit of a container; None if unknown."""
+    """Free bytes without swapping, within the limit of a container; None if unknown."""
     found = []
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 Overlap = tuple[int, int]
 """Sizes of the intersection and the union of two sets."""
 TAU = 0.5
-"""Share of the score that token filtering keeps where kept sets are compared: it cuts where scores are dense."""
+"""Share of the score for the comparison of kept sets: here the threshold lies where scores are dense."""
 EQUAL_ROWS = 2.0**-9
-"""How far numbers (not codes) of equal rows may lie apart, as a share of the largest number: two steps of fp16. A row
-may be added up by another tile of the same kernel, at the border of the batch for one."""
+"""Largest difference of numbers (not codes) of equal rows, as a share of the largest number: two steps of fp16. Another
+tile of the same kernel may sum a row, for example at the border of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Bounds:
     """Limits of the deviations of a candidate."""
 
     tokens: float
-    """Least share of equal tokens, global and patch. Codes are rounded, and where the reference is within the
-    candidate's precision of the next level, both are right."""
+    """Least share of equal tokens, global and patch. Codes are rounded: where the reference is close to the border of
+    two levels, both levels are right."""
     code_step: int
-    """Largest difference of a code in levels. Rounding the other way is one level; two are another computation."""
+    """Largest difference of a code in levels. Rounding explains one level, but not two."""
     kept: float
     """Least Jaccard index of the kept sets, over all frames together: a score near the threshold may fall either
     way."""
@@ -36,7 +36,7 @@ class Bounds:
     psnr_db: float
     """Least PSNR between the reconstructions of the same tokens; 48 dB is one grey level."""
     loss_db: float
-    """How much worse than the reference the candidate may encode and decode the frames, in dB of PSNR: the sum of all
+    """Largest loss of PSNR in dB against the reference, for whole frames encoded and decoded: the sum of all
     deviations, as users see it."""
 
 
@@ -59,7 +59,7 @@ class GraphFigures:
     """Output values compared."""
     not_finite: int = 0
     not_repeated: int = 0
-    """Values that the same call gave differently."""
+    """Values that differ when the same call is made again."""
     not_equal: int = 0
     """Values of equal rows that differ by more than :data:`EQUAL_ROWS`, codes by anything."""
     tokens: int = 0

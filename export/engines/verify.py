@@ -1,15 +1,15 @@
-"""Whether a backend computes the model: a candidate against the CPU reference, graph by graph, on real frames.
+"""Compares a backend, the candidate, with the CPU reference: graph by graph, on real frames.
 
-Every graph of the candidate gets the outputs of the reference's graphs, so that one different code neither hides nor
-amplifies later differences. The inputs have the sizes at which engines go wrong: the smallest, best and largest of
-every profile, token counts on both sides of every edge, and batches in which rows occur twice. Then both encode and
-decode whole frames on their own.
+Every graph of the candidate gets the outputs of the reference's graphs, so one different code neither hides nor
+amplifies later differences. The inputs have the sizes where engines are most often wrong: the smallest, best and
+largest of every profile, token counts on both sides of every edge, and batches in which rows occur twice. Then both
+backends encode and decode whole frames on their own.
 
-What is compared:
+The comparisons:
 
 - *finite*: no output of a graph may hold a number that is not finite;
-- *the same again*: the same call twice gives the same bits. TensorRT chooses its kernels when it builds, and those
-  that it may choose for these graphs add in a fixed order, so a difference is a race;
+- *the same again*: the same call twice gives the same bits. TensorRT chooses its kernels at build time, and its kernels
+  for these graphs add in a fixed order, so a difference is a race;
 - *equal rows*: rows of a batch that hold the same numbers give the same codes, and numbers that differ by rounding
   at most;
 - *tokens*, *kept sets*, *pixels*: as close as the precision allows.
@@ -159,7 +159,7 @@ class _Run:
         )
 
     def frames(self, images: Sequence[Image]) -> None:
-        """All graphs that see frames, on one batch of them; where it has several, the last is the first again."""
+        """All graphs that take frames, on one batch; in a batch of several frames, the last repeats the first."""
         levels = self.bundle.levels
         height, width = images[0].shape[:2]
         size = (len(images), height, width)
@@ -219,7 +219,7 @@ class _Run:
         return rows
 
     def count(self, pool: NDArray[np.float32], count: int) -> None:
-        """The patch encoder on so many rows; the last is the first again."""
+        """The patch encoder on ``count`` rows; the last row repeats the first."""
         # Other rows at every count, and the pool again where it is too small.
         features = np.take(pool, np.arange(count) + 7 * count, axis=0, mode="wrap")
         pairs = []
@@ -378,7 +378,7 @@ def _size(size: tuple[int, int, int]) -> str:
 
 
 def _batch(frames: Sequence[Image], size: tuple[int, int, int]) -> list[Image]:
-    """Frames of one size, cut out of ``frames`` or continued by their mirror image; the last is the first again."""
+    """Frames of one size, cut out of ``frames`` or continued by their mirror image; the last repeats the first."""
     batch, height, width = size
     images = []
     for number in range(batch):
@@ -394,7 +394,7 @@ def _batch(frames: Sequence[Image], size: tuple[int, int, int]) -> list[Image]:
 
 
 def _kept(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The patches that token filtering keeps, as a mask over all; of broken scores those that can be ranked."""
+    """Mask of the patches that token filtering keeps; scores that cannot be ranked are left out."""
     flat = np.maximum(np.nan_to_num(scores.reshape(1, -1), posinf=0.0, neginf=0.0), 0.0).astype(np.float32)
     indices, _ = cpu_kernels.dtf(np.ascontiguousarray(flat), tau=TAU)
     kept = np.zeros(flat.size, np.bool_)

@@ -115,7 +115,7 @@ def _scores(g: _Builder, padded: str, h: str, w: str) -> None:
     levels = g.op("Transpose", g.op("Add", levels, g.constant(510, np.float32)), perm=[1, 0])
     differences = g.op("Mul", g.op("Sub", sums, levels), g.constant(0.25, np.float32))
     squares = g.split(g.op("Mul", differences, differences), half * half * 3, axis=1)
-    # In the order of the kernel: another order gives other last bits, and sometimes other tokens.
+    # The sums have the order of the kernel: another order gives other last bits, and sometimes other tokens.
     total = squares[0]
     for square in squares[1:]:
         total = g.op("Add", total, square)
@@ -164,7 +164,7 @@ def scatter_model(levels: Sequence[int]) -> onnx.ModelProto:
     g = _Builder()
     dims = len(levels)
     h, w = g.size("expected", 2), g.size("expected", 3)
-    # As many pictures as there are ends: anything else is an error and not a wrong picture.
+    # The number of pictures must equal the number of ends; otherwise the server reports an error.
     batch = g.op("Shape", "ends")
     patches = g.op("Mul", h, w)
     digits = g.op("Div", g.op("Unsqueeze", "ids", g.integers(1)), g.constant(_places(levels)[None], np.int32))

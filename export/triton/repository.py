@@ -2,13 +2,13 @@
 
 ``python -m tatok_edge.export.triton BUNDLE -o model_repository`` writes one.
 
-Clients call two ensembles: ``NAME_encode`` turns a picture into tokens, ``NAME_decode`` tokens into a picture. They are
-made of the four networks of the bundle and of small ONNX graphs (``export/triton/graphs.py``); no Python runs in the
+Clients call two ensembles: ``NAME_encode`` turns a picture into tokens, ``NAME_decode`` tokens into a picture. They
+consist of the four networks of the bundle and small ONNX graphs (``export/triton/graphs.py``); no Python runs in the
 server.
 
-Raggedness costs no padding anywhere. The patch encoder has the tokens as its batch axis, so Triton joins the patches of
-concurrent requests, however many each has. The decoder's tokens are 1-D ragged inputs, for which Triton passes the
-accumulated element counts: pictures with different numbers of tokens are decoded as one batch.
+No tokens are padded. The batch axis of the patch encoder holds the tokens, so Triton joins the patches of concurrent
+requests. The decoder's tokens are 1-D ragged inputs with accumulated element counts from Triton: pictures with
+different numbers of tokens are decoded as one batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits
 from tatok_edge.runtime.tensorrt.manifest import SUFFIX, EngineManifest, read_manifest
 
 MAX_PICTURES = 8
-"""Most pictures that are batched."""
+"""Largest number of pictures in a batch."""
 CONFIG = "config.pbtxt"
 _TYPES = {
     int(onnx.TensorProto.FLOAT): "TYPE_FP32",
@@ -77,7 +77,7 @@ def write_repository(
 
     Args:
         bundle: The model.
-        folder: Where to; made new.
+        folder: The new folder of the repository.
         tau: Share of the total residual that an encoded picture keeps.
         max_tokens: Most tokens of a picture.
         engines: Folder of TensorRT engines that run the networks instead of ONNX Runtime; see ``tatok build``.
@@ -85,7 +85,7 @@ def write_repository(
 
     Raises:
         InputError: ``folder`` exists, or a limit makes no sense.
-        BackendError: There is no engine of a network, or one that Triton cannot run.
+        BackendError: A network has no engine, or an engine that Triton cannot run.
     """
     models = repository(bundle, tau=tau, max_tokens=max_tokens, engines=engines)
     if folder.exists():
@@ -116,7 +116,7 @@ def repository(
     bundle: Bundle, *, tau: float = 0.8, max_tokens: int | None = None, engines: Path | None = None
 ) -> list[Model]:
     """The models of a repository; see :func:`write_repository`."""
-    # One token at least: Triton has no requests with nothing in them.
+    # One token at least: Triton has no empty requests.
     limits = DtfLimits.make(tau=tau, min_tokens=1, max_tokens=max_tokens)
     prefix = re.sub(r"[^\w-]", "_", bundle.name)
     levels = bundle.levels
@@ -156,7 +156,7 @@ def _engine(bundle: Bundle, graph: str, folder: Path) -> tuple[Path, EngineManif
     """The engine of a network.
 
     Raises:
-        BackendError: There is none, or more than one, or it is not one for Triton.
+        BackendError: The network has no engine, several, or one that Triton cannot run.
     """
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -177,7 +177,7 @@ def _engine(bundle: Bundle, graph: str, folder: Path) -> tuple[Path, EngineManif
 
 
 def _onnx_model(name: str, proto: onnx.ModelProto, max_batch: int, data: bytes | None = None) -> Model:
-    """A model that ONNX Runtime runs; its inputs and outputs as the graph has them, less the batch axis."""
+    """A model that ONNX Runtime runs; its inputs and outputs are those of the graph, without the batch axis."""
     inputs = [_tensor(value, max_batch) for value in proto.graph.input]
     config: dict[str, Any] = {"platform": "onnxruntime_onnx", "max_batch_size": max_batch}
     ends = [value.name for value in proto.graph.input if value.name == "ends"]

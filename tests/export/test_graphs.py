@@ -80,7 +80,7 @@ AXIS, INDEX = constant("a", 1), constant("i", [[0]])
     ],
 )  # fmt: skip
 def test_what_tensorrt_10_3_does_not_take(model: Any, says: str) -> None:
-    with pytest.raises(BundleError, match=r"graph 'g' is not one for TensorRT 10\.3") as caught:
+    with pytest.raises(BundleError, match=r"graph 'g' does not fit TensorRT 10\.3") as caught:
         lint.check_graph(model, "g")
     assert says in str(caught.value)
 

@@ -390,7 +390,7 @@ def test_a_broken_bound_takes_the_blessing_away(
     there = engine_set(tmp_path, bundle)
     path = write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
     bad = check(bundle, reference, Changed(reference, one_far_off), frames, shapes={"tokens": [4]})
-    with pytest.raises(BackendError, match=r"not blessed: global_encoder: 2 of 336 values differ between equal rows"):
+    with pytest.raises(BackendError, match=r"not verified: global_encoder: 2 of 336 values differ between equal rows"):
         write_record(bundle, there, bad, reference=REFERENCE, candidate=CANDIDATE)
     assert not path.exists() and not is_verified(there)
     remove_record(there)  # nothing to remove is no error
