@@ -45,7 +45,7 @@ def stream_handle(stream: Any) -> int:
     """The handle of a stream: an integer, or an object of PyTorch, CuPy, pycuda, Numba or cuda-core.
 
     Raises:
-        InputError: something else.
+        InputError: another type of object.
     """
     if isinstance(stream, (int, np.integer)) and not isinstance(stream, bool) and stream >= 0:
         return int(stream)
@@ -72,7 +72,7 @@ class CudaArray(Protocol):
 
 
 class DlpackArray(Protocol):
-    """An array that says through DLPack where it is."""
+    """An array with the DLPack protocol."""
 
     def __dlpack__(self, *, stream: Any = None) -> Any: ...
 
@@ -84,14 +84,14 @@ OnDevice = CudaArray | DlpackArray
 
 
 def is_on_device(value: object) -> bool:
-    """Whether this is an array of another package than numpy that :func:`device_array` may accept."""
+    """Whether this is an array of another package that :func:`device_array` may accept, and not numpy's."""
     if isinstance(value, np.ndarray):
         return False
     return any(hasattr(type(value), name) for name in ("__cuda_array_interface__", "__dlpack_device__"))
 
 
 def device_array(value: Any, *, stream: int = 0) -> DeviceArray:
-    """An array in device memory as it is, through ``__cuda_array_interface__`` or DLPack; nothing is copied.
+    """An array in device memory through ``__cuda_array_interface__`` or DLPack, without a copy.
 
     Args:
         value: An array of PyTorch, CuPy, pycuda, Numba, JAX, ...
@@ -100,7 +100,7 @@ def device_array(value: Any, *, stream: int = 0) -> DeviceArray:
     Raises:
         InputError: neither protocol, memory that is not on a GPU, or a dtype that numpy does not have.
     """
-    # PyTorch refuses __cuda_array_interface__ for what is on the CPU with an error of its own.
+    # For arrays on the CPU, PyTorch's __cuda_array_interface__ raises an error of PyTorch.
     interface = None
     if not callable(getattr(value, "__dlpack_device__", None)) or _dlpack_kind(value) == _DLPACK_CUDA:
         with contextlib.suppress(AttributeError, RuntimeError, TypeError):

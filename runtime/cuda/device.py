@@ -46,10 +46,10 @@ class HostMemory:
     """Page-locked memory of the host."""
 
     array: NDArray[Any]
-    """To read and write; not after :meth:`Device.free` or :meth:`Device.close`."""
+    """The memory as an array; not valid after :meth:`Device.free` or :meth:`Device.close`."""
     pointer: int
     device_pointer: int | None
-    """Where the device sees it, if it is mapped."""
+    """Address on the device, if the memory is mapped."""
 
 
 class Graph:
@@ -58,8 +58,8 @@ class Graph:
     Args:
         device: Its device.
         driver: The driver's graphs.
-        held: Handles of the graphs that the device still has to destroy; this one's is added.
-        handle: Handle of the driver.
+        held: Handles of the graphs that the device still has to destroy; this graph's handle is added.
+        handle: The driver's handle of the graph.
     """
 
     def __init__(self, device: Device, driver: DriverGraphs, held: set[int], handle: int) -> None:
@@ -76,10 +76,10 @@ class Graph:
             self._driver.launch(self._handle, stream)
 
     def destroy(self) -> None:
-        """Free the graph; where it still runs, once it has ended.
+        """Free the graph; a running graph is freed once it has ended.
 
         Raises:
-            InputError: it was destroyed before.
+            InputError: the graph was destroyed before.
         """
         if self._handle not in self._held:
             raise InputError("this graph was destroyed before")
@@ -140,7 +140,7 @@ class Device:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Makes the primary context current in this thread, as the kernels and TensorRT need it.
+        """Makes the primary context current in this thread, for the kernels and TensorRT.
 
         Raises:
             BackendError: the device is closed, or a call of the driver inside failed.
@@ -224,7 +224,7 @@ class Device:
         """Destroy a stream that :meth:`create_stream` gave."""
         with self._lock:
             if stream not in self._streams:
-                raise InputError(f"{stream:#x} is not a stream of this device; those of others are theirs to destroy")
+                raise InputError(f"{stream:#x} is not a stream of this device; only its owner may destroy it")
             self._streams.remove(stream)
         with self.current():
             self._driver.streams.destroy(stream)
@@ -245,12 +245,12 @@ class Device:
             return self._driver.streams.elapsed(stream, work)
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: int) -> None:
-        """Copy a C-contiguous array; it must stay as it is until the stream got there (at once if not page-locked)."""
+        """Copy a C-contiguous array. A page-locked array must not change until the stream has done the copy."""
         with self.current():
             self._driver.memory.to_device(target, _contiguous(source, "source").ctypes.data, source.nbytes, stream)
 
     def copy_to_host(self, target: NDArray[Any], source: int, stream: int) -> None:
-        """Copy into a C-contiguous array; it is filled once the stream got there."""
+        """Copy into a C-contiguous array; it is filled once the stream has done the copy."""
         if not target.flags.writeable:
             raise InputError("target is read-only; pass an array that can be written")
         with self.current():
@@ -340,7 +340,7 @@ def open_device(implementation: str = "auto", ordinal: int = 0) -> Device:
     """A GPU through cuda-python or pycuda; ``"auto"`` takes the first that works.
 
     Raises:
-        InputError: another name.
+        InputError: an unknown name.
         BackendError: neither package is installed, or there is no driver or no such GPU.
     """
     if implementation != "auto" and implementation not in IMPLEMENTATIONS:

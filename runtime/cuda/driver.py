@@ -12,7 +12,7 @@ Implementation = Literal["cuda-python", "pycuda"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("cuda-python", "pycuda")
 """In the order in which they are tried."""
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
-"""Code of the error of an allocation that does not fit."""
+"""Error code of an allocation without enough memory."""
 
 
 class CudaError(Exception):
@@ -48,7 +48,7 @@ class Driver(Protocol):
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Release the context."""
         ...
 
     def push(self) -> None:
@@ -82,7 +82,7 @@ class DriverMemory(Protocol):
     def free_host(self, pointer: int) -> None: ...
 
     def device_pointer(self, host_pointer: int) -> int:
-        """Where the device sees mapped memory of the host."""
+        """Address on the device of mapped memory of the host."""
         ...
 
     def to_device(self, target: int, source: int, nbytes: int, stream: int) -> None: ...

@@ -2,13 +2,12 @@
 
     python -m tatok_edge.runtime.cuda.kernels build --sm 8.7
 
-The sources in ``cuda/`` are on the core that the CPU kernels use (``cpp/``), and nvcc makes one shared library of them,
-for as many GPU architectures as asked for. The functions take device pointers and a stream as integers, so they go with
-every owner of device memory (:mod:`tatok_edge.runtime.cuda.device`, PyTorch, CuPy, TensorRT plugins): all of these
-work in the primary context, and so does the library.
+The sources in ``cuda/`` use the same core as the CPU kernels (``cpp/``). nvcc compiles them into one shared library,
+for one or more GPU architectures. The functions take device pointers and a stream as integers, so the memory may belong
+to :mod:`tatok_edge.runtime.cuda.device`, PyTorch, CuPy or a TensorRT plugin. They all work in the primary context.
 
-The same sources compile with a C++ compiler as an *emulation*, a library that takes host memory instead. It is for
-tests: it is slow, and what it shows is that the kernels compute the right bits.
+A C++ compiler can compile the same sources as an *emulation*, a library that takes host memory. It is slow, and serves
+tests: they check that the kernels compute the right bits.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ SMS = ("7.5", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
 ABI = 2
 """Version of the C functions, as in ``cuda/tatok_cuda.h``."""
 MAX_PATCHES = 1 << 16
-"""Scores per image that token filtering takes."""
+"""Largest number of scores per image in token filtering."""
 MAX_DIMS = 16
 LIBRARY_VARIABLE = "TATOK_CUDA_LIBRARY"
-"""Environment variable that names the library to load."""
+"""Environment variable with the path of the library to load."""
 
 _SCORE_ONE, _SCORE_MAX, _TAU_ONE, _INT_MAX = 1 << 16, (1 << 31) - 1, 1 << 30, (1 << 31) - 1
 _NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice
@@ -51,12 +50,12 @@ _NVCC_FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-shared", "-Xcompiler", "-f
 _CXX_FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-w")
 
 
-# --- what the kernels take ------------------------------------------------------------------------
+# --- inputs of the kernels ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class DtfLimits:
-    """What Dynamic Token Filtering keeps, as the integers that every implementation works with."""
+    """Limits of Dynamic Token Filtering, as the integers that every implementation uses."""
 
     share: int
     """``tau`` with 30 fractional bits, 1 to 2^30."""
@@ -84,7 +83,7 @@ class DtfLimits:
             )
         if not (math.isfinite(floor_bits) and floor_bits >= 0.0):
             raise InputError(f"floor_bits must be finite and at least 0, got {floor_bits}")
-        # Python's round is to even, as rint is. However small tau is, something that has information is kept.
+        # Python rounds half to even, like rint. The share is at least 1: a very small tau keeps the best token.
         share = max(1, round(tau * _TAU_ONE))
         return cls(share, min_tokens, most, min(_SCORE_MAX, round(min(floor_bits, 65536.0) * _SCORE_ONE)))
 
@@ -98,7 +97,7 @@ class Frames:
     height: int
     width: int
     strides: tuple[int, int, int, int]
-    """Of image, row, pixel and channel."""
+    """Strides of image, row, pixel and channel."""
     bgr: bool = False
 
     @classmethod
@@ -172,9 +171,9 @@ class Kernels:
     """The kernels of one loaded library.
 
     Every method puts its work on ``stream`` (an integer handle, 0 for the default stream) and does not wait for it.
-    Pointers are integers, to device memory (host memory where ``emulated``); what is computed is said in
-    ``reference.py``, and ``cuda/tatok_cuda.h`` gives the shapes. Sizes and pointers are the caller's to get right:
-    nothing but the sizes is checked. Data is: no score, position or code makes a kernel leave its buffers.
+    Pointers are integers, to device memory (host memory where ``emulated``). ``reference.py`` specifies the results,
+    and ``cuda/tatok_cuda.h`` the shapes. The caller must pass correct pointers and sizes; only the range of the sizes
+    is checked. No score, position or code makes a kernel leave its buffers.
 
     Args:
         path: The shared library.
@@ -223,8 +222,8 @@ class Kernels:
     ) -> None:
         """Token filtering of scores (images, patches), float32 or float16: ``reference.dtf``, dense.
 
-        ``indices`` int32 (images, patches) become the kept patches of each image, ascending, then -1; ``counts`` int32
-        (images,) how many, or ``-1 - i`` where score ``i`` of the image is the first that is negative or not finite.
+        ``indices`` int32 (images, patches) gets the kept patches of each image, ascending, then -1. ``counts`` int32
+        (images,) gets their number, or ``-1 - i`` if score ``i`` of the image is the first negative or not finite one.
         """
         if patches > MAX_PATCHES:
             raise InputError(f"token filtering takes up to {MAX_PATCHES} patches per image, got {patches}")
@@ -320,7 +319,7 @@ class Kernels:
         *,
         stream: int = 0,
     ) -> None:
-        """``reference.information`` for flat positions (count,): float32 (count,); 0 for what is out of range."""
+        """``reference.information`` for flat positions (count,): float32 (count,); 0 for a position or code out of range."""
         self._call(
             "tatok_information",
             *(log2_probs, codes, positions, count, images, patches),
@@ -331,12 +330,12 @@ class Kernels:
 # --- building and finding -------------------------------------------------------------------------
 
 HOW_TO_BUILD = "build them: python -m tatok_edge.runtime.cuda.kernels build (needs nvcc)"
-"""What error messages say where the library is missing."""
+"""Hint of error messages about a missing library."""
 
 
 @lru_cache(maxsize=1)
 def source_tag() -> str:
-    """The first 16 digits of the hash of everything that the library is compiled from."""
+    """The first 16 digits of the hash of all sources of the library."""
     digest = hashlib.sha256(repr((_NVCC_FLAGS, ABI)).encode())
     files = [path for folder in ("cuda", "cpp") for path in (FOLDER / folder).iterdir() if path.suffix in SUFFIXES]
     for path in sorted(files):
@@ -345,7 +344,7 @@ def source_tag() -> str:
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: under ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    """Folder of the built libraries, under ``XDG_CACHE_HOME`` or ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tatok-edge" / "cuda"
 
@@ -354,7 +353,7 @@ def find_nvcc() -> Path:
     """The CUDA compiler: on the path, in ``CUDA_HOME``, or where NVIDIA's packages put it.
 
     Raises:
-        BackendError: there is none.
+        BackendError: there is no compiler.
     """
     found = shutil.which("nvcc")
     homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
@@ -449,10 +448,10 @@ def build_emulation(out: Path, compiler: str = "g++") -> Path:
 
 
 def find_library() -> Path:
-    """The library to load: what :data:`LIBRARY_VARIABLE` names, one inside the package, or the newest one built here.
+    """The library to load: the file in :data:`LIBRARY_VARIABLE`, one inside the package, or the newest one built here.
 
     Raises:
-        BackendError: there is none that was built from these sources.
+        BackendError: no library was built from these sources.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
@@ -490,7 +489,7 @@ def _compile(command: Sequence[str]) -> str:
 
 
 def _write(command: Sequence[str], out: Path) -> None:
-    """Run a compiler that writes ``out``, which appears only when it is whole."""
+    """Run a compiler that writes ``out``; the file appears only when it is complete."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=out.parent) as folder:

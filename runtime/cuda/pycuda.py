@@ -13,7 +13,7 @@ from tatok_edge.runtime.cuda.driver import OUT_OF_MEMORY, CudaError, Implementat
 
 
 class PyCuda:
-    """The primary context of a GPU, with memory and streams of pycuda, so that its own arrays can share them.
+    """The primary context of a GPU, with memory and streams of pycuda, so pycuda's arrays can share them.
 
     pycuda's copies take only streams that pycuda made. Streams of other packages are accepted here, so all work on a
     stream calls the driver library directly. There are no CUDA graphs.

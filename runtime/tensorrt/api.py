@@ -1,8 +1,7 @@
 """The part of the Python API of TensorRT and TensorRT-RTX that TaTok Edge uses, as types.
 
-mypy refuses any use of TensorRT that is not written here, and a test looks up everything that is written here, with
-its parameters, in the bindings of every version that the package claims to run on. Each class has the name of its
-counterpart; :class:`Api` is the module itself.
+mypy refuses every other use of TensorRT. A test looks up each name and its parameters in the bindings of every
+supported version. Each class has the name of its counterpart; :class:`Api` is the module itself.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class ITimingCache(Protocol):
 
 
 class IOptimizationProfile(Protocol):
-    """Shapes that an engine is built for."""
+    """Range of shapes of an engine."""
 
     def set_shape(self, input: str, min: Shape, opt: Shape, max: Shape) -> None: ...
 
@@ -115,7 +114,7 @@ class OnnxParser(Protocol):
 
 
 class IPluginRegistry(Protocol):
-    """The plugins that are known."""
+    """The registered plugins."""
 
     def load_library(self, plugin_path: str) -> object: ...
 

@@ -1,7 +1,7 @@
-"""Which engines of a folder run here, and which of their profiles takes a shape.
+"""Choice of the engines of a folder that run here, and of the profile for a shape.
 
-TensorRT answers an engine of another version or GPU with a crash or with nothing. Therefore :func:`find_engines`
-compares the manifests first, without TensorRT.
+TensorRT crashes or fails silently on an engine of another version or GPU. Therefore :func:`find_engines` compares the
+manifests first, without TensorRT.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class EngineTarget:
     sm: str
     """Architecture of the GPU."""
     precision: str | None = None
-    """The precision that was asked for, if any."""
+    """The requested precision; None for any."""
     profile_set: str | None = None
-    """The profile set that was asked for, if any."""
+    """The requested profile set; None for any."""
     plugin_version: str | None = None
-    """Version of the plugin that would be used, if there is one."""
+    """Version of the installed plugin; None without one."""
     plugin_sha256: str | None = None
-    """Hash of its library."""
+    """Hash of the plugin's library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ def find_engines(folder: Path, found: Mapping[str, EngineTarget], graphs: Sequen
 
     Args:
         folder: Where to look.
-        found: What the engines must fit, by graph.
+        found: The graph, TensorRT and GPU that each engine must fit, by graph.
         graphs: The graphs that are needed.
 
     Raises:
-        EngineMismatch: there is none. The message names the first mismatch of the set that comes closest.
+        EngineMismatch: no set fits. The message names the first mismatch of the closest set.
     """
     sets: dict[tuple[object, ...], dict[str, EngineManifest]] = {}
     ages: dict[tuple[object, ...], dict[str, float]] = {}
@@ -121,7 +121,7 @@ def find_engines(folder: Path, found: Mapping[str, EngineTarget], graphs: Sequen
         if not missing:
             return EngineSet(folder, {graph: manifests[graph] for graph in graphs})
         again = build_command(model, next(iter(manifests.values())))
-        text = f"the engines in {folder} lack {', '.join(missing)}: run '{again}'"
+        text = f"{folder} has no engine for {', '.join(missing)}: run '{again}'"
         if nearest is None:
             nearest = -1, EngineMismatch("missing", text)
     if nearest is not None:
@@ -133,7 +133,7 @@ def check_manifest(manifest: EngineManifest, found: EngineTarget) -> None:
     """Compare the manifest of an engine with the graph, the TensorRT and the GPU here.
 
     Raises:
-        EngineMismatch: with the first difference and the command that mends it.
+        EngineMismatch: they differ; the message names the first difference and the command to run.
     """
     differences: list[tuple[MismatchKind, str, str | None, str | None]] = [
         ("weights", "the weights", manifest.onnx_sha256, found.onnx_sha256),
@@ -191,7 +191,7 @@ def smallest_fitting(edges: Sequence[int], count: int, *, model: str = "MODEL") 
         model: Name of the model, for the message.
 
     Raises:
-        InputError: more than the largest bucket, or none.
+        InputError: ``count`` is above the largest bucket, or below 1.
     """
     for index, edge in enumerate(edges):
         if 1 <= count <= edge:
@@ -206,8 +206,8 @@ def choose_profile(manifest: EngineManifest, shapes: Mapping[str, Sequence[int]]
     """The index of the smallest profile that takes inputs of these shapes.
 
     Raises:
-        InputError: no profile does, or an input is unknown or missing. The message names the tensor, its shape and the
-            allowed shapes.
+        InputError: no profile takes them, or an input is unknown or missing. The message names the tensor, its shape
+            and the allowed shapes.
     """
     inputs = list(manifest.profiles[0])
     if set(shapes) != set(inputs):

@@ -1,6 +1,6 @@
 """The flavours of TensorRT: ``tensorrt`` 10.3 to 11, JetPack's own, and ``tensorrt_rtx``.
 
-The differences between them end here: other modules read :class:`FlavourFacts`.
+This module hides the differences between the flavours; other modules read :class:`FlavourFacts`.
 
 Nothing is imported before :func:`find_flavour` is called.
 """
@@ -41,17 +41,17 @@ class FlavourFacts:
     first: tuple[int, int]
     """First version that is accepted."""
     end: tuple[int, int]
-    """First version that is not accepted any more."""
+    """First newer version that is not accepted."""
     install: str
     """Command that installs it."""
     builds_for_others: bool
-    """Whether it builds for GPUs that are not in this machine."""
+    """Whether it builds for GPUs of other machines."""
     times_kernels: bool
     """Whether it measures kernels when it builds, so that a timing cache makes later builds faster."""
     graphs_off: str | None
-    """Why its engines are not recorded as CUDA graphs; None where they are."""
+    """Why its engines are not recorded as CUDA graphs; None if they are."""
     build_bytes: int
-    """Memory of the process that builds, without the graphs."""
+    """Memory of the build process in bytes, without the graphs."""
     build_time: str
     """How long a build usually takes, for people."""
 
@@ -101,7 +101,7 @@ SYSTEM_FOLDERS = (
     Path(f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/dist-packages"),
     Path("/usr/lib/python3/dist-packages"),
 )
-"""Where JetPack and the Debian packages put TensorRT, out of sight of virtual environments."""
+"""Folders of JetPack's and Debian's TensorRT, which virtual environments do not see."""
 
 _DRIVER = "no NVIDIA driver, no GPU, or a driver that is older than this TensorRT needs; see nvidia-smi"
 
@@ -137,8 +137,8 @@ def find_flavour(wanted: str = "auto") -> Flavour:
     """The TensorRT to use: ``"trt"``, ``"rtx"``, or for ``"auto"`` the first of them that is usable.
 
     Raises:
-        InputError: another name.
-        BackendError: it is not installed, cannot be imported, or has a version that this package does not know.
+        InputError: an unknown name.
+        BackendError: TensorRT is not installed, cannot be imported, or has a version that is not supported.
     """
     if wanted != "auto" and wanted not in FLAVOURS:
         raise InputError(
@@ -175,7 +175,7 @@ def _load(facts: FlavourFacts) -> Flavour:
 
 
 def _load_system(facts: FlavourFacts) -> Api:
-    """The system's package, which a virtual environment without system packages does not see."""
+    """The system's package, imported from outside a virtual environment."""
     module = facts.module
     for folder in SYSTEM_FOLDERS:
         package = folder / module
@@ -223,7 +223,7 @@ class Messages:
                 self.problems.append(one_line(text))
 
     def first(self, otherwise: str) -> str:
-        """The first error, which causes the others."""
+        """The first error: it causes the later ones. ``otherwise`` without an error."""
         return self.problems[0] if self.problems else otherwise
 
 
@@ -250,8 +250,8 @@ def make_monitor(flavour: Flavour, advance: Callable[[float], bool]) -> object:
 
     Args:
         flavour: The TensorRT that will call it.
-        advance: Takes the share of the work that is done, 0 to 1, and says whether to go on. It is called from
-            TensorRT's threads and must not raise.
+        advance: Takes the finished share of the work, 0 to 1; returns False to stop. It is called from TensorRT's
+            threads and must not raise.
     """
     base: Any = flavour.api.IProgressMonitor
 
@@ -274,7 +274,7 @@ def make_monitor(flavour: Flavour, advance: Callable[[float], bool]) -> object:
                 while name in self._phases and name not in seen:
                     seen.add(name)
                     parent, steps, done = self._phases[name]
-                    # The step that this phase is a part of is not done before the phase is.
+                    # A step of the parent phase is finished only when this phase is.
                     share = min((done + (share if share < 1 else 0)) / steps, 1.0)
                     if parent is None:
                         break
@@ -361,8 +361,8 @@ def target_sms(flavour: Flavour, wanted: Sequence[str] | None, gpu: str | None) 
         gpu: Architecture of this machine's GPU, if any.
 
     Raises:
-        InputError: one that this flavour does not build for.
-        BackendError: TensorRT and no GPU.
+        InputError: an architecture that this flavour does not build for.
+        BackendError: TensorRT, which builds only for this machine's GPU, finds no GPU.
     """
     chosen = sorted(set(wanted), key=_sm_number) if wanted is not None else ([gpu] if gpu else list(PORTABLE_SMS))
     if not chosen:
@@ -423,10 +423,10 @@ def _sm_number(sm: str) -> float:
 
 
 def prepare_plugins(flavour: Flavour) -> None:
-    """Makes plugins usable: TensorRT-RTX opens itself by a name that its wheel does not ship.
+    """Makes plugins usable: TensorRT-RTX opens its own library by a name that its wheel does not have.
 
     Raises:
-        BackendError: the link that is missing cannot be made.
+        BackendError: the link of that name cannot be made.
     """
     if flavour.name != "rtx":
         return

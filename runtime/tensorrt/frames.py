@@ -1,8 +1,7 @@
-"""From uint8 frames to tokens and back without leaving the GPU: the kernels around the engines.
+"""From uint8 frames to tokens and back on the GPU: the kernels around the engines.
 
-Up go frames (once) and tokens, down come tokens and frames; whatever lies between stays where it is. What is computed
-is what :mod:`tatok_edge.model.tokenizer` does with the kernels of the CPU, so given the same outputs of the networks,
-the tokens are the same.
+Only frames and tokens are uploaded and downloaded; all values between them stay on the GPU. The steps are those of
+:mod:`tatok_edge.model.tokenizer` with the kernels of the CPU: the same outputs of the networks give the same tokens.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ _CELL_PATCHES = CELL_SIDE * CELL_SIDE
 
 
 class Exchange:
-    """Memory that the host and the GPU exchange values through: page-locked on the host, with a copy on the device.
+    """Memory for exchanging values between host and GPU: page-locked on the host, with a copy on the device.
 
     Args:
         device: The GPU.
         nbytes: Size.
-        pointer: Memory of the device to use for the copy; by default new one.
-        small: Where host and GPU share their memory (on a Jetson), let both see the same, and copy nothing. The GPU
-            does not cache such memory, so this is for values that it reads or writes once and in whole lines; frames
-            go through the kernels in single bytes and several times, and are better off copied.
+        pointer: Memory of the device to use for the copy; by default new memory.
+        small: Where host and GPU share their memory (on a Jetson), use the same memory and copy nothing. The GPU does
+            not cache such memory. So this is for values that it reads or writes once and in whole lines, not for
+            frames, whose single bytes the kernels read several times.
     """
 
     def __init__(self, device: Device, nbytes: int, *, pointer: int | None = None, small: bool = False) -> None:
         self._device = device
         self.mapped = small and device.shares_memory
-        """Whether both see the same memory."""
+        """Whether host and device use the same memory."""
         self._host = device.pinned(nbytes, np.uint8, mapped=self.mapped)
         if self.mapped:
             pointer = self._host.device_pointer
         self.pointer: int = device.allocate(nbytes) if pointer is None else pointer
-        """Where the device sees it."""
+        """Address on the device."""
 
     def _view(self, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
         kind = np.dtype(dtype)
@@ -63,7 +62,7 @@ class Exchange:
             self._device.copy_to_device(self.pointer, view, stream)
 
     def download(self, shape: Shape, dtype: DTypeLike, stream: int) -> NDArray[Any]:
-        """A view of the values: valid from when the stream got here until the next upload or download."""
+        """A view of the values: valid once the stream has reached this point, until the next upload or download."""
         view = self._view(shape, dtype)
         if not self.mapped and view.size:
             self._device.copy_to_host(view, self.pointer, stream)
@@ -77,10 +76,10 @@ class DeviceFrames:
         programs: The engines.
         device: Their GPU.
         kernels: The CUDA kernels.
-        stream: On which everything runs.
+        stream: The stream of all work.
 
     Raises:
-        BackendError: memory is short.
+        BackendError: too little memory.
     """
 
     def __init__(self, programs: Programs, device: Device, kernels: Kernels, stream: int) -> None:
@@ -100,7 +99,7 @@ class DeviceFrames:
         self._cell_codes = Exchange(device, cells * self._dims * 4, pointer=self._context.pointers["codes"])
         self._row_codes = Exchange(device, self._edges[-1] * self._dims * 4, pointer=self._encoder.pointers["codes"])
         self._filled = 0
-        self._waiting: list[NDArray[np.int32]] = []  # where the codes of the filled rows go
+        self._waiting: list[NDArray[np.int32]] = []  # targets for the codes of the filled rows
         self._every = device.allocate(patches * 4)
         every = np.arange(patches, dtype=np.int32)
         device.copy_to_device(self._every, every, stream)
@@ -113,8 +112,8 @@ class DeviceFrames:
     ) -> list[EncodedFrame]:
         """See :meth:`tatok_edge.runtime.session.FrameSession.encode_frames`.
 
-        Frame after frame goes as far as its kept positions, and the feature rows of these collect; the patch encoder
-        runs when its largest profile is full, and at the end.
+        The frames are filtered one after the other, and the feature rows of their kept patches are collected. The patch
+        encoder runs when its largest profile is full, and at the end.
         """
         score, levels = request.score, request.levels
         if score not in SCORES:
@@ -160,7 +159,7 @@ class DeviceFrames:
         return rows, columns
 
     def _take(self, frame: NDArray[np.uint8] | DeviceArray, bgr: bool) -> Frames:
-        """The frame in memory that the kernels read."""
+        """The frame in memory that the kernels can read."""
         height, width = frame.shape[:2]
         if isinstance(frame, DeviceArray):
             if frame.producer is not None:
@@ -241,12 +240,12 @@ class DeviceFrames:
         )
 
     def _run_rows(self, count: int) -> None:
-        """The patch encoder on the first ``count`` rows, and on those that fill its smallest fitting profile."""
+        """The patch encoder on the first ``count`` rows, padded to its smallest fitting profile."""
         edge = self._edges[smallest_fitting(self._edges, count)]
         self._programs.execute(PADDED, {"features": (edge, self._row)})
 
     def _add(self, view: Frames, target: NDArray[np.int32], levels: Sequence[int]) -> None:
-        """Rows of the patches in the buffer of positions; their codes come to ``target``, at the latest in finish."""
+        """Rows of the patches in the buffer of positions. ``target`` gets their codes, at the latest in finish."""
         done, room = 0, self._edges[-1]
         while done < len(target):
             count = min(room - self._filled, len(target) - done)
@@ -322,10 +321,10 @@ class DeviceFrames:
 
 
 def _checked(codes: NDArray[np.int32], levels: NDArray[Any], graph: str) -> NDArray[np.int32]:
-    """The codes, which are within their levels.
+    """Check that codes are within their levels.
 
     Raises:
-        BackendError: they are not.
+        BackendError: a code is outside.
     """
     bad = (codes < 0) | (codes >= levels)
     if bad.any():

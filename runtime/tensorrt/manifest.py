@@ -42,7 +42,7 @@ class ShapeRange:
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
-    """The shape to be fast for."""
+    """The shape that TensorRT optimises for."""
     max: tuple[int, ...]
 
     def holds(self, shape: Sequence[int]) -> bool:
@@ -63,7 +63,7 @@ class PluginRecord:
     name: str
     version: str
     file: str | None
-    """Where it was when the engine was built; None for one without a library, which can only be built with."""
+    """Path of the library when the engine was built; None if the engine was built without one."""
     sha256: str | None
     """Hash of that file."""
 
@@ -81,7 +81,7 @@ class EngineManifest:
     onnx_sha256: str
     """Hash of the graph in the bundle, weights included."""
     built_sha256: str
-    """Hash of the graph that TensorRT was given, after conversion to ``precision``."""
+    """Hash of the graph after conversion to ``precision``."""
     precision: str
     """``"fp32"`` or ``"fp16"``."""
     flavour: str
@@ -110,7 +110,7 @@ class EngineManifest:
         return f"{model}.{self.graph}-{content}-{self.precision}-{target}{plugin}{SUFFIX}"
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as it is written."""
+        """The content of the manifest file."""
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model,
@@ -144,7 +144,7 @@ def read_manifest(path: Path) -> EngineManifest:
     """The manifest of the engine at ``path`` (``….engine``), or at its own path (``….json``).
 
     Raises:
-        EngineMismatch: there is none, or it is not one that this version understands.
+        EngineMismatch: the manifest is missing, or this version cannot read it.
     """
     path = manifest_path(path) if path.suffix == SUFFIX else path
     try:
@@ -165,7 +165,7 @@ def read_manifest(path: Path) -> EngineManifest:
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where the manifest of an engine is."""
+    """Path of the manifest of an engine."""
     return engine.with_name(engine.name.removesuffix(SUFFIX) + ".json")
 
 
@@ -207,7 +207,7 @@ def _parse(data: Any) -> EngineManifest:
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list) or not 0 < len(value) <= 256:
-        raise ValueError("a list of 1 to 256 entries is needed where there is none")
+        raise ValueError("a list of 1 to 256 values is missing")
     return value
 
 
@@ -242,7 +242,7 @@ def _profile(data: Any) -> Profile:
 
 
 def build_command(model: str, manifest: EngineManifest | None = None) -> str:
-    """The command that builds engines as those of ``manifest`` were."""
+    """The command that builds the engines of ``manifest`` again."""
     if manifest is None:
         return f"tatok build {model}"
     return f"tatok build {model} --precision {manifest.precision}"

@@ -1,10 +1,10 @@
-"""The TensorRT plugin ``TaTokDTF``: built from its C++ source, found, loaded by path, or made in Python.
+"""The TensorRT plugin ``TaTokDTF`` in C++ and in Python: building, finding and loading it.
 
     python -m tatok_edge.runtime.tensorrt.plugin build
 
-The C++ plugin needs TensorRT's headers, which come with JetPack and the TensorRT packages but are in no wheel. Where
-there are none, its twin in Python launches the same compiled kernel (:mod:`tatok_edge.runtime.cuda.kernels`). Both have
-the same name, version, namespace, fields and outputs, so engines built with one run with the other.
+The C++ plugin needs TensorRT's headers, which come with JetPack and the TensorRT packages but are in no wheel. Without
+headers, the plugin in Python launches the same compiled kernel (:mod:`tatok_edge.runtime.cuda.kernels`). Both plugins
+have the same name, version, namespace, fields and outputs, so engines built with one run with the other.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from tatok_edge.runtime.tensorrt.flavour import Flavour, load_plugins, prepare_p
 
 PLUGIN_NAME, PLUGIN_VERSION, NAMESPACE = "TaTokDTF", "1", "tatok"
 FIELDS = ("tau_q30", "min_tokens", "max_tokens", "floor_q16")
-"""Integers: ``tau`` with 30 and ``floor_bits`` with 16 fractional bits, because the float32 of an ONNX attribute is not
-the double that the caller gave."""
+"""Integers: ``tau`` with 30 and ``floor_bits`` with 16 fractional bits, because ONNX attributes would round the
+caller's doubles to float32."""
 SOURCE = cuda_kernels.FOLDER / "tensorrt" / "cpp"
 LIBRARY_VARIABLE = "TATOK_TENSORRT_PLUGIN"
-"""Environment variable that names the library to load."""
+"""Environment variable with the path of the library to load."""
 HEADER_FOLDERS = (
     Path("/usr/include/aarch64-linux-gnu"),
     Path("/usr/include/x86_64-linux-gnu"),
@@ -50,12 +50,12 @@ class RegisteredPlugin:
     """A plugin that is registered with a TensorRT."""
 
     kind: PluginForm
-    """The C++ library, or its twin in Python."""
+    """``"library"`` for the plugin in C++, or ``"python"``."""
     path: Path | None
-    """The library with the kernel: the plugin itself, or that of the CUDA kernels; None where only building is
-    possible, because none is there."""
+    """The library with the kernel: the plugin itself, or the CUDA kernels; None if engines can only be built, because
+    no kernel is installed."""
     sha256: str | None
-    """Of that file; engine manifests record it."""
+    """Hash of that file; engine manifests record it."""
     version: str = PLUGIN_VERSION
 
 
@@ -68,7 +68,7 @@ def sha256_of(path: Path) -> str:
     """Hash of a library.
 
     Raises:
-        BackendError: it cannot be read.
+        BackendError: the library cannot be read.
     """
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -102,7 +102,7 @@ _registered: dict[str, tuple[RegisteredPlugin, object]] = {}  # by module; the r
 
 
 def register(flavour: Flavour, *, kind: PluginForm | None = None, library: Path | None = None) -> RegisteredPlugin:
-    """Make the plugin known to TensorRT, once per process; later calls return the registered plugin.
+    """Register the plugin with TensorRT, once per process; later calls return the registered plugin.
 
     Args:
         flavour: The TensorRT that is used.
@@ -145,14 +145,14 @@ def _register_python(flavour: Flavour) -> tuple[RegisteredPlugin, object]:
     try:
         kernels: Kernels | None = cuda_kernels.load()
     except BackendError:
-        kernels = None  # engines can be built without the kernel, though not run
+        kernels = None  # engines can be built without the kernel, but not run
     creator = make_creator(api, kernels)
     if not registry.register_creator(creator, NAMESPACE):
         raise BackendError(f"{flavour.title} refuses the plugin {PLUGIN_NAME}: another one of that name is registered")
     return RegisteredPlugin("python", kernels.path if kernels else None, kernels.sha256 if kernels else None), creator
 
 
-# --- the twin in Python ---------------------------------------------------------------------------
+# --- the plugin in Python -------------------------------------------------------------------------
 
 
 def make_creator(api: Any, kernels: Kernels | None) -> Any:
@@ -160,7 +160,7 @@ def make_creator(api: Any, kernels: Kernels | None) -> Any:
 
     Args:
         api: The module ``tensorrt`` or ``tensorrt_rtx``.
-        kernels: The CUDA kernels that it launches; None for a plugin that can be built into engines, but not run.
+        kernels: The CUDA kernels to launch; None for a plugin that can be built into engines, but not run.
     """
     plugin = _plugin_class(api, kernels)
 
@@ -180,7 +180,7 @@ def make_creator(api: Any, kernels: Kernels | None) -> Any:
 
 
 def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
-    """The class of the plugin; it inherits from TensorRT's, so it is made when TensorRT is there."""
+    """The class of the plugin. Its base classes are TensorRT's, so it is made after TensorRT is imported."""
     alive: list[object] = []  # TensorRT 10.3 crashes where Python frees a plugin; an engine has a few small ones
     bases: Any = (api.IPluginV3, api.IPluginV3OneCore, api.IPluginV3OneBuild, api.IPluginV3OneRuntime)
 
@@ -249,7 +249,7 @@ def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
 
 
 def limits_of_fields(node: str, fields: dict[str, Any]) -> DtfLimits:
-    """The limits that a node's fields give; the default for those that it leaves out.
+    """The limits in the fields of a node; missing fields get their defaults.
 
     Raises:
         InputError: a field that is no integer in range.

@@ -1,8 +1,8 @@
 """The engines of a model on one GPU: contexts, buffers, and CUDA graphs.
 
-All memory is allocated once, for the largest shapes of the engines' profiles. Tensors that one engine writes and the
-next one reads share a buffer, so nothing is copied between them, and all contexts share one block of scratch memory:
-everything here runs on one stream, one engine after the other. The caller sees to that, and to a current context.
+All memory is allocated once, for the largest shapes of the engines' profiles. An output of one engine and the same
+input of the next share a buffer, so nothing is copied. All contexts share one block of scratch memory, so the engines
+must run one after the other on one stream. The caller ensures this, and makes a CUDA context current.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Key = tuple[Shape, ...]
 """Shapes of all inputs of a graph, in their order."""
 
 PADDED = "patch_encoder"
-"""The graph whose rows do not depend on one another: it always runs as many as its smallest fitting profile holds."""
+"""The graph with independent rows: their number is padded to the smallest fitting profile."""
 RECORD_AT = 16
-"""The run of a shape at which it is recorded. Recording takes as long as some runs, and streams have many shapes that
-come a few times."""
+"""Number of the run of a shape that is recorded. Recording takes as long as several runs, and streams have many shapes
+that occur a few times only."""
 MAX_RECORDED = 64
-"""CUDA graphs that are kept; the one that was not used for longest goes first."""
+"""Largest number of CUDA graphs; the least recently used one is dropped first."""
 _MAX_KNOWN = 1024  # shapes whose profile and uses are remembered
 _SHARED = {
     ("context", "codes"): ("global_encoder", "codes"),
     ("decoder", "context"): ("context", "context"),
     ("decoder", "mean"): ("context", "mean"),
 }
-"""Inputs that lie where another graph writes them."""
+"""Inputs that share the buffer of another graph's output."""
 
 
 @dataclass(slots=True)
 class _Bound:
-    """An execution context of one profile, and the shapes that it is set to."""
+    """An execution context of one profile, and its current shapes."""
 
     context: IExecutionContext
     key: Key | None = None
@@ -54,7 +54,7 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A CUDA graph, and the context whose memory it works in."""
+    """A CUDA graph, and the context whose memory it uses."""
 
     graph: Graph
     bound: _Bound
@@ -75,9 +75,9 @@ class Program:
     sizes: dict[str, int] = field(default_factory=dict)
     """Largest bytes of each tensor."""
     pointers: dict[str, int] = field(default_factory=dict)
-    """Where the tensors are."""
+    """Addresses of the tensors."""
     profiles: dict[Key, int] = field(default_factory=dict)
-    """Profiles of shapes that were asked for before."""
+    """Profiles of earlier shapes."""
 
     def key(self, shapes: Mapping[str, Sequence[int]]) -> Key:
         """Shapes of the inputs, in their order.
@@ -93,8 +93,8 @@ class Program:
         """The smallest profile that takes these shapes.
 
         Raises:
-            InputError: none does. The message names the tensor, its shape, the allowed shapes and the command that
-                widens them.
+            InputError: no profile takes them. The message names the tensor, its shape, the allowed shapes and the
+                command that widens them.
         """
         index = self.profiles.get(key)
         if index is None:
@@ -110,15 +110,15 @@ class Programs:
 
     Args:
         flavour: The TensorRT that runs them.
-        device: Where; the memory that is allocated on it is freed with it.
-        stream: On which everything runs.
+        device: The GPU; closing it frees the memory of the engines.
+        stream: The stream of all work.
     """
 
     def __init__(self, flavour: Flavour, device: Device, stream: int) -> None:
         self.by_name: dict[str, Program] = {}
         """Engines by graph."""
         self.graphs_off: str | None = None
-        """Why no more CUDA graphs are recorded, if they are not."""
+        """Why no more CUDA graphs are recorded; None while they are."""
         self._flavour, self._device, self._stream = flavour, device, stream
         self._messages = Messages()
         self._logger = make_logger(flavour, self._messages)
@@ -135,7 +135,7 @@ class Programs:
 
     @property
     def recorded(self) -> int:
-        """CUDA graphs that are kept."""
+        """Number of CUDA graphs."""
         return len(self._recorded)
 
     # --- opening ----------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Programs:
         """Open all engines, allocate their memory, and run each of their profiles once.
 
         Raises:
-            BackendError: an engine is damaged, refused or not the one of its manifest, or memory is short.
+            BackendError: an engine is damaged, refused or not the one of its manifest, or too little memory.
         """
         self._runtime = make_runtime(self._flavour, self._logger, self._messages)
         for graph in found.manifests:
@@ -195,7 +195,7 @@ class Programs:
         return np.dtype(np.float32) if kind == types.FLOAT else np.dtype(np.int32) if kind == types.INT32 else None
 
     def _context(self, program: Program, profile: int) -> _Bound:
-        """A context for a profile. Each has persistent memory of its own, and they share the scratch memory."""
+        """A context for a profile, with its own persistent memory. All contexts share the scratch memory."""
         self._messages.problems.clear()
         strategy = self._flavour.api.ExecutionContextAllocationStrategy.USER_MANAGED
         context = program.engine.create_execution_context(strategy)
@@ -208,7 +208,7 @@ class Programs:
         return _Bound(context)
 
     def _measure(self, program: Program, profile: int) -> None:
-        """How much memory the tensors take with the largest shapes of a profile."""
+        """Add up the memory of the tensors at the largest shapes of a profile."""
         bound, ranges = program.bound[profile], program.manifest.profiles[profile]
         self._set_shapes(program, bound, tuple(ranges[name].max for name in program.inputs))
         shapes = {name: ranges[name].max for name in program.inputs} | bound.outputs
@@ -225,7 +225,7 @@ class Programs:
         pointers = {}
         for owner, nbytes in sizes.items():
             pointers[owner] = self._device.allocate(nbytes)
-            # Rows behind the last one are computed as well: let them be numbers from the start.
+            # Padded rows are computed as well: they must hold finite numbers from the start.
             self._device.fill(pointers[owner], 0, nbytes, self._stream)
         for program in self.by_name.values():
             for name in program.sizes:
@@ -252,8 +252,8 @@ class Programs:
         """Put one run of an engine on the stream; its inputs are in their buffers.
 
         Args:
-            graph: Its name.
-            shapes: Of the inputs.
+            graph: Name of the graph.
+            shapes: Shapes of the inputs.
 
         Returns:
             Shapes of the outputs.
@@ -304,7 +304,7 @@ class Programs:
             raise self._failed(f"cannot run {program.name}", program.manifest)
 
     def _record_apart(self, program: Program, key: Key, profile: int) -> None:
-        """Record a shape in a context that keeps it: a graph is for the shapes that its context has."""
+        """Record a shape in a context of its own: a CUDA graph is only valid for the shapes of its context."""
         try:
             bound = self._context(program, profile)
             self._place(program, bound.context)
@@ -341,7 +341,7 @@ class Programs:
     def drop(self) -> None:
         """Free graphs, contexts and engines, in this order; the buffers are the device's to free."""
         for recorded in self._recorded.values():
-            with contextlib.suppress(BackendError):  # of a GPU that failed: the rest must still end before its memory
+            with contextlib.suppress(BackendError):  # after a GPU error, free the other objects, too
                 recorded.graph.destroy()
         self._recorded.clear()
         for program in self.by_name.values():

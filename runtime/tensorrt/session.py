@@ -1,8 +1,8 @@
 """The session that runs TensorRT and TensorRT-RTX engines, and how it is opened.
 
-It never builds anything: engines come from ``tatok build``, and a shape that they do not take is an error with the
-command that widens them. Only the rows of the patch encoder, which do not depend on one another, are split over
-several runs where a call has more than its largest profile.
+The session never builds engines: they come from ``tatok build``. A shape outside their profiles is an error that names
+the command to widen them. Only the independent rows of the patch encoder are split over several runs, where a call has
+more rows than the largest profile.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _NO_DRIVER = "there is no usable NVIDIA driver or GPU on this machine (see nvidi
 
 
 class TensorRTSession(Session):
-    """Runs a model's engines on one GPU, and with CUDA kernels whole frames: see :attr:`frames`.
+    """Runs a model's engines on one GPU. With CUDA kernels it also encodes and decodes frames: see :attr:`frames`.
 
-    All memory is allocated here, and every profile runs once. Calls from several threads wait for one another: there is
-    one stream. It is a context manager; without :meth:`close` everything is freed with the object, or at exit.
+    Opening allocates all memory and runs every profile once. There is one stream, so calls from several threads wait
+    for one another. It is a context manager; without :meth:`close` everything is freed with the object, or at exit.
 
     Args:
         flavour: The TensorRT that runs them.
@@ -69,7 +69,7 @@ class TensorRTSession(Session):
         stream: The stream to work on, an integer handle; by default a new one. Nobody else may use it during a call.
 
     Raises:
-        BackendError: an engine that cannot be used, or too little memory; everything is freed.
+        BackendError: an engine cannot be used, or too little memory; everything is freed.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TensorRTSession(Session):
                 if kernels is not None:
                     self._frames = DeviceFrames(programs, gpu, kernels, self._stream)
         except BaseException as error:
-            # TensorRT's objects must end before their memory does, and the traceback has some.
+            # TensorRT's objects must be freed before their memory, and the traceback refers to some.
             with contextlib.suppress(BackendError), gpu.current():
                 traceback.clear_frames(error.__traceback__)
             _release(gpu, programs, stream)
@@ -108,7 +108,7 @@ class TensorRTSession(Session):
 
     @property
     def frames(self) -> FrameSession | None:
-        """This session where there are CUDA kernels, which prepare frames on the GPU; None without them."""
+        """This session if it has CUDA kernels, which prepare frames on the GPU; None without kernels."""
         return self if self._frames is not None else None
 
     @property
@@ -118,7 +118,7 @@ class TensorRTSession(Session):
 
     @property
     def stream(self) -> int:
-        """The stream that everything runs on."""
+        """Handle of the stream of all work."""
         return self._stream
 
     @property
@@ -137,7 +137,7 @@ class TensorRTSession(Session):
     # --- networks ---------------------------------------------------------------------------------
 
     def run(self, graph: GraphName, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
-        """See :class:`tatok_edge.runtime.session.Session`. The outputs are the caller's.
+        """See :class:`tatok_edge.runtime.session.Session`. The outputs are new arrays.
 
         Raises:
             InputError: shapes that no profile takes, or a wrong dtype.
@@ -188,7 +188,7 @@ class TensorRTSession(Session):
             start += _aligned(array.nbytes)
 
     def _get(self, program: Program, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """Views of the outputs, which are there."""
+        """Views of the outputs, after waiting for them."""
         start, views = 0, {}
         for name, shape in shapes.items():
             kind = program.dtypes[name]
@@ -203,13 +203,13 @@ class TensorRTSession(Session):
 
     @staticmethod
     def _plan_rows(program: Program) -> int:
-        """Rows of the patch encoder that are staged at once: the largest profile that is not too large."""
+        """Rows of the patch encoder that are staged at once: the largest profile within the staging limit."""
         shapes = [profile["features"].max for profile in program.manifest.profiles]
         fitting = [rows for rows, width in shapes if rows * width * 4 <= _STAGED_ROW_BYTES]
         return max(fitting, default=shapes[0][0])
 
     def _largest(self, *, upload: bool) -> int:
-        """Bytes of the inputs, or outputs, of the graph that has most."""
+        """Largest size in bytes of a graph's inputs, or outputs."""
         most = 0
         for program in self._programs.by_name.values():
             sizes = [_aligned(program.sizes[name]) for name in (program.inputs if upload else program.outputs)]
@@ -246,7 +246,7 @@ class TensorRTSession(Session):
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """One call: alone, with the GPU current, and with nothing left on the stream after it."""
+        """Context of one call: it holds the lock, makes the GPU current, and at the end waits for the stream."""
         with self._lock:
             if not self._finalizer.alive:
                 raise BackendError("this session is closed; load the tokenizer again")
@@ -293,19 +293,18 @@ def _release(gpu: Device, programs: Programs | None, stream: int | None) -> None
 def open_tensorrt(
     graphs: Mapping[str, bytes], backend: str, *, folder: Path | None, model: str, stream: Any
 ) -> tuple[TensorRTSession, Backend]:
-    """A session of the engines that ``tatok build`` made of these graphs.
+    """A session with the engines that ``tatok build`` made from these graphs.
 
     Args:
-        graphs: Serialised ONNX models by name; the engines must be of these.
-        backend: ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"auto"`` for whichever there are engines of.
-        folder: Where the engines are; by default the user's cache.
+        graphs: Serialised ONNX models by name; the engines must be built from them.
+        backend: ``"tensorrt"``, ``"tensorrt-rtx"``, or ``"auto"`` for the first of them that has engines.
+        folder: Folder of the engines; by default the user's cache.
         model: Name or path of the bundle, for messages.
         stream: As :func:`stream_handle` takes it; None for a new one.
 
     Raises:
-        InputError: a stream that is none.
-        BackendError: no driver, TensorRT or engine, one that does not fit, or too little memory. The message says what
-            to do.
+        InputError: ``stream`` is no stream.
+        BackendError: no driver, no TensorRT, no fitting engine, or too little memory. The message says what to do.
     """
     handle = None if stream is None else stream_handle(stream)
     folder = cache_folder() if folder is None else folder
@@ -320,7 +319,7 @@ def open_tensorrt(
     for name in wanted:
         try:
             flavour = tensorrt_flavour.find_flavour(name)
-        except BackendError as error:  # nothing is loaded yet, so the other one may still be
+        except BackendError as error:  # nothing is loaded yet, so the next flavour may still be
             problems.append(str(error))
             continue
         return _open(flavour, hashes, folder, model, handle, "auto" if backend == "auto" else "asked for by name")
@@ -328,7 +327,7 @@ def open_tensorrt(
 
 
 def _built(folder: Path, hashes: Mapping[str, str]) -> list[FlavourName]:
-    """The flavours that there are engines of for these graphs."""
+    """The flavours that have engines of these graphs."""
     flavours = set()
     for path in folder.glob("*.json") if folder.is_dir() else []:
         with contextlib.suppress(EngineMismatch):
@@ -372,12 +371,12 @@ def _find(flavour: Flavour, hashes: Mapping[str, str], folder: Path, model: str,
     except EngineMismatch as error:
         if error.kind != "plugin":
             raise
-    plugin = tensorrt_plugin.register(flavour)  # only engines that need it get here
+    plugin = tensorrt_plugin.register(flavour)  # only engines with a plugin get here
     return find_engines(folder, found(plugin.version, plugin.sha256), list(hashes))
 
 
 def _find_kernels(gpu: Device) -> tuple[Kernels | None, str]:
-    """The CUDA kernels, if there are any, and where frames are prepared."""
+    """The CUDA kernels, or None, and where frames are prepared, in words."""
     try:
         kernels = cuda_kernels.load()
         if kernels.emulated:

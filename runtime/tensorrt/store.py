@@ -1,4 +1,4 @@
-"""The folder of engines: where it is, and how engines are written, locked and read."""
+"""The folder of engines: its path, and writing, locking and reading of engines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_engine(path: Path, manifest: EngineManifest) -> bytes:
     """The bytes of an engine whose manifest has been checked.
 
     Raises:
-        EngineMismatch: it is missing, cut off, or not the file that the manifest was written for.
+        EngineMismatch: the engine is missing, cut off, or not the one of its manifest.
     """
     again = f"run '{build_command(manifest.model, manifest)}'"
     try:
@@ -61,7 +61,7 @@ def read_engine(path: Path, manifest: EngineManifest) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where engines are kept: :data:`CACHE_VARIABLE`, or ``tatok-edge/engines`` under the user's cache directory."""
+    """Folder of the engines: :data:`CACHE_VARIABLE`, or ``tatok-edge/engines`` under the user's cache directory."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
@@ -73,7 +73,7 @@ def prepare_folder(folder: Path, needed: int) -> None:
     """Make the folder, remove leftovers of killed builds, and check that ``needed`` bytes can be written to it.
 
     Raises:
-        BackendError: it cannot be made or written to, or the disk is full.
+        BackendError: the folder cannot be made or written to, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,12 +99,12 @@ def _not_writable(path: Path, error: OSError) -> BackendError:
 
 @contextmanager
 def build_lock(engine: Path) -> Iterator[bool]:
-    """Held while an engine is built, so that a second process waits and takes the result.
+    """Lock held while an engine is built: a second process waits, and uses the result.
 
-    The operating system frees it when the process ends, however that happens, so a lock never outlives its owner.
+    The operating system frees the lock when its process ends, also after a crash.
 
     Yields:
-        Whether it had to wait for another process.
+        Whether this process had to wait for another one.
 
     Raises:
         BackendError: the folder cannot be written.
@@ -124,12 +124,12 @@ def build_lock(engine: Path) -> Iterator[bool]:
             except BlockingIOError:
                 waited = True
                 fcntl.flock(file, fcntl.LOCK_EX)
-        # Without locks both build, and the last to end replaces an engine that is as good.
+        # Without locks both processes build, and the last one replaces an equally good engine.
         yield waited
 
 
 def stored_engine(folder: Path, manifest: EngineManifest) -> EngineManifest | None:
-    """The whole and undamaged engine in ``folder`` that was built as ``manifest`` says, if there is one."""
+    """The undamaged engine in ``folder`` for ``manifest``; None without one."""
     path = folder / manifest.file
     try:
         there = read_manifest(path)
@@ -146,14 +146,14 @@ def stored_engine(folder: Path, manifest: EngineManifest) -> EngineManifest | No
 
 
 def store_engine(folder: Path, manifest: EngineManifest, plan: bytes) -> Path:
-    """Writes an engine and its manifest; whoever reads meanwhile sees the old pair, none, or the new one.
+    """Writes an engine and its manifest. A reader sees the old pair, no pair, or the new pair.
 
     Raises:
-        BackendError: the folder cannot be written, or is full; nothing half-written stays.
+        BackendError: the folder cannot be written, or is full; no partial file stays.
     """
     path = folder / manifest.file
     try:
-        # A reader believes the manifest only, so it goes first and comes back last.
+        # A reader starts from the manifest, so the manifest is removed first and written last.
         manifest_path(path).unlink(missing_ok=True)
         write_whole(path, plan)
         write_whole(manifest_path(path), (json.dumps(manifest.to_json(), indent=1, allow_nan=False) + "\n").encode())

@@ -285,7 +285,9 @@ def test_a_mismatch_is_found_before_an_engine_is_opened(tmp_path: Path, changes:
 
 def test_a_set_that_is_not_complete(tmp_path: Path) -> None:
     store_engine(tmp_path, make(graph="context"), PLAN)
-    with pytest.raises(EngineMismatch, match="lack patch_encoder: run 'tatok build tatok-s8 --precision fp16'"):
+    with pytest.raises(
+        EngineMismatch, match="no engine for patch_encoder: run 'tatok build tatok-s8 --precision fp16'"
+    ):
         find_engines(tmp_path, here(), GRAPHS)
 
 
