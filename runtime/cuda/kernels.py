@@ -319,7 +319,7 @@ class Kernels:
         *,
         stream: int = 0,
     ) -> None:
-        """``reference.information`` for flat positions (count,): float32 (count,); 0 for a position or code out of range."""
+        """``reference.information`` for flat positions (count,): float32 (count,); 0 for a wrong position or code."""
         self._call(
             "tatok_information",
             *(log2_probs, codes, positions, count, images, patches),
