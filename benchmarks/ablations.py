@@ -1,4 +1,4 @@
-"""What the parts of the model are worth: the model beside fixed-rate tokenizers and itself without globals.
+"""Gain of the parts of the model: the model against fixed-rate tokenizers and against itself without global tokens.
 
 ``python benchmarks/ablations.py RUNS ../shared/data/eval/kodak --out benchmarks/results`` writes ablations.json and
 ablations.md. RUNS holds the outputs of four trainings of the same seed, steps, data and schedule, each from its own

@@ -13,10 +13,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with ``--out``.
 
     Args:
-        doc: Docstring of the script; its text is the description, as it is written.
+        doc: Docstring of the script; its text is the description, unchanged.
     """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, help="folder for the results, made if it is not there")
+    made.add_argument("--out", type=Path, help="folder for the results, created if missing")
     return made
 
 

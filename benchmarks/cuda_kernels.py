@@ -1,8 +1,8 @@
 """The CUDA kernels against the memory bandwidth of the GPU, and the networks in PyTorch on CUDA.
 
-``python benchmarks/cuda_kernels.py --out benchmarks/results``. The floor of a kernel is the bytes that it must move
-over the measured bandwidth of a copy; what fits the cache can beat it. Without a GPU the kernels run once, small, in
-their emulation on the CPU, so that the script cannot rot, and every figure is "not run".
+``python benchmarks/cuda_kernels.py --out benchmarks/results``. The floor of a kernel is the number of bytes that it
+must move, over the measured bandwidth of a copy; arrays that fit the cache can be faster. Without a GPU the kernels run
+once, on small frames, in their emulation on the CPU, as a test of the script, and every figure is "not run".
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def copy_bandwidth(device: Device, stream: int) -> float:
 
 
 def torch_rows(batches: tuple[int, ...], width: int, height: int, run: bool) -> list[dict[str, Any]]:
-    """Encoding and decoding in eager PyTorch on CUDA, ms per frame; what cannot run is "not run"."""
+    """Encoding and decoding in eager PyTorch on CUDA, ms per frame; rows that cannot run are "not run"."""
     rows = [
         {"what": f"PyTorch CUDA {name}, batch {batch}", "work": f"{width}x{height}", "ms_per_frame": "not run"}
         for batch in batches

@@ -1,4 +1,4 @@
-"""Data sets of tokens: random access, memory, what workers bring, and whether a killed worker shows.
+"""Data sets of tokens: random access, memory, speed with several workers, and the result after a killed worker.
 
 ``python benchmarks/datasets.py ../shared/data/videos --out benchmarks/results``
 """

@@ -1,4 +1,4 @@
-"""How smoothly the demo page runs: frames per second, latency, and how soon a slider acts.
+"""Speed of the demo page: frames per second, latency, and the time from a slider to the picture.
 
 ``python benchmarks/demo.py --out benchmarks/results``, on a quiet machine. A server process encodes, decodes and packs
 the rendered camera of 320x240 pixels; a plain socket takes its frames, alone and beside a page that never reads, then

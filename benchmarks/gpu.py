@@ -1,8 +1,8 @@
 """Encoding and decoding on a GPU: PyTorch on CUDA, and TensorRT and TensorRT-RTX where they run.
 
 ``python benchmarks/gpu.py --out benchmarks/results``. Time per frame at batch 1 and 32 in eager PyTorch; for each
-flavour of TensorRT whether it builds, loads and runs the model here, and the time of the whole tokenizer with it. What
-cannot run is "not run", with the reason. ``--device cpu --repeats 1`` is a dry run of PyTorch without a GPU.
+flavour of TensorRT whether it builds, loads and runs the model here, and the time of the whole tokenizer with it. Rows
+that cannot run are "not run", with the reason. ``--device cpu --repeats 1`` is a dry run of PyTorch without a GPU.
 """
 
 from __future__ import annotations

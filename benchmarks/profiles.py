@@ -211,8 +211,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of clips")
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--frames", type=int, help="only so many frames of each clip")
-    parser.add_argument("--clips", type=int, help="only so many clips")
+    parser.add_argument("--frames", type=int, help="largest number of frames of each clip")
+    parser.add_argument("--clips", type=int, help="largest number of clips")
     options = parser.parse_args()
     clips = sorted(options.folder.glob("*.mp4"))[: options.clips]
     if not clips:

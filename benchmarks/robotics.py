@@ -1,8 +1,8 @@
-"""Bags: how much smaller the token topic is than the raw one, and whether all that should be kept is.
+"""Bags: size of the token topic against the raw topic, and checks that all other data is kept.
 
 ``python benchmarks/robotics.py ../shared/data/videos/highway_static.mp4 --out benchmarks/results`` makes an MCAP bag
 with 600 camera messages of the clip (played to and fro where it is shorter), encodes and decodes it with ``tatok``, and
-reads the tokens with ``rosbags`` and ``mcap-ros2-support``, which know nothing of us. Speeds want a quiet machine.
+reads the tokens with ``rosbags`` and ``mcap-ros2-support``, which do not use this package. Speeds need a quiet machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speed of every part against what this machine's matrix products reach, and against eager PyTorch.
+"""Speed of every part against this machine's matrix products and against eager PyTorch.
 
 Run it on a quiet machine: ``python benchmarks/speed.py --out benchmarks/results``. Needs the ``export``
 extra: onnx to count operations, PyTorch to compare with.

@@ -1,8 +1,8 @@
 """Streams against the fixed-rate tokenizer (same networks, every patch token of every frame), on clips.
 
 ``python benchmarks/stream.py ../shared/data/videos --threads 2 --out benchmarks/results``, on a quiet machine. Tokens,
-PSNR, encode time, the time that a transformer takes to read them (needs PyTorch), how surely small new objects are
-seen, and live cameras: latency, a slow consumer, several cameras, memory.
+PSNR, encode time, the time that a transformer takes to read them (needs PyTorch), the share of small new objects
+that get a token, and live cameras: latency, a slow consumer, several cameras, memory.
 """
 
 from __future__ import annotations
@@ -401,8 +401,8 @@ def main() -> None:
         "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
     )
     parser.add_argument("--refine", type=int, default=0, help="passes of refining; with some, it has its own table")
-    parser.add_argument("--frames", type=int, help="only so many frames of each clip")
-    parser.add_argument("--clips-only", action="store_true", help="leave out what is not measured clip by clip")
+    parser.add_argument("--frames", type=int, help="largest number of frames of each clip")
+    parser.add_argument("--clips-only", action="store_true", help="measure the clips only")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
     parser.add_argument("--memory-frames", type=int, default=27000, help="frames of the memory run (30 min at 15/s)")
