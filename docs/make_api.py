@@ -13,8 +13,8 @@ import tatok_edge
 PAGE = Path(__file__).resolve().parent / "api.md"
 HEAD = """# Python API
 
-What `import tatok_edge` offers. `help(tatok_edge.Tokenizer)` says all of it, with shapes, units and errors; this
-page is written by `docs/make_api.py` from the docstrings. More: [quick start](quickstart.md), [streams](streams.md),
+The public names of `import tatok_edge`. `help(tatok_edge.Tokenizer)` shows shapes, units and errors. The script
+`docs/make_api.py` writes this page from the docstrings. More: [quick start](quickstart.md), [streams](streams.md),
 [robotics](robotics.md), [token data sets](datasets.md).
 """
 
@@ -41,16 +41,10 @@ def call(name: str, function: object) -> str:
 
 
 def members(kind: type) -> list[tuple[str, str]]:
-    """Public fields, properties and methods of a class, inherited ones too, with their first lines."""
+    """Public properties and methods of a class, with their descriptions."""
     found = []
-    ours = {
-        name: value
-        for base in reversed(kind.__mro__)
-        if base.__module__.startswith("tatok_edge")
-        for name, value in vars(base).items()
-    }
-    for name, value in sorted(ours.items()):
-        if name.startswith("_") or (dataclasses.is_dataclass(kind) and name in kind.__dataclass_fields__):
+    for name, value in inspect.getmembers_static(kind):
+        if name.startswith(("_", "check_")) or (dataclasses.is_dataclass(kind) and name in kind.__dataclass_fields__):
             continue
         if isinstance(value, property):
             found.append((name, first_line(value.fget)))
@@ -68,7 +62,7 @@ def page() -> str:
         thing = getattr(tatok_edge, name)
         parts.append(f"\n## {name}\n\n{first_line(thing)}\n")
         if inspect.isclass(thing) and issubclass(thing, Exception):
-            parts.append(f"\nA `{thing.__mro__[1].__name__}`.\n")
+            parts.append(f"\nBase: `{thing.__mro__[1].__name__}`.\n")
             continue
         if not inspect.isclass(thing):
             parts.append(f"\n`{call(name, thing)}`\n")
@@ -77,7 +71,7 @@ def page() -> str:
             parts.append(f"\n`{call(name, thing)}`\n")
         rows = members(thing)
         if rows:
-            parts.append("\n| member | what |\n|---|---|\n")
+            parts.append("\n| member | description |\n|---|---|\n")
             parts += [f"| `{text}` | {line} |\n" for text, line in rows]
     return "".join(parts)
 

@@ -8,7 +8,7 @@ class TaTokError(Exception):
 
 
 class InputError(TaTokError, ValueError):
-    """An argument, image or token array that the call does not take."""
+    """A wrong argument, image or token array."""
 
 
 class BundleError(TaTokError):

@@ -19,7 +19,7 @@ MAX_FPS = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceFrame:
-    """One frame as a source delivers it."""
+    """One frame of a source."""
 
     image: Image
     """RGB picture, uint8 (height, width, 3)."""

@@ -63,7 +63,7 @@ class StreamDecoder:
         self.tokenizer = tokenizer
         """The model."""
         self.state: StreamState | None = None
-        """The entries after the last packet that was used; None before the first one."""
+        """The state after the last used packet; None before the first one."""
         self._on_loss = on_loss
         self._stale = np.zeros((0, 0), np.bool_)
         self._picture: Image | None = None

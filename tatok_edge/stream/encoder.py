@@ -1,4 +1,4 @@
-"""Frames of a camera to key and delta packets: only what changes is encoded and sent.
+"""Frames of a camera to key and delta packets: only changes are encoded and sent.
 
 A frame takes three steps. *Plan* reads the encoder's memory and decides what is encoded. *Draft* makes the packet from
 the codes, and what the encoder remembers after it. *Commit* writes the memory. All cameras of a call are drafted before
@@ -52,7 +52,7 @@ class StreamEncoder:
 
     Raises:
         InputError: An argument is out of its range.
-        BundleError: The bundle lacks what streams need.
+        BundleError: The bundle has no refiner, but the budget asks for refining.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class StreamEncoder:
 
     @property
     def state(self) -> StreamState | None:
-        """The entries after the last frame; None before the first one."""
+        """The state after the last frame; None before the first one."""
         return None if self._memory is None else self._memory.state
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the sensor noise, as estimated so far, in grey levels."""
+        """Estimated standard deviation of the sensor noise, in grey levels."""
         return 0.0 if self._memory is None else self._memory.estimates.deviation
 
     def request_keyframe(self) -> None:
@@ -112,7 +112,7 @@ class StreamEncoder:
         self._key_requested.set()
 
     def fork(self) -> StreamEncoder:
-        """An independent encoder that goes on from the same frame."""
+        """An independent encoder that continues from the same frame."""
         other = object.__new__(StreamEncoder)
         other._options = self._options
         other._memory = None if self._memory is None else self._memory.copy()
