@@ -14,12 +14,12 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import BackendError, InputError, one_line
 from tatok_edge.runtime.cuda.cuda_python import CudaPython
 from tatok_edge.runtime.cuda.driver import (
@@ -88,7 +88,7 @@ class Graph:
             self._driver.destroy(self._handle)
 
 
-class Device:
+class Device(Closing):
     """One GPU: memory, streams and copies. Safe to use from any thread.
 
     Streams are integer handles, 0 for the default stream; :func:`tatok_edge.runtime.cuda.arrays.stream_handle` gives
@@ -129,14 +129,6 @@ class Device:
 
     def __repr__(self) -> str:
         return f"Device({self.name!r}, SM {self.sm}, {self._driver.name}{'' if self._open else ', closed'})"
-
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

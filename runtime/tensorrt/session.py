@@ -15,12 +15,12 @@ import traceback
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.cuda import device
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
@@ -55,7 +55,7 @@ _PROBE_BYTES = 32 * 32 * 3
 _NO_DRIVER = "there is no usable NVIDIA driver or GPU on this machine (see nvidia-smi)"
 
 
-class TensorRTSession(Session):
+class TensorRTSession(Session, Closing):
     """Runs a model's engines on one GPU. With CUDA kernels it also encodes and decodes frames: see :attr:`frames`.
 
     Opening allocates all memory and runs every profile once. There is one stream, so calls from several threads wait
@@ -262,14 +262,6 @@ class TensorRTSession(Session):
         """Wait for a call that runs, and free everything; a second call does nothing."""
         with self._lock:
             self._finalizer()
-
-    def __enter__(self) -> TensorRTSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _aligned(nbytes: int) -> int:

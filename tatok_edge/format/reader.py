@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.format.header import PacketInfo, verify
 from tatok_edge.format.layout import check_model, read_header, read_index, reason
@@ -21,7 +22,7 @@ from tatok_edge.tokens.frame import TokenFrame
 Item = TypeVar("Item")
 
 
-class Reader:
+class Reader(Closing):
     """Reads a ``.ttk`` file by frame number; use it in a ``with`` statement.
 
     ``reader[i]`` is a :class:`TokenFrame`, ``len(reader)`` the number of frames, iteration goes through all. Delta
@@ -164,12 +165,6 @@ class Reader:
     def close(self) -> None:
         """Close the file; closing twice does nothing."""
         self._file.close()
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"damaged: {self.damage}"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
@@ -50,7 +50,7 @@ class EncodeResult:
     """Wall time per stage."""
 
 
-class Tokenizer:
+class Tokenizer(Closing):
     """Turns images into tokens and back; safe to call from several threads.
 
     Make one with :meth:`load`; it is a context manager, and :meth:`close` frees the networks.
@@ -350,14 +350,6 @@ class Tokenizer:
         self.networks.session.close()
         if self._refiner_session is not None:
             self._refiner_session.close()
-
-    def __enter__(self) -> Tokenizer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, tag={self.tag.hex()}, backend={self.backend})"

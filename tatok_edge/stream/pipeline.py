@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
+from tatok_edge.closing import Closing
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class StreamStatistics:
     """Time from the arrival of a frame to its packet, of the newest frames, in milliseconds."""
 
 
-class Stream:
+class Stream(Closing):
     """Encodes the frames of a source; iterate over it.
 
     ``for frame in Stream(tokenizer, "0"): send(frame.packet)``. A live source gives its newest frame: a slow consumer
@@ -174,16 +174,8 @@ class Stream:
         if self._owned:
             self.source.close()
 
-    def __enter__(self) -> Stream:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class MultiStream:
+class MultiStream(Closing):
     """Encodes several sources in step: the patches of all cameras go through one call of the patch encoder.
 
     ``for frames in MultiStream(tokenizer, ["0", "1"]):`` gives, for every step, one :class:`StreamFrame` per camera, or
@@ -268,11 +260,3 @@ class MultiStream:
         """End the iteration and close the sources that were opened here."""
         for stream in self.streams:
             stream.close()
-
-    def __enter__(self) -> MultiStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
