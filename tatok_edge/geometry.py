@@ -46,6 +46,37 @@ def patch_grid(width: int, height: int) -> tuple[int, int]:
     return rows * CELL_SIDE, columns * CELL_SIDE
 
 
+class PictureSize:
+    """Base of the classes with ``width`` and ``height`` of a picture in pixels: its grids of patches and cells."""
+
+    __slots__ = ()
+
+    width: int
+    height: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return patch_grid(self.width, self.height)
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """Rows and columns of the cell grid: one global token each."""
+        return cell_grid(self.width, self.height)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches of the picture, with a token or without."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the picture."""
+        rows, columns = self.cell_grid
+        return rows * columns
+
+
 def touched_cells(update_map: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which cells contain an updated patch: bool ``(rows, columns)`` of the patch grid to that of the cell grid."""
     rows, columns = update_map.shape

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypedDict
 
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.varint import Buffer, read_varint
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, cell_grid, patch_grid
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, PictureSize, cell_grid, patch_grid
 from tatok_edge.tokens.checks import TAG_BYTES
 
 SYNC: Final = 0xA9
@@ -37,7 +37,7 @@ NETWORK: Final = 0b1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PacketInfo:
+class PacketInfo(PictureSize):
     """The header of a packet; no model is needed to read it. The fields of delta packets are None in key packets."""
 
     version: int
@@ -76,28 +76,6 @@ class PacketInfo:
     """Delta packets: number of the updated state, from :func:`tatok_edge.format.packet.body_crc`."""
     window: tuple[int, int, int, int] | None = None
     """Delta packets: first row, first column, rows and columns of the cells whose context the updated patches need."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return patch_grid(self.width, self.height)
-
-    @property
-    def cell_grid(self) -> tuple[int, int]:
-        """Rows and columns of the cell grid."""
-        return cell_grid(self.width, self.height)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches of the frame, kept or not."""
-        rows, columns = self.grid
-        return rows * columns
-
-    @property
-    def n_globals(self) -> int:
-        """Number of cells of the frame; a delta packet carries ``n_updated_cells`` global tokens."""
-        rows, columns = self.cell_grid
-        return rows * columns
 
     @property
     def body(self) -> slice:

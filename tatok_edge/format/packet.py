@@ -174,9 +174,9 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
     view = as_view(data)
     info = _verified_delta(view, model)
     _check_globals(global_ids)
-    if global_ids.size != info.n_globals:
+    if global_ids.size != info.n_cells:
         raise FormatError(
-            f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_globals} global "
+            f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_cells} global "
             f"tokens, the frame to update has {global_ids.size}; a stream changes size at a key packet"
         )
     try:

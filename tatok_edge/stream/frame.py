@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import Image, cell_grid, patch_grid
+from tatok_edge.geometry import Image, PictureSize
 from tatok_edge.model.networks import Clock
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
@@ -24,7 +24,7 @@ class KeyframeTooLarge(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class CameraFrame:
+class CameraFrame(PictureSize):
     """A frame of a camera that is being encoded."""
 
     image: Image
@@ -39,30 +39,14 @@ class CameraFrame:
     """Wall time of each stage so far."""
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]  # read-only
         """Width of the image in pixels."""
         return int(self.image.shape[1])
 
     @property
-    def height(self) -> int:
+    def height(self) -> int:  # type: ignore[override]  # read-only
         """Height of the image in pixels."""
         return int(self.image.shape[0])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return patch_grid(self.width, self.height)
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns of cells."""
-        return cell_grid(self.width, self.height)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches."""
-        rows, columns = self.grid
-        return rows * columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def find_motion(
             return still
         noise = np.float32((estimates.noise or 0.0) / 16)
         lives = history.lives()
-        now = _tokens_of_cells(changes, history.held_loss, noise, lives, threshold, frame.cells)
+        now = _tokens_of_cells(changes, history.held_loss, noise, lives, threshold, frame.cell_grid)
         active = now > MOTION_COST
         if not active.any():
             return still
@@ -136,7 +136,7 @@ def find_motion(
         # The gain of refining is not moved along: interpolation may lose it, which only a decode would show.
         held_loss[moving] = np.maximum(held_loss[moving], 0)
         vectors = len(turns_of(motion)[0])
-        after = _tokens_of_cells(moved, held_loss, noise, lives, threshold, frame.cells)
+        after = _tokens_of_cells(moved, held_loss, noise, lives, threshold, frame.cell_grid)
         saved = float((now - after).sum()) - MOTION_COST * vectors
         bits = VECTOR_BITS * vectors + now.size
         if saved <= MOTION_SHARE * frame.n_patches or bits > (options.budget.max_bits or np.inf) / 4:
@@ -150,12 +150,12 @@ def _tokens_of_cells(
     noise: np.float32,
     lives: NDArray[np.float32],
     threshold: float,
-    cells: tuple[int, int],
+    cell_grid: tuple[int, int],
 ) -> NDArray[np.float32]:
     """Rough number of tokens that each cell needs, ``(hc, wc)``."""
     coarse = changes[1].astype(np.float32) * np.float32(1 / PATCH_VALUES)
     value = (held_loss + np.maximum(coarse - noise, 0)) * lives
-    rows, columns = cells
+    rows, columns = cell_grid
     patches = np.minimum(value / threshold, 1).reshape(rows, CELL_SIDE, columns, CELL_SIDE)
     tokens: NDArray[np.float32] = patches.sum((1, 3))
     return tokens

@@ -91,9 +91,9 @@ def plan_key(
     networks, patches = options.tokenizer.networks, np.arange(frame.n_patches, dtype=np.int32)
     global_codes = networks.global_codes(frame.image, frame.bgr, frame.clock)
     prior = networks.prior(global_codes, frame.clock)
-    limiter = Limiter(options.budget, frame, patches, (0, 0, *frame.cells), prior)
+    limiter = Limiter(options.budget, frame, patches, (0, 0, *frame.cell_grid), prior)
     quality = Quality() if memory is None else memory.quality
-    history, search = None, MotionSearch(np.zeros((*frame.cells, 2), np.int32))
+    history, search = None, MotionSearch(np.zeros((*frame.cell_grid, 2), np.int32))
     with frame.clock.stage("select"):
         residual = kernels.patch_residual(frame.image, frame.bgr, prior.mean, patches, patches, frame.grid[1])
         if new_scene or memory is None:
@@ -216,7 +216,7 @@ def plan_delta(
         quality = replace(quality, until_probe=0)  # the estimates are of another scene
     with frame.clock.stage("change"):
         history = replace(memory.history, held_loss=found.held_loss).older()
-        refreshed, announced, refresh = memory.refresh.turn(options, frame.cells)
+        refreshed, announced, refresh = memory.refresh.turn(options, frame.cell_grid)
         candidates = find_candidates(frame, options, estimates, changes, history, quality.threshold, refreshed)
     update = None
     if len(candidates.patches):
@@ -242,9 +242,9 @@ def _plan_update(
         cells = cell_of(patches, columns)
         touched = np.zeros(state.global_ids.size, np.bool_)
         touched[cells] = True
-        window = window_around(np.flatnonzero(touched), state.cells)
+        window = window_around(np.flatnonzero(touched), state.cell_grid)
         touched[announced] = True
-        mixed = np.where(touched.reshape(state.cells), codes, state.global_codes)
+        mixed = np.where(touched.reshape(state.cell_grid), codes, state.global_codes)
         differs = (mixed != state.global_codes).any(0).ravel()
         differs[announced] = True
         top, left, height, width = window

@@ -75,7 +75,7 @@ class Refresh:
         return options.refresh == "key" and 0 < options.keyframe_interval <= self.since_key + 1
 
     def turn(
-        self, options: StreamOptions, cells: tuple[int, int]
+        self, options: StreamOptions, cell_grid: tuple[int, int]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int32], Refresh]:
         """The next turn of the rolling refresh.
 
@@ -83,7 +83,7 @@ class Refresh:
             Which patches are updated in any case ``(N,)``, the cells whose global token is sent in any case, and the
             progress after the turn.
         """
-        rows, columns = cells
+        rows, columns = cell_grid
         turn = np.zeros((rows, columns), np.bool_)
         announced, following = np.zeros(0, np.int64), self.next_cell
         if options.refresh == "rolling" and options.keyframe_interval:
@@ -144,7 +144,7 @@ def find_candidates(
     # Patches that can wait must not widen the window, because the time for the context grows with it.
     wanted &= box_around(due.reshape(frame.grid)).ravel()
     if options.budget.max_bits is not None:
-        leave_for_later(wanted, loss, frame.cells, options.budget.max_bits)
+        leave_for_later(wanted, loss, frame.cell_grid, options.budget.max_bits)
     wanted |= refreshed
     patches = np.flatnonzero(wanted).astype(np.int32)
     return Candidates(loss, patches, visible[patches], refreshed[patches])
@@ -189,10 +189,10 @@ def best_per_cell(scores: NDArray[np.float32], among: NDArray[np.bool_], cells: 
 
 
 def leave_for_later(
-    wanted: NDArray[np.bool_], loss: NDArray[np.float32], cells: tuple[int, int], max_bits: int
+    wanted: NDArray[np.bool_], loss: NDArray[np.float32], cell_grid: tuple[int, int], max_bits: int
 ) -> None:
     """Keep in ``wanted`` ``(N,)`` only the cells that lose most, as many as fit roughly into ``max_bits``."""
-    rows, columns = cells
+    rows, columns = cell_grid
     area = (rows, CELL_SIDE, columns, CELL_SIDE)
     total = (loss * wanted).reshape(area).sum((1, 3)).ravel()
     bits = GLOBAL_BITS + PATCH_BITS * wanted.reshape(area).sum((1, 3)).ravel()

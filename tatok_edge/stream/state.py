@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, cell_grid, patch_grid
+from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, PictureSize, cell_grid, patch_grid
 from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
@@ -29,7 +29,7 @@ HALO: Final = 2
 
 
 @dataclass(slots=True)
-class StreamState:
+class StreamState(PictureSize):
     """The entries that encoder and decoder hold of a stream, flat over ``N`` patches; deltas change them in place."""
 
     width: int
@@ -54,16 +54,6 @@ class StreamState:
     """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
     moved: NDArray[np.bool_]
     """Which patches show moved pixels of an earlier picture instead of their own entry ``(N,)``."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return patch_grid(self.width, self.height)
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns of cells."""
-        return cell_grid(self.width, self.height)
 
     def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
         """Pixels of the entries, ``(192, N)`` in [-1, 1]. Patches that are :attr:`moved` show other pixels."""

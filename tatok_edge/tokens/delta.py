@@ -68,9 +68,8 @@ class DeltaFrame(FrameHeader):
         if not 0 <= self.follows < 1 << 32:
             raise InputError(f"follows must be from 0 to 2^32 - 1, got {self.follows}")
         self.check_tokens()
-        rows, columns = self.cell_grid
         check_positions("updated", self.updated, self.n_patches)
-        check_positions("cells", self.cells, rows * columns)
+        check_positions("cells", self.cells, self.n_cells)
         if self.cells.size != self.global_ids.size:
             raise InputError(
                 f"cells must be as many as global_ids, got {self.cells.size} for {self.global_ids.size} global_ids"
@@ -83,7 +82,7 @@ class DeltaFrame(FrameHeader):
         if self.cells.size and not self.updated.size:
             raise InputError(f"cells must be empty where no patch is updated, got {self.cells.size}")
         set_field(self, "window", _window(self.window, touched_cells(update_map)))
-        check_positions("turns", self.turns, rows * columns)
+        check_positions("turns", self.turns, self.n_cells)
         _check_vectors(self.vectors, self.turns.size)
 
     @property
@@ -132,10 +131,9 @@ class DeltaFrame(FrameHeader):
     __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
 
     def __repr__(self) -> str:
-        rows, columns = self.cell_grid
         return (
             f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "
-            f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {rows * columns} global tokens, "
+            f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {self.n_cells} global tokens, "
             f"{self.n_vectors} vectors, "
             f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
             f"follows={self.follows:08x}, timestamp_us={self.timestamp_us})"

@@ -49,8 +49,7 @@ class TokenFrame(FrameHeader):
     @property
     def n_globals(self) -> int:
         """Number of global tokens."""
-        rows, columns = self.cell_grid
-        return rows * columns
+        return self.n_cells
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenFrame):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge import geometry
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE
+from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, PictureSize
 from tatok_edge.tokens.checks import Int32Array, check_ids, check_positions, check_tag, integer, map_of, set_field
 
 
-class FrameHeader:
+class FrameHeader(PictureSize):
     """Base of the dataclasses for frames and deltas: size, number, time and model of a frame, and its patch tokens."""
 
     __slots__ = ()
@@ -19,27 +18,9 @@ class FrameHeader:
     ids: Int32Array
     positions: Int32Array
     global_ids: Int32Array
-    width: int
-    height: int
     model: bytes
     index: int
     timestamp_us: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        return geometry.patch_grid(self.width, self.height)
-
-    @property
-    def cell_grid(self) -> tuple[int, int]:
-        """Rows and columns of the cell grid: one global token each."""
-        return geometry.cell_grid(self.width, self.height)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches of the frame, with a token or without."""
-        rows, columns = self.grid
-        return rows * columns
 
     @property
     def n_tokens(self) -> int:

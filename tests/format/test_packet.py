@@ -49,7 +49,7 @@ def test_a_frame_comes_back(kept: int, embed_model: bool) -> None:
     assert info.model == (TAG if embed_model else None)
     assert (info.kind, info.version, info.size, info.n_tokens) == ("key", 1, len(data), kept)
     assert (info.width, info.height, info.index, info.timestamp_us) == (100, 70, 5, 123_456)
-    assert (info.n_patches, info.n_globals) == (192, 12)
+    assert (info.n_patches, info.n_cells) == (192, 12)
     assert (info.reference, info.n_updated, info.n_updated_cells, info.update_map) == (None, None, None, None)
 
 
