@@ -12,7 +12,6 @@ tests: they check that the kernels compute the right bits.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import hashlib
 import math
@@ -28,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.runtime.library_command import library_parser, run_library_command
 
 FOLDER = Path(__file__).resolve().parents[1]
 SOURCE = FOLDER / "cuda" / "tatok_cuda.cu"
@@ -502,27 +502,20 @@ def _write(command: Sequence[str], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tatok_edge.runtime.cuda.kernels", description=__doc__.split("\n")[0]
+    parser, _ = library_parser(
+        "tatok_edge.runtime.cuda.kernels",
+        __doc__.split("\n")[0],
+        build="compile the kernels with nvcc",
+        find="print the library that would be loaded",
+        sm=f"GPU architectures, such as 8.7,8.9 (default: those of {','.join(SMS)} that nvcc has)",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    building = commands.add_parser("build", help="compile the kernels with nvcc")
-    building.add_argument(
-        "--sm", help=f"GPU architectures, such as 8.7,8.9 (default: those of {','.join(SMS)} that nvcc has)"
+    return run_library_command(
+        parser,
+        arguments,
+        build=lambda options: build(parse_sms(options.sm), options.out),
+        find=find_library,
+        note="compiling the CUDA kernels; this takes about half a minute per architecture",
     )
-    building.add_argument("--out", type=Path, help="file to write (default: in the user's cache directory)")
-    commands.add_parser("find", help="print the library that would be loaded")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "build":
-            print("compiling the CUDA kernels; this takes about half a minute per architecture", file=sys.stderr)
-            print(build(parse_sms(options.sm), options.out))
-        else:
-            print(find_library())
-    except (BackendError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

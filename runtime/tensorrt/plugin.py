@@ -9,7 +9,6 @@ have the same name, version, namespace, fields and outputs, so engines built wit
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ import numpy as np
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import DtfLimits, Kernels
+from tatok_edge.runtime.library_command import library_parser, run_library_command
 from tatok_edge.runtime.tensorrt.flavour import Flavour, load_plugins, prepare_plugins
 
 PLUGIN_NAME, PLUGIN_VERSION, NAMESPACE = "TaTokDTF", "1", "tatok"
@@ -337,31 +337,31 @@ def build(headers: Path | None = None, out: Path | None = None, sms: Sequence[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tatok_edge.runtime.tensorrt.plugin", description="Build or find the TensorRT plugin TaTokDTF."
+    parser, building = library_parser(
+        "tatok_edge.runtime.tensorrt.plugin",
+        "Build or find the TensorRT plugin TaTokDTF.",
+        build="compile the C++ plugin with CMake and nvcc",
+        find="print the library that would be loaded, and its hash",
+        sm="GPU architectures, such as 8.7,8.9 (default: those of the product)",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    building = commands.add_parser("build", help="compile the C++ plugin with CMake and nvcc")
     building.add_argument(
         "--headers", type=Path, help="folder of TensorRT's headers (default: where packages put them)"
     )
-    building.add_argument("--sm", help="GPU architectures, such as 8.7,8.9 (default: those of the product)")
-    building.add_argument("--out", type=Path, help="file to write (default: in the user's cache directory)")
-    commands.add_parser("find", help="print the library that would be loaded, and its hash")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "build":
-            print("compiling the plugin and its kernel; this takes a minute or two", file=sys.stderr)
-            print(build(options.headers, options.out, cuda_kernels.parse_sms(options.sm)))
-            return 0
-        path = find_library()
-        if path is None:
-            raise BackendError(f"there is no C++ plugin {PLUGIN_NAME}; {_HOW_TO_BUILD}")
-        print(f"{path} sha256 {sha256_of(path)}")
-    except (BackendError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_library_command(
+        parser,
+        arguments,
+        build=lambda options: build(options.headers, options.out, cuda_kernels.parse_sms(options.sm)),
+        find=_found,
+        note="compiling the plugin and its kernel; this takes a minute or two",
+    )
+
+
+def _found() -> str:
+    """The library that would be loaded, and its hash."""
+    path = find_library()
+    if path is None:
+        raise BackendError(f"there is no C++ plugin {PLUGIN_NAME}; {_HOW_TO_BUILD}")
+    return f"{path} sha256 {sha256_of(path)}"
 
 
 if __name__ == "__main__":

@@ -109,22 +109,19 @@ class Reader(Closing):
         Raises:
             FormatError: A frame is damaged, with ``on_error="raise"``.
         """
-        return _each(self.__getitem__, range(*slice(start, stop).indices(len(self))), on_error, self.problems)
+        return self._each(self.__getitem__, slice(start, stop), on_error)
 
     def packets(
         self, start: int = 0, stop: int | None = None, *, on_error: Literal["raise", "skip"] = "raise"
     ) -> Iterator[bytes]:
-        """Packets ``start`` to ``stop`` in turn, key and delta, unchanged, CRC checked; needs no model.
+        """Packets in turn as they are in the file, key and delta, CRC checked; needs no model.
 
-        Args:
-            start: First packet.
-            stop: Packet to stop before; None goes to the end.
-            on_error: ``"skip"`` leaves out a damaged packet and notes it in ``problems``.
+        The arguments select and skip packets as those of :meth:`frames` do frames.
 
         Raises:
             FormatError: A packet is damaged, with ``on_error="raise"``.
         """
-        return _each(self.packet, range(*slice(start, stop).indices(len(self))), on_error, self.problems)
+        return self._each(self.packet, slice(start, stop), on_error)
 
     def packet(self, number: int) -> bytes:
         """The packet of a frame, unchanged, its CRC checked.
@@ -196,19 +193,16 @@ class Reader(Closing):
     def _at(self, number: int, error: FormatError) -> FormatError:
         return FormatError(f"{self.path}: frame {number} at byte {self._index.offsets[number]}: {error}")
 
-
-def _each(
-    read: Callable[[int], Item], numbers: range, on_error: Literal["raise", "skip"], problems: list[str]
-) -> Iterator[Item]:
-    """Read frames or packets in turn; ``"skip"`` notes damaged ones in ``problems``."""
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    for number in numbers:
-        try:
-            item = read(number)
-        except FormatError as error:
-            if on_error == "raise":
-                raise
-            problems.append(str(error))
-        else:
-            yield item
+    def _each(self, read: Callable[[int], Item], numbers: slice, on_error: Literal["raise", "skip"]) -> Iterator[Item]:
+        """Read items in turn; ``"skip"`` notes damaged ones in ``problems``."""
+        if on_error not in ("raise", "skip"):
+            raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        for number in range(*numbers.indices(len(self))):
+            try:
+                item = read(number)
+            except FormatError as error:
+                if on_error == "raise":
+                    raise
+                self.problems.append(str(error))
+            else:
+                yield item
