@@ -1,10 +1,11 @@
 """Writes files and folders under a temporary name, and renames them when they are complete.
 
-So a failure leaves an earlier file or folder as it was.
+So a failure leaves an earlier file or folder as it was. Also reads JSON files, up to a size.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -12,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tatok_edge.errors import InputError
+from tatok_edge.errors import InputError, TaTokError
 
 _Draft = TypeVar("_Draft", bound="Draft")
 
@@ -101,3 +102,26 @@ def check_target(path: str | Path, suffixes: Sequence[str]) -> None:
     folder = target.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist; create it first")
+
+
+def read_json(path: Path, max_bytes: int, error_type: type[TaTokError]) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        max_bytes: Largest size that is read.
+        error_type: Class of the error to raise.
+
+    Raises:
+        TaTokError: Of class ``error_type``: the file cannot be read, is too large or is not JSON.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= max_bytes else None
+    except OSError as error:
+        raise error_type(f"{path}: cannot be read ({error.strerror or error})") from None
+    if data is None:
+        raise error_type(f"{path}: larger than the {max_bytes} bytes that are allowed")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise error_type(f"{path}: not valid JSON ({error})") from None

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
+from tatok_edge.files import read_json
 from tatok_edge.geometry import CELL, MAX_SIDE, PATCH, PATCH_VALUES, WINDOW_VALUES, patch_grid
 from tatok_edge.runtime.session import GraphName, Session, Tensors
 from tatok_edge.runtime.tensorrt.choice import smallest_fitting
@@ -265,15 +266,7 @@ def load_profiles(path: Path) -> ProfileSet:
     Raises:
         InputError: the file cannot be read, or no engine can be built for its content.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than the {MAX_FILE_BYTES} bytes of any profile file")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    return parse_profiles(data, str(path))
+    return parse_profiles(read_json(path, MAX_FILE_BYTES, InputError), str(path))
 
 
 def parse_profiles(data: Any, where: str) -> ProfileSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tatok_edge.cli import bags
-from tatok_edge.cli.interrupt import exit_code, until_signal
+from tatok_edge.cli.interrupt import until_signal
 from tatok_edge.cli.options import (
     SOURCE_HELP,
     UsageError,
@@ -25,7 +25,6 @@ from tatok_edge.cli.report import (
     print_json,
     print_table,
     run_figures,
-    say,
     speed_text,
     token_rows,
 )
@@ -78,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report, tokenizer, live=live)
-    if recording.problem:
-        say("encode", f"{recording.problem}; {args.output} holds the {report['frames']} good frames")
-    return exit_code("encode", recording.problem is not None, received)
+    return recording.exit_code("encode", received, f"; {args.output} holds the {report['frames']} good frames")
 
 
 def _encode_frames(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
-from tatok_edge.cli.report import FrameTotals, Report, budget_record
+from tatok_edge.cli.interrupt import exit_code
+from tatok_edge.cli.report import FrameTotals, Report, budget_record, say
 from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
@@ -80,6 +82,18 @@ class Recording:
         if not self.totals.frames:
             unwritten = "" if self._output is None else f"; {self._output} was not written"
             raise SourceError(f"{self._source.name}: {self.problem or 'ended'} before a frame was encoded{unwritten}")
+
+    def exit_code(self, command: str, received: Sequence[signal.Signals], kept: str) -> int:
+        """The exit code of the command; reports why the run ended early.
+
+        Args:
+            command: Name of the command.
+            received: The signals that ended the run.
+            kept: What is kept of the run, for the report of a problem.
+        """
+        if self.problem:
+            say(command, self.problem + kept)
+        return exit_code(command, self.problem is not None, received)
 
     def report(self, received: Sequence[object]) -> Report:
         """Source, output and outcome of the run; ``received`` are the signals that ended it."""

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from tatok_edge.cli.interrupt import exit_code, until_signal
+from tatok_edge.cli.interrupt import until_signal
 from tatok_edge.cli.options import (
     SOURCE_HELP,
     UsageError,
@@ -20,7 +20,7 @@ from tatok_edge.cli.options import (
     token_budget,
 )
 from tatok_edge.cli.recording import Recording
-from tatok_edge.cli.report import Report, print_json, print_table, run_figures, say, token_rows
+from tatok_edge.cli.report import Report, print_json, print_table, run_figures, token_rows
 from tatok_edge.cli.token_file import TOKEN_SUFFIX
 from tatok_edge.files import check_target
 from tatok_edge.model.tokenizer import Tokenizer
@@ -85,10 +85,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report, tokenizer, live=live)
-    if recording.problem:
-        where = "" if args.output is None else f"; {args.output} holds the frames before that"
-        say("stream", recording.problem + where)
-    return exit_code("stream", recording.problem is not None, received)
+    kept = "" if args.output is None else f"; {args.output} holds the frames before that"
+    return recording.exit_code("stream", received, kept)
 
 
 class _Sums:

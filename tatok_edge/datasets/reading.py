@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tatok_edge.datasets.clip_reader import FrameReader
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, open_reader
 from tatok_edge.datasets.tokens import FrameTokens, RaggedTokens
 from tatok_edge.errors import FormatError, InputError
+from tatok_edge.files import read_json
 
 MAX_METADATA_BYTES = 1 << 30
 _KINDS = {"<u2", "<u4"}
@@ -137,14 +137,7 @@ def open_dataset(path: str | Path) -> TokenDataset:
 
 
 def _read_metadata(where: Path) -> dict[str, Any]:
-    try:
-        if where.stat().st_size > MAX_METADATA_BYTES:
-            raise FormatError(f"{where}: larger than the {MAX_METADATA_BYTES} bytes that are allowed")
-        metadata = json.loads(where.read_bytes())
-    except OSError as error:
-        raise FormatError(f"{where}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({error})") from None
+    metadata = read_json(where, MAX_METADATA_BYTES, FormatError)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("format_version"), int):
         raise FormatError(f"{where}: has no 'format_version'; these are no metadata of tokens")
     if metadata["format_version"] > FORMAT_VERSION:

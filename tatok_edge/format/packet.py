@@ -7,6 +7,8 @@ entropy-coded in integers only, so every machine reads the packets of every othe
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +136,7 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
         )
     _check_tag(info, model)
     decoder = RangeDecoder(view[info.body])
-    try:
+    with _refusing_damage(info):
         global_codes = model.decode_globals(decoder, _all_cells(info.cell_grid), info.cell_grid)
         if info.positions == "network":
             keep = model.decode_keep_map(decoder, info.n_tokens, global_codes, info.grid)
@@ -153,8 +155,6 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
             index=info.index,
             timestamp_us=info.timestamp_us,
         )
-    except ValueError as error:
-        raise FormatError(f"packet of frame {info.index}: {error}") from None
 
 
 def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32]) -> DeltaFrame:
@@ -184,7 +184,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
     except ValueError as error:
         raise InputError(f"global_ids does not fit model {model.tag.hex()}: {error}") from None
     decoder = RangeDecoder(view[info.body])
-    try:
+    with _refusing_damage(info):
         update = _decode_update(decoder, info, model)
         global_codes[update.cells] = update.codes
         positions = decode_map(decoder, info.positions, info.n_tokens, info.grid, update.patches)
@@ -207,8 +207,6 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
             turns=update.turns,
             vectors=update.vectors,
         )
-    except ValueError as error:
-        raise FormatError(f"packet of frame {info.index}: {error}") from None
 
 
 def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -222,11 +220,9 @@ def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.in
     """
     view = as_view(data)
     info = _verified_delta(view, model)
-    try:
+    with _refusing_damage(info):
         update = _decode_update(RangeDecoder(view[info.body]), info, model)
         return update.cells, ids_from_codes(update.codes, model.levels)
-    except ValueError as error:
-        raise FormatError(f"packet of frame {info.index}: {error}") from None
 
 
 def body_crc(data: Buffer) -> int:
@@ -240,6 +236,15 @@ def body_crc(data: Buffer) -> int:
     view = as_view(data)
     info = peek(view)
     return zlib.crc32(view[info.body], info.follows or 0)
+
+
+@contextmanager
+def _refusing_damage(info: PacketInfo) -> Iterator[None]:
+    """Turns a ValueError in the block, which reads the body of a packet, into a FormatError."""
+    try:
+        yield
+    except ValueError as error:
+        raise FormatError(f"packet of frame {info.index}: {error}") from None
 
 
 def _zigzag(value: int) -> int:

@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from tatok_edge.errors import InputError, SourceError
+from tatok_edge.files import Draft
 from tatok_edge.format.header import verify
 from tatok_edge.format.layout import MAX_FRAMES, check_model, header_bytes, index_bytes, reason
 from tatok_edge.format.packet import pack
@@ -23,7 +23,7 @@ from tatok_edge.format.varint import Buffer
 from tatok_edge.tokens.frame import TokenFrame
 
 
-class Writer:
+class Writer(Draft):
     """Writes a ``.ttk`` file; use it in a ``with`` statement.
 
     Packets go to ``NAME.part`` beside the output and are flushed one by one, so
@@ -141,15 +141,8 @@ class Writer:
         self._file.close()
         self.temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.abort()
-            return
+    def commit(self) -> None:
+        """As :meth:`close`; after an error the writer is closed too, and the temporary file stays."""
         try:
             self.close()
         finally:

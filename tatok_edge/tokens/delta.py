@@ -112,24 +112,6 @@ class DeltaFrame(FrameHeader):
         """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
         return map_of(self.updated, self.grid)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, DeltaFrame):
-            return NotImplemented
-        return (
-            (self.width, self.height, self.model, self.index, self.reference, self.follows, self.timestamp_us)
-            == (other.width, other.height, other.model, other.index, other.reference, other.follows, other.timestamp_us)
-            and self.window == other.window
-            and np.array_equal(self.updated, other.updated)
-            and np.array_equal(self.positions, other.positions)
-            and np.array_equal(self.ids, other.ids)
-            and np.array_equal(self.cells, other.cells)
-            and np.array_equal(self.global_ids, other.global_ids)
-            and np.array_equal(self.turns, other.turns)
-            and np.array_equal(self.vectors, other.vectors)
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
-
     def __repr__(self) -> str:
         return (
             f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "

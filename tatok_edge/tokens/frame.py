@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from tatok_edge.errors import InputError
 from tatok_edge.tokens.checks import Int32Array
 from tatok_edge.tokens.header import FrameHeader
@@ -50,19 +48,6 @@ class TokenFrame(FrameHeader):
     def n_globals(self) -> int:
         """Number of global tokens."""
         return self.n_cells
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TokenFrame):
-            return NotImplemented
-        return (
-            (self.width, self.height, self.model, self.index, self.timestamp_us)
-            == (other.width, other.height, other.model, other.index, other.timestamp_us)
-            and np.array_equal(self.ids, other.ids)
-            and np.array_equal(self.positions, other.positions)
-            and np.array_equal(self.global_ids, other.global_ids)
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
 
     def __repr__(self) -> str:
         return (

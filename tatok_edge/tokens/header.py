@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import Field
+from typing import Any, ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +24,7 @@ class FrameHeader(PictureSize):
     model: bytes
     index: int
     timestamp_us: int
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def n_tokens(self) -> int:
@@ -30,6 +34,16 @@ class FrameHeader(PictureSize):
     def keep_map(self) -> NDArray[np.bool_]:
         """Kept map: patches with a token, bool ``(rows, columns)`` of the patch grid; a new array."""
         return map_of(self.positions, self.grid)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return all(
+            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs
+            for mine, theirs in ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # the arrays can be written to
 
     def check_header(self) -> None:
         """Check size, number, time and model."""
