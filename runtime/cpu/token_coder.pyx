@@ -242,7 +242,7 @@ cdef class TokenModel:
     def encode_map(self, RangeEncoder encoder not None, keep, cell_codes, int share):
         """Append a map of zeros and ones, uint8 ``(rows, columns)``, over a grid of patches.
 
-        The model must have the levels (2,).         The decoder must be told the number of ones.
+        The model must have the levels (2,). The decoder must be told the number of ones.
 
         Raises:
             ValueError: An argument does not fit.
