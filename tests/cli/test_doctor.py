@@ -18,6 +18,7 @@ from typing import Any
 
 import cv2
 import pytest
+from helpers import engine_files
 
 from tatok_edge.cli import doctor
 from tatok_edge.errors import BackendError
@@ -29,8 +30,7 @@ from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 from tatok_edge.runtime.tensorrt.choice import EngineSet
 from tatok_edge.runtime.tensorrt.flavour import Flavour
-from tatok_edge.runtime.tensorrt.manifest import EngineManifest, manifest_path
-from tatok_edge.runtime.tensorrt.store import store_engine
+from tatok_edge.runtime.tensorrt.manifest import manifest_path
 
 ORIN = {"name": b"Orin", "sm": (8, 7), "memory": 32 << 30, "integrated": 1}
 ADA = {"name": b"NVIDIA RTX 4090", "sm": (8, 9), "memory": 24 << 30, "integrated": 0}
@@ -270,29 +270,8 @@ def test_kernels_and_plugin_that_were_built(machine: Machine, tmp_path: Path, mo
 
 
 def store_engines(folder: Path, **changes: Any) -> EngineSet:
-    bundle, manifests = open_bundle("tatok-s8"), {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for graph in GRAPHS:
-        plan = f"the plan of {graph}".encode()
-        values: dict[str, Any] = {
-            "model": bundle.name,
-            "tag": bundle.tag.hex(),
-            "graph": graph,
-            "onnx_sha256": bundle.manifest["files"][graph]["sha256"],
-            "built_sha256": hashlib.sha256(graph.encode()).hexdigest(),
-            "precision": "fp16",
-            "flavour": "trt",
-            "version": "10.3.0",
-            "sms": ("8.7",),
-            "profile_set": hashlib.sha256(b"profiles").hexdigest(),
-            "profiles": graph_profiles(default_profiles(), bundle)[graph],
-            "plugin": None,
-            "engine_bytes": len(plan),
-            "engine_sha256": hashlib.sha256(plan).hexdigest(),
-        }
-        manifests[graph] = EngineManifest(**(values | changes))
-        store_engine(folder, manifests[graph], plan)
-    return EngineSet(folder, manifests)
+    bundle = open_bundle("tatok-s8")
+    return engine_files.store_set(folder, bundle, graph_profiles(default_profiles(), bundle), **changes)
 
 
 def on_orin(machine: Machine) -> dict[str, Any]:

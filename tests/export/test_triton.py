@@ -5,7 +5,6 @@ with ONNX Runtime: shapes and types are checked between all steps, and ragged in
 """
 
 import itertools
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient has Triton's schem
 
 import onnxruntime as ort
 from google.protobuf import text_format
+from helpers.engine_files import store_set
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import np_to_triton_dtype
 
@@ -27,7 +27,7 @@ from tatok_edge import TokenBudget, TokenFrame, Tokenizer
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.export.triton.repository import main, to_text, write_repository
 from tatok_edge.model.bundle import GRAPHS, open_bundle
-from tatok_edge.runtime.tensorrt.manifest import EngineManifest, ShapeRange
+from tatok_edge.runtime.tensorrt.manifest import ShapeRange
 from tatok_edge.sources.synthetic import Scene, render
 
 ALIKE = 0.999
@@ -325,35 +325,17 @@ def test_module_runs(tmp_path: Path) -> None:
 def engines(folder: Path, flavour: str = "trt") -> Path:
     """Engines with true manifests; their content is never looked at here."""
     bundle = open_bundle("tatok-s8")
-    folder.mkdir()
+    profiles = {}
     for graph in GRAPHS:
         inputs = {
             value.name: [axis.dim_value or 4 for axis in value.type.tensor_type.shape.dim]
             for value in onnx.load_from_string(bundle.read(graph)).graph.input
         }
-        profiles = tuple(
+        profiles[graph] = tuple(
             {name: ShapeRange(tuple(shape), (most, *shape[1:]), (most, *shape[1:])) for name, shape in inputs.items()}
             for most in (8, 64)
         )
-        digest = bundle.manifest["files"][graph]["sha256"]
-        manifest = EngineManifest(
-            model=bundle.name,
-            tag=bundle.tag.hex(),
-            graph=graph,
-            onnx_sha256=digest,
-            built_sha256=digest,
-            precision="fp16",
-            flavour=flavour,
-            version="10.16.1.11",
-            sms=("8.9",),
-            profile_set="0" * 64,
-            profiles=profiles,
-            plugin=None,
-            engine_bytes=6,
-            engine_sha256="0" * 64,
-        )
-        (folder / manifest.file).write_bytes(b"engine")
-        (folder / manifest.file).with_suffix(".json").write_text(json.dumps(manifest.to_json()))
+    store_set(folder, bundle, profiles, flavour=flavour, version="10.16.1.11", sms=("8.9",))
     return folder
 
 

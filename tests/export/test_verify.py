@@ -19,7 +19,7 @@ from helpers.paths import shared
 
 onnx = pytest.importorskip("onnx", reason="converting graphs needs onnx")
 
-from helpers import fake_tensorrt
+from helpers import engine_files, fake_tensorrt
 from onnx import numpy_helper
 
 from tatok_edge.cli import verify as verify_command
@@ -38,8 +38,6 @@ from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import Backend, Session
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget, find_engines
-from tatok_edge.runtime.tensorrt.manifest import EngineManifest
-from tatok_edge.runtime.tensorrt.store import store_engine
 
 PROFILES = {
     "format_version": 1,
@@ -308,34 +306,14 @@ def test_counts_at_every_edge(bundle: Bundle) -> None:
 
 # --- records --------------------------------------------------------------------------------------
 
-PLAN = b"a plan" * 100
 REFERENCE = Backend("onnxruntime", "1.0", "cpu", "fp32", 1, "test")
 CANDIDATE = Backend("tensorrt-rtx", "1.7.1.116", "GPU", "fp16", 1, "test")
 
 
-def engine_set(folder: Path, bundle: Bundle, **changes: Any) -> EngineSet:
-    manifests = {}
-    for number, graph in enumerate(GRAPHS):
-        plan = PLAN + bytes([number])
-        values: dict[str, Any] = {
-            "model": bundle.name,
-            "tag": bundle.tag.hex(),
-            "graph": graph,
-            "onnx_sha256": bundle.manifest["files"][graph]["sha256"],
-            "built_sha256": hashlib.sha256(graph.encode()).hexdigest(),
-            "precision": "fp16",
-            "flavour": "rtx",
-            "version": "1.7.1.116",
-            "sms": ("8.9",),
-            "profile_set": hashlib.sha256(b"profiles").hexdigest(),
-            "profiles": graph_profiles(parse_profiles(PROFILES, "test"), bundle)[graph],
-            "plugin": None,
-            "engine_bytes": len(plan),
-            "engine_sha256": hashlib.sha256(plan).hexdigest(),
-        }
-        manifests[graph] = EngineManifest(**(values | changes))
-        store_engine(folder, manifests[graph], plan)
-    return EngineSet(folder, manifests)
+def engine_set(folder: Path, bundle: Bundle) -> EngineSet:
+    """Engines of TensorRT-RTX for a GPU of SM 8.9."""
+    profiles = graph_profiles(parse_profiles(PROFILES, "test"), bundle)
+    return engine_files.store_set(folder, bundle, profiles, flavour="rtx", version="1.7.1.116", sms=("8.9",))
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +356,7 @@ def test_other_engines_are_not_vouched_for(tmp_path: Path, bundle: Bundle, good:
 
 def test_an_engine_that_has_changed_is_not_blessed(tmp_path: Path, bundle: Bundle, good: Verification) -> None:
     there = engine_set(tmp_path, bundle)
-    (tmp_path / there.manifests["decoder"].file).write_bytes(b"x" * len(PLAN) + b"y")
+    (tmp_path / there.manifests["decoder"].file).write_bytes(b"x" * (len(engine_files.PLAN) + 1))
     with pytest.raises(BackendError, match=r"decoder.* SHA-256 is .* damaged or changed"):
         write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
     assert not record_path(there).exists()

@@ -1,12 +1,16 @@
-"""An engine on disk that no TensorRT made: its bytes, its manifest, and what a machine that fits it has."""
+"""Engines on disk that no TensorRT made: their bytes, their manifests, and what a machine that fits them has."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tatok_edge.runtime.tensorrt.choice import EngineTarget
-from tatok_edge.runtime.tensorrt.manifest import EngineManifest, PluginRecord, ShapeRange
+from tatok_edge.model.bundle import GRAPHS, Bundle
+from tatok_edge.runtime.tensorrt.choice import EngineSet, EngineTarget
+from tatok_edge.runtime.tensorrt.manifest import EngineManifest, PluginRecord, Profile, ShapeRange
+from tatok_edge.runtime.tensorrt.store import store_engine
 
 PLAN = bytes(range(256)) * 40
 """The bytes of the engine."""
@@ -53,3 +57,38 @@ def found(**changes: Any) -> EngineTarget:
         "plugin_sha256": sha("plugin"),
     }
     return EngineTarget(**(values | changes))
+
+
+def store_set(
+    folder: Path,
+    bundle: Bundle,
+    profiles: Mapping[str, tuple[Profile, ...]],
+    *,
+    plans: Mapping[str, bytes] | None = None,
+    **changes: Any,
+) -> EngineSet:
+    """Puts one engine for each graph of a bundle into a folder.
+
+    ``profiles`` and ``plans`` are by graph. Without ``plans`` the engines are mere bytes. ``changes`` go into every
+    manifest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifests = {}
+    for number, graph in enumerate(GRAPHS):
+        plan = PLAN + bytes([number]) if plans is None else plans[graph]
+        digest = bundle.manifest["files"][graph]["sha256"]
+        values: dict[str, Any] = {
+            "model": bundle.name,
+            "tag": bundle.tag.hex(),
+            "graph": graph,
+            "onnx_sha256": digest,
+            "built_sha256": digest,
+            "profiles": profiles[graph],
+            "plugin": None,
+            "engine_bytes": len(plan),
+            "engine_sha256": hashlib.sha256(plan).hexdigest(),
+            "notes": {},
+        }
+        manifests[graph] = make(**(values | changes))
+        store_engine(folder, manifests[graph], plan)
+    return EngineSet(folder, manifests)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import hashlib
 import inspect
 import json
 import re
@@ -24,7 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from helpers import fake_cuda
+from helpers import engine_files, fake_cuda
 from tatok_edge.export.engines.profiles import graph_profiles, parse_profiles
 from tatok_edge.model.bundle import GRAPHS, Bundle
 from tatok_edge.runtime.cuda import device as device_module
@@ -36,8 +35,6 @@ from tatok_edge.runtime.cuda.pycuda import PyCuda
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt.flavour import Flavour, FlavourName
-from tatok_edge.runtime.tensorrt.manifest import EngineManifest, PluginRecord
-from tatok_edge.runtime.tensorrt.store import store_engine
 
 GUARD = 512
 VERSION = "10.3.0"
@@ -409,43 +406,15 @@ class IExecutionContext:
 
 
 def store_engines(
-    folder: Path,
-    bundle: Bundle,
-    profiles: Mapping[str, Any] = PROFILES,
-    *,
-    flavour: str = "trt",
-    version: str = VERSION,
-    sms: tuple[str, ...] = ("8.7",),
-    plugin: PluginRecord | None = None,
-    model: str | None = None,
+    folder: Path, bundle: Bundle, profiles: Mapping[str, Any] = PROFILES, **changes: Any
 ) -> dict[str, Path]:
-    """Puts engines of a bundle into a folder, as ``tatok build`` does."""
+    """Puts engines of a bundle into a folder, as ``tatok build`` does; ``changes`` go into every manifest."""
     chosen = parse_profiles(profiles, "profiles")
-    paths = {}
-    for graph, shapes in graph_profiles(chosen, bundle).items():
-        data = bundle.read(graph)
-        plan = plan_of(graph, data, shapes)
-        digest = hashlib.sha256(data).hexdigest()
-        manifest = EngineManifest(
-            model=model or bundle.name,
-            tag=bundle.tag.hex(),
-            graph=graph,
-            onnx_sha256=digest,
-            built_sha256=digest,
-            precision="fp32",
-            flavour=flavour,
-            version=version,
-            sms=sms,
-            profile_set=chosen.tag,
-            profiles=shapes,
-            plugin=plugin,
-            engine_bytes=len(plan),
-            engine_sha256=hashlib.sha256(plan).hexdigest(),
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        paths[graph] = store_engine(folder, manifest, plan)
-    assert set(paths) == set(GRAPHS)
-    return paths
+    shapes = graph_profiles(chosen, bundle)
+    plans = {graph: plan_of(graph, bundle.read(graph), shapes[graph]) for graph in GRAPHS}
+    changes = {"precision": "fp32", "profile_set": chosen.tag} | changes
+    made = engine_files.store_set(folder, bundle, shapes, plans=plans, **changes)
+    return {graph: folder / manifest.file for graph, manifest in made.manifests.items()}
 
 
 def install(
