@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 Rows = Sequence[Sequence[int]]
 
@@ -247,6 +248,36 @@ def id_from_code(code: Sequence[int], levels: Sequence[int]) -> int:
     return number
 
 
+class Head(NamedTuple):
+    """What every packet says about its frame."""
+
+    index: int
+    timestamp_us: int
+    width: int
+    height: int
+
+
+def _assemble(kind: int, head: Head, tag: bytes | None, rest: bytes) -> bytes:
+    """A packet of version and flags without the one for the tag, of its head, and of what comes behind the tag."""
+    time = head.timestamp_us
+    content = varint(head.index) + varint(2 * time if time >= 0 else -2 * time - 1)
+    content += varint(head.width) + varint(head.height) + (tag or b"") + rest
+    packet = bytes([0xA9, kind | (2 if tag else 0)]) + varint(len(content) + 4) + content
+    return packet + zlib.crc32(packet).to_bytes(4, "little")
+
+
+def _read_head(data: bytes) -> tuple[Head, int]:
+    """The head of a whole packet, and where what comes behind the tag begins."""
+    length, at = read_varint(data, 2)
+    assert at + length == len(data) and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    index, at = read_varint(data, at)
+    time, at = read_varint(data, at)
+    width, at = read_varint(data, at)
+    height, at = read_varint(data, at)
+    head = Head(index, time // 2 if time % 2 == 0 else -(time + 1) // 2, width, height)
+    return head, at + (8 if data[1] & 2 else 0)
+
+
 GlobalRows = Callable[[tuple[int, int]], Rows]
 PatchRows = Callable[[list[list[int]], tuple[int, int], list[int], int], Rows]
 
@@ -277,25 +308,16 @@ def pack(
     rows = patch_rows(global_codes, cells, positions, len(positions))
     encode_symbols(coder, [c for code in codes for c in code], rows)
     index, time = int(frame["index"]), int(frame["timestamp_us"])  # type: ignore[call-overload]
-    rest = varint(index) + varint(2 * time if time >= 0 else -2 * time - 1)
-    rest += varint(width) + varint(height) + (tag or b"") + varint(len(positions)) + coder.finish()
-    packet = bytes([0xA9, 0x10 | (2 if tag else 0) | (4 if gaps else 0)]) + varint(len(rest) + 4) + rest
-    return packet + zlib.crc32(packet).to_bytes(4, "little"), coder
+    rest = varint(len(positions)) + coder.finish()
+    return _assemble(0x10 | (4 if gaps else 0), Head(index, time, width, height), tag, rest), coder
 
 
 def unpack(data: bytes, levels: Sequence[int], global_rows: GlobalRows, patch_rows: PatchRows) -> dict[str, object]:
     """Inverse of :func:`pack`."""
     assert data[0] == 0xA9 and data[1] >> 4 == 1 and not data[1] & 0b1001
-    length, at = read_varint(data, 2)
-    assert at + length == len(data) and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
-    index, at = read_varint(data, at)
-    time, at = read_varint(data, at)
-    width, at = read_varint(data, at)
-    height, at = read_varint(data, at)
-    if data[1] & 2:
-        at += 8
+    head, at = _read_head(data)
     count, at = read_varint(data, at)
-    cells = (-(-height // 32), -(-width // 32))
+    cells = (-(-head.height // 32), -(-head.width // 32))
     grid = (cells[0] * 4, cells[1] * 4)
     dims = len(levels)
     coder = Decoder(data[at:-4])
@@ -312,10 +334,7 @@ def unpack(data: bytes, levels: Sequence[int], global_rows: GlobalRows, patch_ro
         "ids": [id_from_code(flat[i : i + dims], levels) for i in range(0, len(flat), dims)],
         "positions": positions,
         "global_ids": [id_from_code(code, levels) for code in global_codes],
-        "width": width,
-        "height": height,
-        "index": index,
-        "timestamp_us": time // 2 if time % 2 == 0 else -(time + 1) // 2,
+        **head._asdict(),
     }
 
 
@@ -386,8 +405,7 @@ def pack_delta(
         encode_bitmap(coder, grid_of(positions, *grid), grid_of(updated, *grid))
     rows = patch_rows(global_codes, cells, positions, len(positions))
     encode_symbols(coder, [c for i in ids for c in code_from_id(i, levels)], rows)
-    rest = varint(index) + varint(2 * time if time >= 0 else -2 * time - 1)
-    rest += varint(width) + varint(height) + (tag or b"") + varint(index - reference)
+    rest = varint(index - reference)
     rest += int(delta["follows"]).to_bytes(4, "little") + varint(len(updated))  # type: ignore[call-overload]
     if turns:
         rest += varint(len(turns))
@@ -395,9 +413,8 @@ def pack_delta(
         rest += varint(len(changed)) + varint(len(positions))
         rest += b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
     rest += coder.finish() if updated or turns else b""
-    flags = 1 | (2 if tag else 0) | (4 if gaps else 0) | (8 if update_gaps else 0)
-    packet = bytes([0xA9, (0x20 if turns else 0x10) | flags]) + varint(len(rest) + 4) + rest
-    return packet + zlib.crc32(packet).to_bytes(4, "little"), coder
+    kind = (0x20 if turns else 0x10) | 1 | (4 if gaps else 0) | (8 if update_gaps else 0)
+    return _assemble(kind, Head(index, time, width, height), tag, rest), coder
 
 
 def unpack_delta(
@@ -405,14 +422,7 @@ def unpack_delta(
 ) -> dict[str, object]:
     """Inverse of :func:`pack_delta`, but ``global_ids`` are those of all cells before the update."""
     assert data[0] == 0xA9 and data[1] >> 4 in (1, 2) and data[1] & 1
-    length, at = read_varint(data, 2)
-    assert at + length == len(data) and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
-    index, at = read_varint(data, at)
-    time, at = read_varint(data, at)
-    width, at = read_varint(data, at)
-    height, at = read_varint(data, at)
-    if data[1] & 2:
-        at += 8
+    head, at = _read_head(data)
     back, at = read_varint(data, at)
     follows = int.from_bytes(data[at : at + 4], "little")
     n_updated, at = read_varint(data, at + 4)
@@ -425,7 +435,7 @@ def unpack_delta(
         count, at = read_varint(data, at)
         for side in range(4):
             window[side], at = read_varint(data, at)
-    cells = (-(-height // 32), -(-width // 32))
+    cells = (-(-head.height // 32), -(-head.width // 32))
     grid = (cells[0] * 4, cells[1] * 4)
     dims = len(levels)
     coder = Decoder(data[at:-4])
@@ -459,13 +469,10 @@ def unpack_delta(
         "ids": [id_from_code(flat[i : i + dims], levels) for i in range(0, len(flat), dims)],
         "cells": changed,
         "global_ids": [id_from_code(global_codes[cell], levels) for cell in changed],
-        "width": width,
-        "height": height,
-        "index": index,
-        "reference": index - back,
+        **head._asdict(),
+        "reference": head.index - back,
         "follows": follows,
         "window": tuple(window),
         "turns": turns,
         "vectors": vectors,
-        "timestamp_us": time // 2 if time % 2 == 0 else -(time + 1) // 2,
     }
