@@ -1,15 +1,14 @@
 """The tokenizer with the shipped model: round trips, budgets, batches, threads, and what it refuses."""
 
 import dataclasses
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from helpers.paths import shared
+from helpers.threads import in_threads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -377,21 +376,17 @@ def test_two_threads_at_once(tokenizer: Tokenizer) -> None:
     work = [(image, budget) for image in images for budget in budgets]
     expected = [tokenizer.encode(image, budget=budget) for image, budget in work]
     pictures = [tokenizer.decode(frame) for frame in expected]
-    start = threading.Barrier(2)
+    order = range(len(work))
 
-    def run(order: list[int]) -> bool:
-        start.wait()
-        for number in order:
+    def run(thread: int) -> None:
+        for number in order[:: -1 if thread else 1]:
             image, budget = work[number]
             frame = tokenizer.encode(image, budget=budget)
-            same = frame == expected[number] and np.array_equal(tokenizer.decode(frame), pictures[number])
-            if not same or tokenizer.unpack(tokenizer.pack(frame)) != frame:
-                return False
-        return True
+            assert frame == expected[number]
+            assert np.array_equal(tokenizer.decode(frame), pictures[number])
+            assert tokenizer.unpack(tokenizer.pack(frame)) == frame
 
-    order = list(range(len(work)))
-    with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(run, [order, order[::-1]]))
+    in_threads(2, run)
 
 
 def test_results_outlive_later_calls(tokenizer: Tokenizer, image: Image) -> None:

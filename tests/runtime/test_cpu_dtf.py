@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.kernel_cases import SEEDS, assert_same
+from helpers.threads import in_threads
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -128,17 +128,11 @@ def test_dtf_rejects_limits(limits: dict[str, Any], message: str) -> None:
 def test_dtf_runs_in_threads(rng: np.random.Generator) -> None:
     batches = [rng.gamma(1.0, 8.0, (3, 4800)).astype(np.float32) for _ in range(4)]
     expected = [reference.dtf(scores, tau=0.4) for scores in batches]
-    failures: list[int] = []
 
     def work(i: int) -> None:
         for _ in range(30):
             indices, cu = kernels.dtf(batches[i], tau=0.4)
-            if not (np.array_equal(indices, expected[i][0]) and np.array_equal(cu, expected[i][1])):
-                failures.append(i)
+            assert np.array_equal(indices, expected[i][0])
+            assert np.array_equal(cu, expected[i][1])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(4, work)

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from helpers import dtf_cases
+from helpers.threads import in_threads
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, InputError
@@ -560,23 +560,13 @@ def test_tensors_of_pytorch_go_in_and_out(load: Callable[..., Tokenizer], pictur
 def test_threads_wait_for_one_another(load: Callable[..., Tokenizer], pictures: list[NDArray[np.uint8]]) -> None:
     gpu = load()
     expected = [gpu.encode(picture) for picture in pictures]
-    problems: list[object] = []
 
     def work(start: int) -> None:
-        try:
-            for step in range(20):
-                number = (start + step) % len(pictures)
-                if not same(gpu.encode(pictures[number]), expected[number]):
-                    problems.append(number)
-        except BaseException as error:
-            problems.append(error)
+        for step in range(20):
+            number = (start + step) % len(pictures)
+            assert same(gpu.encode(pictures[number]), expected[number]), number
 
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    in_threads(4, work)
 
 
 def test_memory_of_the_gpu_does_not_grow(

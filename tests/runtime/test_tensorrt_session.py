@@ -7,12 +7,12 @@ CUDA and TensorRT would; a real GPU is in test_gpu.py.
 from __future__ import annotations
 
 import gc
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.threads import in_threads
 from numpy.typing import NDArray
 
 pytest.importorskip("onnx", reason="the stand-in of TensorRT reads ONNX graphs")
@@ -397,25 +397,14 @@ def test_any_thread_may_call(opened: Open, cpu: Tokenizer, frames: list[NDArray[
     budget = TokenBudget(tau=0.5)
     expected = [cpu.encode(frame, budget=budget) for frame in frames]
     pictures = [cpu.decode(tokens) for tokens in expected]
-    problems: list[str] = []
 
     def work(start: int) -> None:
-        try:
-            for step in range(6):
-                number = (start + step) % len(frames)
-                if not same(gpu.tokenizer.encode(frames[number], budget=budget), expected[number]):
-                    problems.append(f"tokens of {number}")
-                if gpu.tokenizer.decode(expected[number]).tobytes() != pictures[number].tobytes():
-                    problems.append(f"picture of {number}")
-        except BaseException as error:
-            problems.append(repr(error))
+        for step in range(6):
+            number = (start + step) % len(frames)
+            assert same(gpu.tokenizer.encode(frames[number], budget=budget), expected[number]), number
+            assert gpu.tokenizer.decode(expected[number]).tobytes() == pictures[number].tobytes(), number
 
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    in_threads(4, work)
 
 
 def test_a_closed_session_says_so(opened: Open, frames: list[NDArray[np.uint8]]) -> None:
