@@ -455,13 +455,3 @@ def public(kind: type) -> set[str]:
 
 Open = Callable[..., Any]
 """Opens a tokenizer on a stand-in of a GPU."""
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two token frames are the same."""
-    return (
-        a.ids.tobytes() == b.ids.tobytes()
-        and a.positions.tobytes() == b.positions.tobytes()
-        and a.global_ids.tobytes() == b.global_ids.tobytes()
-        and (a.width, a.height, a.model, a.index) == (b.width, b.height, b.model, b.index)
-    )

@@ -48,7 +48,6 @@ from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder
 from tatok_edge.tokens.budget import TokenBudget
-from tatok_edge.tokens.frame import TokenFrame
 
 pytestmark = pytest.mark.gpu
 
@@ -462,12 +461,6 @@ def pictures() -> list[NDArray[np.uint8]]:
     return [render(Scene(width=w, height=h, seed=seed), 9 * seed) for seed, (w, h) in enumerate(sizes)]
 
 
-def same(a: TokenFrame, b: TokenFrame) -> bool:
-    return all(
-        getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in ("ids", "positions", "global_ids")
-    ) and (a.width, a.height) == (b.width, b.height)
-
-
 def test_frames_on_the_gpu_give_the_tokens_of_the_same_engines_and_the_cpu_kernels(
     load: Callable[..., Tokenizer], pictures: list[NDArray[np.uint8]]
 ) -> None:
@@ -479,13 +472,13 @@ def test_frames_on_the_gpu_give_the_tokens_of_the_same_engines_and_the_cpu_kerne
             for budget in BUDGETS:
                 mine = with_kernels.encode_detailed(picture, budget=budget, bgr=bgr)
                 theirs = without.encode_detailed(picture, budget=budget, bgr=bgr)
-                assert same(mine.frame, theirs.frame)
+                assert mine.frame == theirs.frame
                 assert mine.scores.tobytes() == theirs.scores.tobytes()
                 decoded = with_kernels.decode(mine.frame, bgr=bgr)
                 assert decoded.tobytes() == without.decode(mine.frame, bgr=bgr).tobytes()
     for budget in BUDGETS:
         mine, theirs = (each.encode_batch(pictures * 2, budget=budget) for each in (with_kernels, without))
-        assert all(same(a, b) for a, b in zip(mine.frames(), theirs.frames(), strict=True))
+        assert mine.frames() == theirs.frames()
 
 
 def test_tokens_agree_with_the_cpu(load: Callable[..., Tokenizer], pictures: list[NDArray[np.uint8]]) -> None:
@@ -514,7 +507,7 @@ def test_recorded_runs_give_the_same_tokens(
     decoded = [gpu.decode(tokens) for tokens in first]
     for _ in range(6):
         for picture, tokens, image in zip(pictures, first, decoded, strict=True):
-            assert same(gpu.encode(picture, budget=budget), tokens)
+            assert gpu.encode(picture, budget=budget) == tokens
             assert gpu.decode(tokens).tobytes() == image.tobytes()
     if session.cuda_graphs == "used":
         assert session._programs.recorded == 3 + 3 * len(pictures)
@@ -537,7 +530,7 @@ def test_the_session_runs_through_each_implementation(
         tokenizer = load()
     except BackendError as error:
         pytest.skip(str(error))
-    assert same(tokenizer.encode(pictures[0]), expected)
+    assert tokenizer.encode(pictures[0]) == expected
 
 
 def test_tensors_of_pytorch_go_in_and_out(load: Callable[..., Tokenizer], pictures: list[NDArray[np.uint8]]) -> None:
@@ -548,10 +541,10 @@ def test_tensors_of_pytorch_go_in_and_out(load: Callable[..., Tokenizer], pictur
     for picture in pictures:
         expected = gpu.encode(picture)
         tensor = torch.from_numpy(picture).cuda()
-        assert same(gpu.encode(tensor), expected)
+        assert gpu.encode(tensor) == expected
         planar = tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-        assert same(gpu.encode(planar), expected)
-        assert same(gpu.encode(tensor.flip(2).contiguous(), bgr=True), expected)
+        assert gpu.encode(planar) == expected
+        assert gpu.encode(tensor.flip(2).contiguous(), bgr=True) == expected
         out = torch.zeros_like(tensor)
         gpu.decode_into(expected, out)
         assert out.cpu().numpy().tobytes() == gpu.decode(expected).tobytes()
@@ -564,7 +557,7 @@ def test_threads_wait_for_one_another(load: Callable[..., Tokenizer], pictures: 
     def work(start: int) -> None:
         for step in range(20):
             number = (start + step) % len(pictures)
-            assert same(gpu.encode(pictures[number]), expected[number]), number
+            assert gpu.encode(pictures[number]) == expected[number], number
 
     in_threads(4, work)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("onnx", reason="the stand-in of TensorRT reads ONNX graphs")
 
-from helpers.fake_tensorrt import Gpu, Open, install, same, store_engines
+from helpers.fake_tensorrt import Gpu, Open, install, store_engines
 
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.model.bundle import GRAPHS, open_bundle
@@ -55,10 +55,10 @@ def test_tokens_are_those_of_the_cpu(
             bgr = number % 2 == 1
             mine = gpu.tokenizer.encode_detailed(frame, budget=budget, bgr=bgr, index=number)
             theirs = cpu.encode_detailed(frame, budget=budget, bgr=bgr, index=number)
-            assert same(mine.frame, theirs.frame)
+            assert mine.frame == theirs.frame
             assert mine.scores.tobytes() == theirs.scores.tobytes() and mine.scores.shape == theirs.scores.shape
             assert mine.seconds.keys() >= {"prior", "patch_encoder", "ids"}
-            assert same(gpu.tokenizer.encode(frame, budget=budget, bgr=bgr, index=number), theirs.frame)
+            assert gpu.tokenizer.encode(frame, budget=budget, bgr=bgr, index=number) == theirs.frame
     assert "gather_features" in gpu.kernels.calls  # they did come from there
 
 
@@ -70,7 +70,7 @@ def test_ragged_batches_are_those_of_the_cpu(
     budget = TokenBudget(score=score, tau=0.7)
     mine, theirs = (each.encode_batch([*frames, *frames], budget=budget) for each in (gpu.tokenizer, cpu))
     assert mine.cu_seqlens.tobytes() == theirs.cu_seqlens.tobytes()
-    assert all(same(a, b) for a, b in zip(mine.frames(), theirs.frames(), strict=True))
+    assert mine.frames() == theirs.frames()
     assert theirs.cu_seqlens[-1] > 200  # more than the largest profile: it took several runs
     assert {shapes[0][0] for graph, _, shapes in gpu.api.executed if graph == "patch_encoder"} <= {16, 64, 200}
 
@@ -81,7 +81,7 @@ def test_bits_and_strides_do_not_matter(opened: Open, cpu: Tokenizer, frames: li
     frame = frames[1]
     views = [frame, frame[:, ::-1], frame[::-1], np.asfortranarray(frame), frame[3:70, 5:90], frame[:, :, ::-1]]
     for view in views:
-        assert same(gpu.tokenizer.encode(view, budget=budget), cpu.encode(view, budget=budget))
+        assert gpu.tokenizer.encode(view, budget=budget) == cpu.encode(view, budget=budget)
 
 
 @pytest.mark.parametrize("integrated", [False, True])
@@ -119,7 +119,7 @@ def test_without_kernels_frames_are_prepared_on_the_cpu(
     assert gpu.session.frames is None
     assert "frames prepared on the CPU, because no CUDA kernels; build them: python -m" in gpu.tokenizer.backend.reason
     budget = TokenBudget(tau=0.6)
-    assert same(gpu.tokenizer.encode(frames[3], budget=budget), cpu.encode(frames[3], budget=budget))
+    assert gpu.tokenizer.encode(frames[3], budget=budget) == cpu.encode(frames[3], budget=budget)
     tokens = cpu.encode(frames[3])
     assert gpu.tokenizer.decode(tokens).tobytes() == cpu.decode(tokens).tobytes()
     with pytest.raises(BackendError, match="no CUDA kernels"):
@@ -131,7 +131,7 @@ def test_without_kernels_frames_are_prepared_on_the_cpu(
 def test_pycuda_runs_the_same(opened: Open, cpu: Tokenizer, frames: list[NDArray[np.uint8]]) -> None:
     gpu = opened(implementation="pycuda")
     for _ in range(3):
-        assert same(gpu.tokenizer.encode(frames[0]), cpu.encode(frames[0]))
+        assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])
     assert gpu.session.cuda_graphs == "not used: pycuda has no CUDA graphs"
     assert "CUDA graphs not used: pycuda has no CUDA graphs" in gpu.tokenizer.backend.reason
 
@@ -152,7 +152,7 @@ def test_frames_with_more_patches_than_the_kernel_filters(
     monkeypatch.setattr(device_frames, "MAX_PATCHES", 30)
     budget = TokenBudget(tau=0.4)
     mine, theirs = (each.encode_batch(frames, budget=budget) for each in (gpu.tokenizer, cpu))
-    assert all(same(a, b) for a, b in zip(mine.frames(), theirs.frames(), strict=True))
+    assert mine.frames() == theirs.frames()
 
 
 # --- arrays on the GPU ----------------------------------------------------------------------------
@@ -194,11 +194,11 @@ def test_frames_on_the_gpu_come_in_and_go_out_without_a_copy(
     budget = TokenBudget(tau=0.5)
     gpu.gpu.calls.clear()
     tokens = gpu.tokenizer.encode(given, budget=budget)
-    assert same(tokens, cpu.encode(frame, budget=budget))
+    assert tokens == cpu.encode(frame, budget=budget)
     cut = OnGpu(gpu.gpu, frame, shape=(64, 96, 3), strides=(3 * width, 3, 1))
-    assert same(gpu.tokenizer.encode(cut), cpu.encode(frame[:64, :96]))
+    assert gpu.tokenizer.encode(cut) == cpu.encode(frame[:64, :96])
     mixed = gpu.tokenizer.encode_batch([given, frame, cut])
-    assert same(mixed.frames()[0], cpu.encode(frame, index=0))
+    assert mixed.frames()[0] == cpu.encode(frame, index=0)
     out = OnGpu(gpu.gpu, np.zeros_like(frame), stream=1)
     gpu.gpu.streams.add(1)
     gpu.tokenizer.decode_into(tokens, out, bgr=True)
@@ -235,7 +235,7 @@ def test_what_is_on_other_streams_is_waited_for(opened: Open, cpu: Tokenizer, fr
     given = OnGpu(gpu.gpu, np.zeros_like(frame), stream=55)
     gpu.gpu.enqueue(55, lambda: given.array.__setitem__(..., frame))
     tokens = gpu.tokenizer.encode(given)
-    assert same(tokens, cpu.encode(frame))
+    assert tokens == cpu.encode(frame)
     gpu.gpu.enqueue(55, lambda: given.array.__setitem__(..., 0))  # ends before the picture is written
     gpu.tokenizer.decode_into(tokens, given)
     gpu.gpu.run(55)
@@ -264,7 +264,7 @@ def test_dlpack_producers_are_told_the_stream_of_the_session(
     gpu = opened()
     given = OnGpu(gpu.gpu, frames[3])
     through = OnGpuByDlpack(given)
-    assert same(gpu.tokenizer.encode(through), cpu.encode(frames[3]))
+    assert gpu.tokenizer.encode(through) == cpu.encode(frames[3])
     assert through.stream == gpu.session.stream > 1000
     tokens, out = cpu.encode(frames[3]), OnGpuByDlpack(given)
     gpu.tokenizer.decode_into(tokens, out)
@@ -322,7 +322,7 @@ def test_graphs_are_recorded_for_what_comes_again(
     for number in range(6):
         for frame in frames[:2]:  # in turn, so that contexts change their shapes between
             launches, captures = world.launches, world.captures
-            assert same(gpu.tokenizer.encode(frame, budget=budget), cpu.encode(frame, budget=budget))
+            assert gpu.tokenizer.encode(frame, budget=budget) == cpu.encode(frame, budget=budget)
             assert world.captures - captures == (2 if number == 1 else 0)
             assert world.launches - launches == (1 if number < 2 else 3)
     assert gpu.api.contexts == contexts + 4  # each recorded shape has its own
@@ -346,7 +346,7 @@ def test_where_recording_fails_it_runs_without(
     gpu = opened(graphs=False)
     assert gpu.session.cuda_graphs.startswith("not used: patch_encoder cannot be recorded: cuStreamBeginCapture failed")
     for _ in range(3):
-        assert same(gpu.tokenizer.encode(frames[0]), cpu.encode(frames[0]))
+        assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])
     assert gpu.gpu.launches == 0
 
 
@@ -355,7 +355,7 @@ def test_graphs_that_fail_later_leave_the_others(opened: Open, cpu: Tokenizer, f
     gpu.tokenizer.encode(frames[0])
     gpu.api.fail, gpu.api.says = "create_execution_context", "out of memory"
     for _ in range(3):
-        assert same(gpu.tokenizer.encode(frames[0]), cpu.encode(frames[0]))
+        assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])
     assert gpu.session.cuda_graphs.startswith("used for 3 shapes: no further context: TensorRT 10.3.0 gives no context")
 
 
@@ -375,14 +375,14 @@ def test_why_there_are_no_graphs(
     gpu = opened(**options)
     assert gpu.session.cuda_graphs == reason and reason in gpu.tokenizer.backend.reason
     for _ in range(3):
-        assert same(gpu.tokenizer.encode(frames[0]), cpu.encode(frames[0]))
+        assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])
     assert gpu.gpu.captures == 0
 
 
 def test_a_stream_of_others_is_used_and_left(opened: Open, cpu: Tokenizer, frames: Any) -> None:
     gpu = opened(stream=77)
     assert 77 in gpu.gpu.streams and len(gpu.gpu.streams) == 2
-    assert same(gpu.tokenizer.encode(frames[0]), cpu.encode(frames[0]))
+    assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])
     gpu.tokenizer.close()
     assert 77 in gpu.gpu.streams
     with pytest.raises(InputError, match="a stream is an integer handle"):
@@ -401,7 +401,7 @@ def test_any_thread_may_call(opened: Open, cpu: Tokenizer, frames: list[NDArray[
     def work(start: int) -> None:
         for step in range(6):
             number = (start + step) % len(frames)
-            assert same(gpu.tokenizer.encode(frames[number], budget=budget), expected[number]), number
+            assert gpu.tokenizer.encode(frames[number], budget=budget) == expected[number], number
             assert gpu.tokenizer.decode(expected[number]).tobytes() == pictures[number].tobytes(), number
 
     in_threads(4, work)
