@@ -1,5 +1,5 @@
 """Device memory and streams: what goes wrong without a driver, arrays of others, and that both implementations keep the
-rules of the CUDA driver. The drivers are those of helpers/fake_cuda.py; a real GPU is in test_gpu.py.
+rules of the CUDA driver. The drivers are those of helpers/fake_cuda.py; a real GPU is in gpu/.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The session that runs TensorRT engines: tokens, frames and streams are those of the CPU.
 
 TensorRT and the GPU are those of ``fake_tensorrt.py``, which run the same graphs and kernels on the CPU and refuse what
-CUDA and TensorRT would; a real GPU is in test_gpu.py.
+CUDA and TensorRT would; a real GPU is in gpu/.
 """
 
 from __future__ import annotations
