@@ -10,9 +10,8 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from hypothesis import settings
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
@@ -34,12 +33,12 @@ def script() -> Callable[[str], ModuleType]:
 
     def load(path: str) -> ModuleType:
         name = Path(path).stem
-        spec = importlib.util.spec_from_file_location(name, _ROOT / path)
+        spec = importlib.util.spec_from_file_location(name, ROOT / path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(_ROOT / Path(path).parent)  # as Python does for a script
+            patch.syspath_prepend(ROOT / Path(path).parent)  # as Python does for a script
             spec.loader.exec_module(module)
         return module
 

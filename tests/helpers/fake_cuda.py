@@ -246,35 +246,40 @@ def pycuda_modules(world: World, driver: Any = None) -> tuple[Any, Any]:
     return _pycuda_driver(world, driver), _driver_library(driver)
 
 
+class PyCudaError(Exception):
+    """``pycuda.driver.Error``."""
+
+
+class PyCudaMemoryError(PyCudaError):
+    """``pycuda.driver.MemoryError``."""
+
+
+class _Allocation:
+    """What pycuda returns for memory on the device, and keeps for pinned memory."""
+
+    def __init__(self, world: World, kept: dict[int, Any], nbytes: int) -> None:
+        world.needs_context("allocate")
+        pointer = world.allocate(kept, nbytes)
+        if pointer is None:
+            raise PyCudaMemoryError("cuMemAlloc failed: out of memory")
+        self.world, self.kept, self.pointer = world, kept, pointer
+
+    def __int__(self) -> int:
+        return self.pointer
+
+    def get_device_pointer(self) -> int:
+        return self.pointer
+
+    def free(self) -> None:
+        self.world.needs_context("free")
+        del self.kept[self.pointer]
+
+
 def _pycuda_driver(world: World, driver: Any) -> Any:
     """A stand-in for ``pycuda.driver``."""
 
-    class Error(Exception):
-        pass
-
-    class OutOfMemory(Error):
-        pass
-
-    class Allocation:
-        def __init__(self, kept: dict[int, Any], nbytes: int) -> None:
-            world.needs_context("allocate")
-            pointer = world.allocate(kept, nbytes)
-            if pointer is None:
-                raise OutOfMemory("cuMemAlloc failed: out of memory")
-            self.kept, self.pointer = kept, pointer
-
-        def __int__(self) -> int:
-            return self.pointer
-
-        def get_device_pointer(self) -> int:
-            return self.pointer
-
-        def free(self) -> None:
-            world.needs_context("free")
-            del self.kept[self.pointer]
-
     def pagelocked(shape: int, dtype: Any, mem_flags: int) -> Any:
-        allocation = Allocation(world.host, shape)
+        allocation = _Allocation(world, world.host, shape)
         array = np.frombuffer(world.host[allocation.pointer], dtype)
         return SimpleNamespace(ctypes=array.ctypes, base=allocation)
 
@@ -299,7 +304,7 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
     class Gpu:
         def __init__(self, ordinal: int) -> None:
             if ordinal:
-                raise Error("cuDeviceGet failed: invalid device ordinal")
+                raise PyCudaError("cuDeviceGet failed: invalid device ordinal")
 
         def retain_primary_context(self) -> Context:
             world.contexts += 1
@@ -315,8 +320,8 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
             return 1
 
     return SimpleNamespace(
-        Error=Error,
-        MemoryError=OutOfMemory,
+        Error=PyCudaError,
+        MemoryError=PyCudaMemoryError,
         init=lambda: None,
         Device=Gpu,
         Context=Context,
@@ -324,7 +329,7 @@ def _pycuda_driver(world: World, driver: Any) -> Any:
         device_attribute=SimpleNamespace(INTEGRATED="INTEGRATED"),
         host_alloc_flags=SimpleNamespace(PORTABLE=1, DEVICEMAP=2),
         mem_get_info=lambda: (TOTAL // 2, TOTAL),
-        mem_alloc=lambda nbytes: Allocation(world.memory, nbytes),
+        mem_alloc=lambda nbytes: _Allocation(world, world.memory, nbytes),
         pagelocked_empty=pagelocked,
     )
 

@@ -6,9 +6,7 @@ them with host memory. Where nvcc is found, it must compile them for every archi
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,6 @@ from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
 
 SIZES = st.tuples(st.integers(1, 100), st.integers(1, 140))
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """The emulated kernels."""
-    if sys.platform != "linux" or shutil.which("g++") is None:
-        pytest.skip("the emulation needs Linux and g++")
-    return Kernels(cuda_kernels.build_emulation(tmp_path_factory.mktemp("cuda") / "emulated.so"))
 
 
 def address(array: NDArray[Any]) -> int:
