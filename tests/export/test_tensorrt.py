@@ -286,7 +286,7 @@ def test_what_tensorrt_refuses_is_said_in_one_line(rtx: Flavour) -> None:
         (["--sm", "orin"], 1, "GPU architectures are written like 8.6 or 12.0, got 'orin'"),
         (["--sm", ","], 1, "name at least one, such as 8.6"),
         (["--profiles", "none.json"], 1, "none.json: cannot be read"),
-        (["--profiles", "none.json", "--calibrate", "a.mp4"], 1, "give either it or --profiles FILE"),
+        (["--profiles", "none.json", "--calibrate", "a.mp4"], 1, "give either --calibrate or --profiles FILE"),
         (["--calibrate", "none.mp4"], 1, "none.mp4: no such file"),
         (["--tau", "0"], 2, "--tau must be above 0 and at most 1, got 0"),
         (["--precision", "int3"], 2, "invalid choice: 'int3'"),
