@@ -155,7 +155,7 @@ def _check_options(options: Options) -> None:
     if options.engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {options.engine!r}")
     if options.resume and options.force:
-        raise InputError("resume goes on with what is there and force replaces it: give one of them")
+        raise InputError("resume continues an earlier run and force replaces it: give one of them")
     for name in ("frames", "workers", "threads", "shard_bytes"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -211,7 +211,8 @@ def _check_output(target: Path, work: Path, plan: dict[str, Any], options: Optio
             raise InputError(f"{target}: exists; name another folder, or replace it with --force")
     if work.exists() and not (options.resume or options.force):
         raise InputError(
-            f"{target}: an earlier run has not finished and left {work}; go on with --resume or begin anew with --force"
+            f"{target}: an earlier run has not finished and left {work}; "
+            "continue with --resume or start again with --force"
         )
     return None
 

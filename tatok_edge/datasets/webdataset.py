@@ -140,7 +140,7 @@ class WebDatasetReader(ClipReader):
             with path.open("rb") as file:
                 arrays = {name: self._array(file, path, name, *members[f"{key}.{name}.npy"]) for name in MEMBERS}
         except KeyError as error:
-            raise FormatError(f"{path}: lacks {error.args[0]}") from None
+            raise FormatError(f"{path}: has no {error.args[0]}") from None
         except (OSError, tarfile.TarError, ValueError) as error:
             raise FormatError(f"{path}: cannot be read ({error})") from None
         return ragged_from(arrays, number, str(path))

@@ -17,7 +17,7 @@ from tatok_edge.tokens.budget import TokenBudget
 REPORT_SECONDS = 0.5
 """Seconds between two reports of the progress in a clip."""
 ATTEMPTS = 3
-"""A clip is left out after the deaths of so many workers."""
+"""Number of workers that may die at a clip before it is left out."""
 
 
 @dataclass(frozen=True, slots=True)

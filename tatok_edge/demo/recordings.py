@@ -13,7 +13,7 @@ from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 
 LONGEST_RECORDING: Final = 3600.0
-"""A recording ends by itself after so many seconds: a forgotten page must not fill the disk."""
+"""Longest recording in seconds. It ends by itself, because a forgotten page must not fill the disk."""
 MAX_LISTED: Final = 200
 """Newest recordings that a page can choose from."""
 

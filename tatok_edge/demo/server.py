@@ -42,7 +42,7 @@ MAX_IN_FLIGHT: Final = 2
 MAX_OFFENCES: Final = 32
 """Largest number of wrong messages before a page is disconnected."""
 SILENCE: Final = 30.0
-"""A page that acknowledges no view for so many seconds is disconnected."""
+"""Seconds without an acknowledged view after which a page is disconnected."""
 SHUTDOWN_SECONDS: Final = 2
 MAX_REQUEST: Final = 1 << 31
 """Largest number of a request from a page."""

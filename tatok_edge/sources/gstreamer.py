@@ -209,7 +209,7 @@ class _PipelineConnection:
         self._modules = _load()
         gst = self._modules.gst
         if missing := _missing_elements(gst, text):
-            raise SourceError(f"{name}: GStreamer lacks {missing}")
+            raise SourceError(f"{name}: GStreamer has no {missing}")
         self._pipeline, self._sink = _build(self._modules, name, text)
         self._bus = self._pipeline.get_bus()
         self.fps: float | None = None

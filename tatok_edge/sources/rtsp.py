@@ -7,7 +7,7 @@ left to the user.
 
 OpenCV scales the pictures of a stream that changes its size to the first size. OpenCV before 4.13 repeats its last
 picture instead: there, a stream that repeats one picture for :data:`tatok_edge.sources.live.READ_TIMEOUT` is opened
-again, and goes on in its new size. GStreamer delivers the new size, in a frame whose ``restarted`` is set.
+again, and continues in its new size. GStreamer delivers the new size, in a frame whose ``restarted`` is set.
 """
 
 from __future__ import annotations
@@ -58,4 +58,4 @@ def _without_ffmpeg() -> str:
     """What to do if OpenCV was built without FFmpeg; empty if it was built with it."""
     if cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
         return ""
-    return "; this OpenCV lacks FFmpeg: read the stream with GStreamer (tatok_edge.sources.gstreamer.rtsp_pipeline)"
+    return "; this OpenCV has no FFmpeg: read the stream with GStreamer (tatok_edge.sources.gstreamer.rtsp_pipeline)"

@@ -228,6 +228,6 @@ class _Joining:
     """A stream that is being joined in its middle, until all of its global tokens are known."""
 
     state: StreamState
-    """Its entries; so far only the global tokens are right."""
+    """Its state; so far only the global tokens are right."""
     known: NDArray[np.bool_]
     """Which global tokens have been received, ``(hc * wc,)``."""

@@ -255,7 +255,7 @@ def _shown_after(
 def _measured(plan: DeltaPlan, draft: Draft, writes: DeltaWrites, loss: NDArray[np.float32]) -> Draft:
     """The draft after the measurement that is due, if any.
 
-    A measurement decodes the entries after the packet. It may fail, so it works on copies of what the packet changes.
+    A measurement decodes the state after the packet. It may fail, so it works on copies of what the packet changes.
     """
     frame, options, memory = plan.frame, plan.options, draft.memory
     due = measurement_due(memory.quality, memory.shown, options)

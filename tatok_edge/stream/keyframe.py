@@ -170,7 +170,7 @@ def _packet(plan: KeyPlan, codes: NDArray[np.int32], order: NDArray[np.int32]) -
 
 
 def _state_after(plan: KeyPlan, tokens: TokenFrame, packet: bytes, codes: NDArray[np.int32]) -> StreamState:
-    """The entries after the packet; ``codes`` are those of all patches ``(N, D)``."""
+    """The state after the packet; ``codes`` are those of all patches ``(N, D)``."""
     frame, prior, kept = plan.frame, plan.prior, tokens.positions
     held = np.full(frame.n_patches, -1, np.int32)
     held[kept] = tokens.ids

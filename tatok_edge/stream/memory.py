@@ -40,7 +40,7 @@ class Memory:
     """
 
     state: StreamState
-    """The entries; the receiver holds the same."""
+    """The state; the receiver holds the same."""
     reference: Reference
     """The picture that changes are measured against."""
     buffer: PriorBuffer
@@ -99,7 +99,7 @@ class DeltaWrites:
     repeated: NDArray[np.int32]
     """Patches whose token and mean are still right: only their reference is updated."""
     state_is_new: bool = False
-    """The entries are a copy that has been written already."""
+    """The state is a copy that has been written already."""
     reference_is_new: bool = False
     """The reference is a copy that has been written already."""
 
@@ -112,7 +112,7 @@ class DeltaWrites:
                 self.to_reference(memory.reference)
 
     def to_state(self, state: StreamState) -> None:
-        """Write the entries."""
+        """Write the state."""
         state.apply(self.delta, self.crc, self.prior, self.levels)
 
     def to_reference(self, reference: Reference) -> None:

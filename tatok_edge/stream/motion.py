@@ -53,7 +53,7 @@ class MotionSearch:
         """The same after a measurement of the error of moved pixels, and whether motion is given up.
 
         Args:
-            excess: What the shown picture lacks, as a share of the error of all tokens.
+            excess: Additional error of the shown picture, as a share of the error of all tokens.
             allowed: The allowed share.
             gain: Share of the allowance in use, after the measurement.
             index: Number of the frame.

@@ -135,8 +135,8 @@ class ShownPicture:
 
         Args:
             frame: The frame.
-            state: The entries after the frame.
-            decoded: The decoded entries, uint8 RGB, padded to whole cells.
+            state: The state after the frame.
+            decoded: The decoded state, uint8 RGB, padded to whole cells.
 
         Returns:
             The picture, the squared error of each patch of it ``(N,)``, and which of these errors are known ``(N,)``.
@@ -203,7 +203,7 @@ def probe(
     Args:
         frame: The frame.
         options: Options of the encoder.
-        state: The entries after the frame.
+        state: The state after the frame.
         loss: Estimated loss of each patch after the frame, ``(N,)``.
         before: What was known before.
     """
@@ -227,7 +227,7 @@ def look(frame: CameraFrame, options: StreamOptions, state: StreamState, before:
     Args:
         frame: The frame.
         options: Options of the encoder.
-        state: The entries after the frame.
+        state: The state after the frame.
         before: What was known before; it has a shown picture.
     """
     if before.shown is None:

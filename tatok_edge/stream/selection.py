@@ -162,7 +162,7 @@ def choose(loss: NDArray[np.float32], life: NDArray[np.float32], allowed: float)
     chosen = np.zeros(len(loss), np.bool_)
     value = loss * life
     order = np.argsort(value, kind="stable")
-    # The sum may fall at first, where refined entries have a negative loss: the last place within the limit counts.
+    # The sum may fall at first, where refined patches have a negative loss: the last place within the limit counts.
     below = np.flatnonzero(np.cumsum(loss[order], dtype=np.float64) <= allowed)
     dropped = int(below[-1]) + 1 if len(below) else 0
     chosen[order[dropped:]] = True

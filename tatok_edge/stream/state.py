@@ -1,9 +1,10 @@
-"""The entries that both ends of a stream hold, one per patch, and how a delta packet changes them.
+"""The state that both ends of a stream hold for every patch, and how a delta packet changes it.
 
-The entry of a patch is its context, mean pixels, code (or conditional mean), keep bit and entropy, as of the frame in
+The state of a patch is its context, mean pixels, code (or conditional mean), keep bit and entropy, as of the frame in
 which it was last updated. A delta packet carries the update map, the global tokens that changed and the patch tokens of
-some updated patches. All other entries stay. Both ends compute the context from the same global codes, so nothing
-drifts. A motion vector moves pixels of the picture before into a cell; they are shown until their patches are updated.
+some updated patches. All other patches keep their state. Both ends compute the context from the same global codes, so
+nothing drifts. A motion vector moves pixels of the picture before into a cell; they are shown until their patches are
+updated.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HALO: Final = 2
 
 @dataclass(slots=True)
 class StreamState(PictureSize):
-    """The entries that encoder and decoder hold of a stream, flat over ``N`` patches; deltas change them in place."""
+    """The state that encoder and decoder hold of a stream, flat over ``N`` patches; deltas change them in place."""
 
     width: int
     """Width of the images in pixels."""
@@ -53,10 +54,10 @@ class StreamState(PictureSize):
     state: NDArray[np.float32]
     """Code or conditional mean, keep bit, entropy: ``(D + 2, N)``."""
     moved: NDArray[np.bool_]
-    """Which patches show moved pixels of an earlier picture instead of their own entry ``(N,)``."""
+    """Which patches show moved pixels of an earlier picture instead of their own ``(N,)``."""
 
     def pixels(self, networks: Networks, clock: Clock) -> NDArray[np.float32]:
-        """Pixels of the entries, ``(192, N)`` in [-1, 1]. Patches that are :attr:`moved` show other pixels."""
+        """Pixels of the state, ``(192, N)`` in [-1, 1]. Patches that are :attr:`moved` show other pixels."""
         return networks.pixels(self.state, self.context, self.mean, self.grid, clock)
 
     def copy(self) -> StreamState:
@@ -199,7 +200,7 @@ def move_flags(flags: NDArray[np.bool_], motion: NDArray[np.int32]) -> NDArray[n
 
 
 def state_of(frame: TokenFrame, crc: int, tokenizer: Tokenizer) -> StreamState:
-    """The entries after a keyframe.
+    """The state after a keyframe.
 
     Raises:
         InputError: The frame is of another model.

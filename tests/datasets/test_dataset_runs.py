@@ -138,7 +138,7 @@ def test_killed_run_resumes_to_the_same_bytes(clips: Path, flat: Path, tmp_path:
         process.kill()
     assert not (tmp_path / "tokens").exists()
     assert list(parts.glob(".*.tmp")), "it was killed in the middle of a clip"
-    failed(run(*arguments, cwd=tmp_path), 1, "has not finished.*--resume or begin anew with --force")
+    failed(run(*arguments, cwd=tmp_path), 1, "has not finished.*--resume or start again with --force")
     failed(run(*arguments, "--frames", 2, "--resume", cwd=tmp_path), 1, "begun with other inputs or options")
     result = run(*arguments, "--resume", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.format_helpers import make_frame
+from helpers.example_frames import make_frame
 from helpers.packets import write_file
 
 from tatok_edge.tokens.frame import TokenFrame

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.format_helpers import (
+from helpers.example_frames import (
     TAG,
     StaticModel,
     UniformModel,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import coder_reference as plain
-from helpers.format_helpers import (
+from helpers.example_frames import (
     LEVELS,
     TAG,
     StaticModel,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.format_helpers import (
+from helpers.example_frames import (
     LEVELS,
     TAG,
     StaticModel,
@@ -264,7 +264,7 @@ def test_interrupted_ahead_of_the_first_frame_leaves_the_output_alone(clip: Path
 KILLED = """
 import os, sys
 from pathlib import Path
-from helpers.format_helpers import StaticModel, make_frame
+from helpers.example_frames import StaticModel, make_frame
 from tatok_edge.format.writer import Writer
 writer = Writer(Path(sys.argv[1]), StaticModel(), name="static")
 for i in range(3):

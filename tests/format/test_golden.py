@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from helpers import coder_reference as plain
-from helpers.format_helpers import (
+from helpers.example_frames import (
     GOLDEN,
     LEVELS,
     TAG,

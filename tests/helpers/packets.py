@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from helpers.format_helpers import StaticModel
+from helpers.example_frames import StaticModel
 from helpers.paths import ROOT
 from tatok_edge.format.varint import varint
 from tatok_edge.format.writer import Writer

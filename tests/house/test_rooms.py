@@ -1,8 +1,9 @@
-"""The rooms of the house: no circles, private names stay at home, files stay small. Layers: `lint-imports`."""
+"""The rooms: no circles, private names stay at home, files stay small, tests stand alone. Layers: `lint-imports`."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from helpers.paths import ROOT
 
 MODULES = sorted(path for room in ("tatok_edge", "runtime", "export") for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MAX_MODULE, MAX_FUNCTION, MAX_METHODS = 600, 80, 20
 
 
@@ -77,6 +79,20 @@ def test_sizes(path: Path) -> None:
         elif isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
             assert len(methods) <= MAX_METHODS, node.name
+
+
+def imported_tests(source: str) -> list[str]:
+    """Test modules that a module imports, in its own code or in code that it starts as text."""
+    return re.findall(r"^\s*(?:from|import)\s+((?:tests\.)?(?:\w+\.)*test_\w+)", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_imports_another(path: Path) -> None:
+    assert imported_tests(path.read_text()) == []
+
+
+def test_an_import_of_a_test_is_found() -> None:
+    assert imported_tests("import os\n    from stream.test_motion import pan") == ["stream.test_motion"]
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:

@@ -59,9 +59,9 @@ def test_live_gstreamer_pipeline_is_started_again(gst: None) -> None:
     [
         (
             "csi:0,width=640",
-            r"csi:0,width=640: GStreamer lacks nvarguscamerasrc, nvvidconv \(part of a Jetson's JetPack",
+            r"csi:0,width=640: GStreamer has no nvarguscamerasrc, nvvidconv \(part of a Jetson's JetPack",
         ),
-        ("gst:v4l2src ! nosuchelement ! fakesink", "GStreamer lacks nosuchelement"),
+        ("gst:v4l2src ! nosuchelement ! fakesink", "GStreamer has no nosuchelement"),
         ("gst:filesrc location=/no/such/file ! decodebin", "Resource not found"),
         ("gst:videotestsrc color=blue", 'no property "color"'),
         ("gst:videotestsrc num-buffers=1 ! fakesink", "could not link"),

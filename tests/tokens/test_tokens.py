@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.format_helpers import TAG, int32, make_delta, make_frame
+from helpers.example_frames import TAG, int32, make_delta, make_frame
 from hypothesis import given
 from hypothesis import strategies as st
 

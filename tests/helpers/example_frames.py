@@ -1,6 +1,6 @@
 """An entropy model made of plain arithmetic, frames to go with it, and the golden files.
 
-``python tests/helpers/format_helpers.py`` writes the golden files again: only when the format changes on purpose.
+``python tests/helpers/example_frames.py`` writes the golden files again: only when the format changes on purpose.
 """
 
 from __future__ import annotations
