@@ -27,7 +27,8 @@ class TokenBatch:
     ids: Int32Array
     """Token ids of all frames, int32 ``(T,)``."""
     positions: Int32Array
-    """Raster index of each token in the patch grid of its own frame, int32 ``(T,)``."""
+    """Patch of each token, int32 ``(T,)``: raster index in the patch grid of its own frame. A patch comes as often as
+    it has tokens."""
     cu_seqlens: Int32Array
     """Where the tokens of each frame begin, int32 ``(B + 1,)``; the last entry is T."""
     global_ids: Int32Array
@@ -86,6 +87,11 @@ class TokenBatch:
             indices=tuple(frame.index for frame in frames),
             timestamps_us=tuple(frame.timestamp_us for frame in frames),
         )
+
+    @property
+    def depths(self) -> Int32Array:
+        """Depth of each token in the stack of its patch, int32 ``(T,)``, from 1; a new array."""
+        return np.concatenate([frame.depths for frame in self.frames()])
 
     def frames(self) -> list[TokenFrame]:
         """One :class:`TokenFrame` per image; their arrays are views of this batch."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tatok_edge.errors import InputError
-from tatok_edge.tokens.checks import integer, real, set_field
+from tatok_edge.tokens.checks import MAX_DEPTH, integer, real, set_field
 
+Score = Literal["residual", "visual", "information", "entropy"]
+"""What ranks the tokens of an image."""
+SCORES: tuple[Score, ...] = get_args(Score)
 MAX_PASSES = 64
 """Most passes that a budget may spend on refining."""
 
@@ -23,19 +26,23 @@ class TokenBudget:
     tau: float = 1.0
     """Share of the total score to keep, above 0 and up to 1."""
     keep: float | None = None
-    """Largest share of the patches to keep, 0 to 1."""
+    """Most tokens per patch on average, from 0 to the depth of the model."""
     max_tokens: int | None = None
-    """Largest number of patch tokens."""
+    """Largest number of patch tokens, of all depths together."""
+    max_depth: int | None = None
+    """Most tokens of one patch, from 1; no limit beyond the depth of the model by default. ``TokenBudget(max_depth=1)``
+    gives every patch one token: the fixed rate."""
     max_bits: int | None = None
     """Largest size of the packed frame in bits, header included."""
     min_tokens: int = 0
     """Smallest number of patch tokens; gives way to the maxima."""
     floor_bits: float = 0.0
     """Tokens with a score below this number of bits are dropped."""
-    score: Literal["residual", "information", "entropy"] = "residual"
-    """Score that ranks the patches. ``residual``: squared difference between pixels and mean; gives the best picture,
-    and is fast, because only kept patches are encoded. ``information``: bits of the patch token; every patch is encoded
-    first. ``entropy``: bits expected from the global tokens alone; the pixels of the patch are not used."""
+    score: Score = "residual"
+    """Score that ranks the tokens. ``residual``: squared error that the token can remove; gives the smallest error, and
+    is fast, because only kept patches are encoded. ``visual``: the same, less where the picture is busy and hides
+    errors. ``information``: bits of the token; every patch is encoded first. ``entropy``: bits expected from the global
+    tokens alone; the pixels of the patch are not used."""
     refine: int = 0
     """Passes of refining, 0 to 64: a better picture from as many tokens, for more time. Each pass runs the decoder and
     its derivative. From 3 passes on, other patches may be kept, but not in streams."""
@@ -46,9 +53,9 @@ class TokenBudget:
             raise InputError(f"tau must be above 0 and at most 1, got {self.tau:g}")
         if self.keep is not None:
             set_field(self, "keep", real("keep", self.keep))
-            if not 0.0 <= self.keep <= 1.0:
-                raise InputError(f"keep must be from 0 to 1 (a share of the patches), got {self.keep:g}")
-        for name, smallest in (("max_tokens", 0), ("max_bits", 1), ("min_tokens", 0)):
+            if not 0.0 <= self.keep <= MAX_DEPTH:
+                raise InputError(f"keep must be from 0 to {MAX_DEPTH} tokens per patch, got {self.keep:g}")
+        for name, smallest in (("max_tokens", 0), ("max_depth", 1), ("max_bits", 1), ("min_tokens", 0)):
             value = getattr(self, name)
             if value is not None:
                 set_field(self, name, integer(name, value))
@@ -60,18 +67,33 @@ class TokenBudget:
         set_field(self, "refine", integer("refine", self.refine))
         if not 0 <= self.refine <= MAX_PASSES:
             raise InputError(f"refine must be from 0 to {MAX_PASSES} passes, got {self.refine}")
-        if self.score not in ("residual", "information", "entropy"):
-            raise InputError(f"score must be 'residual', 'information' or 'entropy', got {self.score!r}")
-        if self.floor_bits > 0 and self.score == "residual":
+        if self.score not in SCORES:
+            raise InputError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
+        if self.floor_bits > 0 and self.score in ("residual", "visual"):
             raise InputError("floor_bits needs a score in bits: give score 'information' or 'entropy' with it")
 
-    def limits(self, n_patches: int) -> tuple[int, int]:
-        """Smallest and largest number of tokens for a frame of ``n_patches`` patches.
+    def depth(self, most: int) -> int:
+        """Most tokens of one patch, for a model with up to ``most``."""
+        return most if self.max_depth is None else min(self.max_depth, most)
+
+    def limits(self, n_patches: int, depth: int) -> tuple[int, int]:
+        """Smallest and largest number of tokens for a frame.
 
         ``max_bits`` is not in it: how many tokens fit depends on their code lengths.
+
+        Args:
+            n_patches: Patches of the frame.
+            depth: Depth of the model.
+
+        Raises:
+            InputError: ``keep`` is above the depth of the model.
         """
-        largest = n_patches
+        largest = n_patches * self.depth(depth)
         if self.keep is not None:
+            if self.keep > depth:
+                raise InputError(
+                    f"keep must be from 0 to {depth} tokens per patch, the depth of this model, got {self.keep:g}"
+                )
             largest = min(largest, round(self.keep * n_patches))
         if self.max_tokens is not None:
             largest = min(largest, self.max_tokens)

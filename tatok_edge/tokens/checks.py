@@ -12,6 +12,8 @@ from tatok_edge.errors import InputError
 
 TAG_BYTES = 8
 """Length of the tag that names the model of a frame."""
+MAX_DEPTH = 8
+"""Most tokens of a patch that any model may give."""
 Int32Array = NDArray[np.int32]
 
 
@@ -66,14 +68,27 @@ def check_ids(name: str, array: Any) -> None:
         raise InputError(f"{name} must not be negative, got {int(array.min())}")
 
 
-def check_positions(name: str, positions: Any, limit: int) -> None:
+def check_positions(name: str, positions: Any, limit: int, repeats: int = 1) -> None:
+    """Check raster indices below ``limit`` that never fall; each may come up to ``repeats`` times."""
     check_vector(name, positions)
     if not positions.size:
         return
-    steps = positions[1:] <= positions[:-1]
-    if steps.any():
-        at = int(np.argmax(steps))
-        raise InputError(f"{name} must be strictly increasing, got {positions[at]} then {positions[at + 1]}")
+    falls = positions[1:] < positions[:-1]
+    if falls.any():
+        at = int(np.argmax(falls))
+        raise InputError(f"{name} must not fall, got {positions[at]} then {positions[at + 1]}")
+    again = positions[repeats:] == positions[:-repeats]
+    if again.any():
+        wrong = positions[int(np.argmax(again))]
+        times = "once" if repeats == 1 else f"at most {repeats} times"
+        raise InputError(f"{name} must hold each index {times}, got {wrong} {repeats + 1} times or more")
     if positions[0] < 0 or positions[-1] >= limit:
         wrong = positions[0] if positions[0] < 0 else positions[-1]
         raise InputError(f"{name} must be from 0 to {limit - 1} for this image, got {wrong}")
+
+
+def depths_of(positions: Int32Array) -> Int32Array:
+    """Depth of each token of stacks at ``positions`` (never falling): 1 for the first token of a patch; a new array."""
+    begins = np.flatnonzero(np.diff(positions, prepend=-1))
+    lengths = np.diff(begins, append=positions.size)
+    return (np.arange(positions.size) - np.repeat(begins, lengths) + 1).astype(np.int32)

@@ -18,7 +18,8 @@ from tatok_edge.tokens.header import FrameHeader
 class DeltaFrame(FrameHeader):
     """The changes of one frame of a stream to the tokens of the frame before. The arrays are held without a copy.
 
-    An updated patch gets a new token, or loses its token. All other patches and global tokens stay.
+    An updated patch is *renewed* or *refined*. A renewed patch loses its tokens and gets a new stack of 0 to K tokens.
+    A refined patch keeps its tokens and gets further ones. All other patches and global tokens stay.
 
     Raises:
         InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
@@ -27,7 +28,7 @@ class DeltaFrame(FrameHeader):
     updated: Int32Array
     """Raster index of each updated patch in the patch grid, int32 ``(U,)``, strictly increasing; may be empty."""
     positions: Int32Array
-    """Raster index of each token in the patch grid, int32 ``(T,)``, strictly increasing, each in ``updated``."""
+    """Patch of each token, int32 ``(T,)``: raster index in the patch grid, never falling, each in ``updated``."""
     ids: Int32Array
     """Token ids, int32 ``(T,)``: mixed radix over the FSQ levels, dimension 0 least significant."""
     cells: Int32Array
@@ -36,8 +37,8 @@ class DeltaFrame(FrameHeader):
     global_ids: Int32Array
     """Ids of the global tokens of ``cells``, int32 ``(C,)``."""
     window: tuple[int, int, int, int]
-    """Window of the packet: first row, first column, rows and columns of the cells whose context the updated patches
-    need. It holds every cell with an updated patch; without updated patches it is ``(0, 0, 0, 0)``."""
+    """Window of the packet: first row, first column, rows and columns of the cells whose context the renewed patches
+    need. It holds every cell with a renewed patch; without renewed patches it is ``(0, 0, 0, 0)``."""
     width: int
     """Width of the image in pixels, before padding."""
     height: int
@@ -52,6 +53,9 @@ class DeltaFrame(FrameHeader):
     """Number of the updated state, from :func:`tatok_edge.format.packet.body_crc`, 0 to 2^32 - 1."""
     timestamp_us: int = 0
     """Time of the frame in microseconds; a signed 64-bit number."""
+    refined: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Raster index of each refined patch, int32 ``(R,)``, strictly increasing, each in ``updated`` and in
+    ``positions``."""
     turns: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     """Raster index of each cell where the motion vector changes; cells before the first one do not move. int32
     ``(M,)``, strictly increasing."""
@@ -79,9 +83,15 @@ class DeltaFrame(FrameHeader):
         if not inside.all():
             wrong = self.positions[np.argmin(inside)]
             raise InputError(f"positions must be among updated, got {wrong}, which is not updated")
-        if self.cells.size and not self.updated.size:
-            raise InputError(f"cells must be empty where no patch is updated, got {self.cells.size}")
-        set_field(self, "window", _window(self.window, touched_cells(update_map)))
+        check_positions("refined", self.refined, self.n_patches)
+        for name, there in (("updated", update_map), ("positions", map_of(self.positions, self.grid))):
+            inside = there.ravel()[self.refined]
+            if not inside.all():
+                raise InputError(f"refined must be among {name}, got {self.refined[np.argmin(inside)]}, which is not")
+        renewed = self.renewed_map()
+        if self.cells.size and not renewed.any():
+            raise InputError(f"cells must be empty where no patch is renewed, got {self.cells.size}")
+        set_field(self, "window", _window(self.window, touched_cells(renewed)))
         check_positions("turns", self.turns, self.n_cells)
         _check_vectors(self.vectors, self.turns.size)
 
@@ -112,9 +122,16 @@ class DeltaFrame(FrameHeader):
         """Which patches are updated, bool ``(rows, columns)`` of the patch grid; a new array."""
         return map_of(self.updated, self.grid)
 
+    def renewed_map(self) -> NDArray[np.bool_]:
+        """Which patches are renewed, bool ``(rows, columns)`` of the patch grid; a new array."""
+        renewed = self.update_map()
+        renewed.ravel()[self.refined] = False
+        return renewed
+
     def __repr__(self) -> str:
         return (
-            f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated, "
+            f"DeltaFrame({self.width}x{self.height}, {self.n_updated} of {self.n_patches} patches updated "
+            f"({self.refined.size} refined), "
             f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {self.n_cells} global tokens, "
             f"{self.n_vectors} vectors, "
             f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
@@ -129,7 +146,7 @@ def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int
     top, left, rows, columns = (integer("window", value) for value in window)
     if not touched.any():
         if (top, left, rows, columns) != (0, 0, 0, 0):
-            raise InputError(f"window must be (0, 0, 0, 0) where no patch is updated, got {tuple(window)}")
+            raise InputError(f"window must be (0, 0, 0, 0) where no patch is renewed, got {tuple(window)}")
         return 0, 0, 0, 0
     if (
         min(top, left) < 0
@@ -141,7 +158,7 @@ def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int
             f"window must lie in the {touched.shape[0]} x {touched.shape[1]} cells of this image, got {tuple(window)}"
         )
     if np.count_nonzero(touched[top : top + rows, left : left + columns]) < np.count_nonzero(touched):
-        raise InputError(f"window must hold all cells that contain an updated patch, got {tuple(window)}")
+        raise InputError(f"window must hold all cells that contain a renewed patch, got {tuple(window)}")
     return top, left, rows, columns
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tatok_edge.errors import InputError
-from tatok_edge.tokens.checks import Int32Array
+from tatok_edge.tokens.checks import Int32Array, depths_of
 from tatok_edge.tokens.header import FrameHeader
 
 
@@ -20,7 +22,8 @@ class TokenFrame(FrameHeader):
     ids: Int32Array
     """Token ids, int32 ``(T,)``: mixed radix over the FSQ levels, dimension 0 least significant."""
     positions: Int32Array
-    """Raster index of each token in the patch grid, int32 ``(T,)``, strictly increasing."""
+    """Patch of each token, int32 ``(T,)``: raster index in the patch grid, never falling. The stack of a patch, from
+    its first token on, stands together: a patch of depth 3 comes three times."""
     global_ids: Int32Array
     """Ids of the global tokens, int32 ``(rows * columns of cells,)``, raster order."""
     width: int
@@ -49,9 +52,15 @@ class TokenFrame(FrameHeader):
         """Number of global tokens."""
         return self.n_cells
 
+    @property
+    def depths(self) -> Int32Array:
+        """Depth of each token in the stack of its patch, int32 ``(T,)``, from 1; a new array."""
+        return depths_of(self.positions)
+
     def __repr__(self) -> str:
         return (
-            f"TokenFrame({self.width}x{self.height}, {self.n_tokens} of {self.n_patches} patch tokens, "
+            f"TokenFrame({self.width}x{self.height}, {self.n_tokens} patch tokens in "
+            f"{np.unique(self.positions).size} of {self.n_patches} patches, "
             f"{self.n_globals} global tokens, model={self.model.hex()}, index={self.index}, "
             f"timestamp_us={self.timestamp_us})"
         )

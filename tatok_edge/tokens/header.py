@@ -6,11 +6,18 @@ from dataclasses import Field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, PictureSize
-from tatok_edge.tokens.checks import Int32Array, check_ids, check_positions, check_tag, integer, map_of, set_field
+from tatok_edge.tokens.checks import (
+    MAX_DEPTH,
+    Int32Array,
+    check_ids,
+    check_positions,
+    check_tag,
+    integer,
+    set_field,
+)
 
 
 class FrameHeader(PictureSize):
@@ -31,9 +38,12 @@ class FrameHeader(PictureSize):
         """Number of patch tokens."""
         return int(self.ids.size)
 
-    def keep_map(self) -> NDArray[np.bool_]:
-        """Kept map: patches with a token, bool ``(rows, columns)`` of the patch grid; a new array."""
-        return map_of(self.positions, self.grid)
+    def depth_map(self) -> Int32Array:
+        """Depth map: tokens of each patch, int32 ``(rows, columns)`` of the patch grid; a new array.
+
+        Of a delta: the tokens that it brings. Refined patches hold more.
+        """
+        return np.bincount(self.positions, minlength=self.n_patches).astype(np.int32).reshape(self.grid)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -64,6 +74,6 @@ class FrameHeader(PictureSize):
         """Check ids and positions; the header must have been checked."""
         check_ids("ids", self.ids)
         check_ids("global_ids", self.global_ids)
-        check_positions("positions", self.positions, self.n_patches)
+        check_positions("positions", self.positions, self.n_patches, MAX_DEPTH)
         if self.positions.size != self.ids.size:
             raise InputError(f"positions must be as many as ids, got {self.positions.size} for {self.ids.size} ids")

@@ -121,16 +121,20 @@ class Adaptation:
         self.scales = [0] * len(levels)
         self.biases = [0] * sum(levels)
 
+    def logits(self, totals: Sequence[int]) -> list[int]:
+        """The logits of the sums of the last layer as they are before they are adapted."""
+        return [min(max(total >> 8, -32767), 32767) for total in totals]
+
     def rows(self, totals: Sequence[int], exp: Sequence[int]) -> list[list[int]]:
         rows, at = [], 0
         for scale, level in zip(self.scales, self.levels, strict=True):
-            pairs = zip(totals[at : at + level], self.biases[at : at + level], strict=True)
-            logits = [(total + (total * (scale >> 6) >> 16) + (bias >> 1)) >> 12 for total, bias in pairs]
+            pairs = zip(self.logits(totals[at : at + level]), self.biases[at : at + level], strict=True)
+            logits = [(logit * (16384 + (scale >> 8)) >> 14) + (bias >> 9) for logit, bias in pairs]
             at += level
-            below = [max(logits) - logit for logit in logits]
-            weights = [exp[min(step, 177)] for step in below]
-            row = [1 + weight * (4096 - level) // sum(weights) for weight in weights]
-            row[below.index(0)] += 4096 - sum(row)
+            weights = [exp[min(max(logits) - logit >> 4, 177)] for logit in logits]
+            unit = (4096 - level << 18) // sum(weights)
+            row = [1 + (weight * unit >> 18) for weight in weights]
+            row[logits.index(max(logits))] += 4096 - sum(row)
             rows.append(row)
         return rows
 
@@ -138,8 +142,9 @@ class Adaptation:
         at = 0
         for d, (level, row) in enumerate(zip(self.levels, rows, strict=True)):
             slopes = [4096 * (k == code[d]) - frequency for k, frequency in enumerate(row)]
-            step = sum(slope * (total >> 12) for slope, total in zip(slopes, totals[at : at + level], strict=True))
-            self.scales[d] = min(max(self.scales[d] + step, -3145728), 3145728)
+            logits = self.logits(totals[at : at + level])
+            step = sum(slope * logit for slope, logit in zip(slopes, logits, strict=True))
+            self.scales[d] = min(max(self.scales[d] + (step >> 4), -3145728), 3145728)
             for k, slope in enumerate(slopes):
                 self.biases[at + k] = min(max(self.biases[at + k] + slope, -(2**20)), 2**20)
             at += level
@@ -278,69 +283,18 @@ def _read_head(data: bytes) -> tuple[Head, int]:
     return head, at + (8 if data[1] & 2 else 0)
 
 
-GlobalRows = Callable[[tuple[int, int]], Rows]
-PatchRows = Callable[[list[list[int]], tuple[int, int], list[int], int], Rows]
+def encode_number(coder: Encoder, value: int, largest: int) -> None:
+    for bit in reversed(range(largest.bit_length())):
+        coder.encode((value >> bit & 1) * 2048, 2048)
 
 
-def pack(
-    frame: dict[str, object],
-    levels: Sequence[int],
-    global_rows: GlobalRows,
-    patch_rows: PatchRows,
-    *,
-    tag: bytes | None,
-    gaps: bool,
-) -> tuple[bytes, Encoder]:
-    """A key packet from ``ids, positions, global_ids, width, height, index, timestamp_us``."""
-    width, height = int(frame["width"]), int(frame["height"])  # type: ignore[call-overload]
-    cells = (-(-height // 32), -(-width // 32))
-    grid = (cells[0] * 4, cells[1] * 4)
-    positions: list[int] = list(frame["positions"])  # type: ignore[call-overload]
-    global_codes = [code_from_id(i, levels) for i in frame["global_ids"]]  # type: ignore[attr-defined]
-    codes = [code_from_id(i, levels) for i in frame["ids"]]  # type: ignore[attr-defined]
-    coder = Encoder()
-    encode_symbols(coder, [c for code in global_codes for c in code], global_rows(cells))
-    if gaps:
-        encode_gaps(coder, positions)
-    else:
-        kept = set(positions)
-        encode_bitmap(coder, [[int(y * grid[1] + x in kept) for x in range(grid[1])] for y in range(grid[0])])
-    rows = patch_rows(global_codes, cells, positions, len(positions))
-    encode_symbols(coder, [c for code in codes for c in code], rows)
-    index, time = int(frame["index"]), int(frame["timestamp_us"])  # type: ignore[call-overload]
-    rest = varint(len(positions)) + coder.finish()
-    return _assemble(0x10 | (4 if gaps else 0), Head(index, time, width, height), tag, rest), coder
-
-
-def unpack(data: bytes, levels: Sequence[int], global_rows: GlobalRows, patch_rows: PatchRows) -> dict[str, object]:
-    """Inverse of :func:`pack`."""
-    assert data[0] == 0xA9 and data[1] >> 4 == 1 and not data[1] & 0b1001
-    head, at = _read_head(data)
-    count, at = read_varint(data, at)
-    cells = (-(-head.height // 32), -(-head.width // 32))
-    grid = (cells[0] * 4, cells[1] * 4)
-    dims = len(levels)
-    coder = Decoder(data[at:-4])
-    flat = decode_symbols(coder, global_rows(cells))
-    global_codes = [flat[i : i + dims] for i in range(0, len(flat), dims)]
-    if data[1] & 4:
-        positions = decode_gaps(coder, count, grid[0] * grid[1])
-    else:
-        bits = [b for row in decode_bitmap(coder, *grid, count) for b in row]
-        positions = [i for i, b in enumerate(bits) if b]
-    flat = decode_symbols(coder, patch_rows(global_codes, cells, positions, count))
-    coder.finish()
-    return {
-        "ids": [id_from_code(flat[i : i + dims], levels) for i in range(0, len(flat), dims)],
-        "positions": positions,
-        "global_ids": [id_from_code(code, levels) for code in global_codes],
-        **head._asdict(),
-    }
-
-
-STEPS = [1 + 1536 // (1 + abs(step)) ** 2 for step in range(-124, 125)]
-"""Row of the steps from one motion vector to the next; the middle takes what is left of 4096."""
-STEPS[124] += 4096 - sum(STEPS)
+def decode_number(coder: Decoder, largest: int) -> int:
+    value = 0
+    for _ in range(largest.bit_length()):
+        value = 2 * value + coder.decode([2048, 2048])
+    if value > largest:
+        raise ValueError("number too large")
+    return value
 
 
 def grid_of(chosen: Sequence[int], rows: int, columns: int) -> list[list[int]]:
@@ -354,35 +308,279 @@ def members_of(grid: Grid) -> list[int]:
     return [i for i, bit in enumerate(bit for row in grid for bit in row) if bit]
 
 
-def pack_delta(
-    delta: dict[str, object],
-    global_ids: Sequence[int],
-    levels: Sequence[int],
-    global_rows: GlobalRows,
-    patch_rows: PatchRows,
-    *,
-    tag: bytes | None,
-    update_gaps: bool,
-    gaps: bool,
-) -> tuple[bytes, Encoder]:
-    """A delta packet from ``updated, positions, ids, cells, window, follows, reference`` and what every frame has.
+def encode_map(
+    coder: Encoder, chosen: Sequence[int], places: Sequence[int], grid: tuple[int, int], gaps: bool | None
+) -> None:
+    """A map of raster indices among places. ``gaps`` None: the shorter coding, as a writer chooses it."""
+    if not 0 < len(chosen) < len(places):
+        return
+    rank = {place: number for number, place in enumerate(places)}
+    ranks = [rank[place] for place in chosen]
+    bitmap = grid_of(chosen, *grid), grid_of(places, *grid)
+    if gaps is None:
+        by_gaps, by_bitmap = Encoder(), Encoder()
+        encode_gaps(by_gaps, ranks)
+        encode_bitmap(by_bitmap, *bitmap)
+        gaps = 32 * len(chosen) < len(places) and len(by_gaps.finish()) < len(by_bitmap.finish())
+    encode_number(coder, int(gaps), 1)
+    if gaps:
+        encode_gaps(coder, ranks)
+    else:
+        encode_bitmap(coder, *bitmap)
 
-    ``global_ids`` are those of all cells after the update.
-    """
+
+def decode_map(coder: Decoder, count: int, places: Sequence[int], grid: tuple[int, int]) -> list[int]:
+    if count > len(places):
+        raise ValueError("more than there are places")
+    if count in (0, len(places)):
+        return list(places) if count else []
+    if decode_number(coder, 1):
+        return [places[rank] for rank in decode_gaps(coder, count, len(places))]
+    return members_of(decode_bitmap(coder, *grid, count, grid_of(places, *grid)))
+
+
+class Bounds(NamedTuple):
+    """Fewest and most tokens of each patch, and of any patch."""
+
+    least: list[int]
+    most: list[int]
+    depth: int
+
+
+def _count_range(left: int, places: int, depth: int, bounds: Bounds) -> tuple[int, int]:
+    """Fewest and most patches that can get a token of a depth, where ``left`` tokens are to be given."""
+    room = sum(most - least for most, least in zip(bounds.most, bounds.least, strict=True) if least >= depth)
+    fewest = 0
+    while room + fewest * (bounds.depth - depth + 1) < left:
+        fewest += 1
+    return fewest, min(places, left)
+
+
+def encode_depths(
+    coder: Encoder, depths: Sequence[int], bounds: Bounds, grid: tuple[int, int], gaps: bool | None
+) -> None:
+    """Tokens of each patch as nested maps."""
+    left = sum(depths) - sum(bounds.least)
+    for depth in range(1, bounds.depth + 1):
+        places = [
+            p for p, d in enumerate(depths) if d >= depth - 1 and bounds.most[p] >= depth and bounds.least[p] < depth
+        ]
+        chosen = [p for p in places if depths[p] >= depth]
+        if left == 0:
+            return
+        fewest, largest = _count_range(left, len(places), depth, bounds)
+        encode_number(coder, len(chosen) - fewest, largest - fewest)
+        encode_map(coder, chosen, places, grid, gaps)
+        left -= len(chosen)
+
+
+def decode_depths(coder: Decoder, count: int, bounds: Bounds, grid: tuple[int, int]) -> list[int]:
+    depths = list(bounds.least)
+    left = count - sum(depths)
+    for depth in range(1, bounds.depth + 1):
+        if left == 0:
+            break
+        places = [
+            p for p, d in enumerate(depths) if d >= depth - 1 and bounds.most[p] >= depth and bounds.least[p] < depth
+        ]
+        fewest, largest = _count_range(left, len(places), depth, bounds)
+        if fewest > largest:
+            raise ValueError("more tokens than the patches can have")
+        ones = fewest + decode_number(coder, largest - fewest)
+        for place in decode_map(coder, ones, places, grid):
+            depths[place] = depth
+        left -= ones
+    return depths
+
+
+class Token(NamedTuple):
+    """A patch token, as an entropy model sees it before it is coded."""
+
+    position: int
+    depth: int
+    ahead: list[list[int]]
+    """Codes of the tokens ahead in its stack."""
+    held: list[int] | None
+    """Code that the patch held at this depth."""
+
+
+GlobalRows = Callable[[tuple[int, int]], Rows]
+PatchRows = Callable[[list[list[int]], tuple[int, int], list[Token], int], Rows]
+"""Takes global codes, cells, tokens of one depth, and the number of all tokens of the frame."""
+
+
+class Models(NamedTuple):
+    """What both sides know of the model of a bundle."""
+
+    levels: Sequence[int]
+    depth: int
+    global_rows: GlobalRows
+    patch_rows: PatchRows
+
+
+Code = list[int]
+
+
+def _code_stacks(
+    models: Models,
+    global_codes: list[Code],
+    cells: tuple[int, int],
+    stacks: list[list[Code | None]],
+    held: list[list[Code]],
+    code: Callable[[Sequence[Sequence[int]], Token], Code],
+) -> None:
+    """Fills the unknown codes of stacks, depth by depth; ``code`` codes one, with its rows."""
+    total, dims = sum(map(len, stacks)), len(models.levels)
+    for depth in range(1, models.depth + 1):
+        tokens = [
+            Token(p, depth, stack[: depth - 1], held[p][depth - 1] if len(held[p]) >= depth else None)  # type: ignore[arg-type]
+            for p, stack in enumerate(stacks)
+            if len(stack) >= depth and stack[depth - 1] is None
+        ]
+        rows = models.patch_rows(global_codes, cells, tokens, total)
+        for number, token in enumerate(tokens):
+            stacks[token.position][depth - 1] = code(rows[number * dims : (number + 1) * dims], token)
+
+
+def _encode_stacks(
+    coder: Encoder,
+    models: Models,
+    global_codes: list[Code],
+    cells: tuple[int, int],
+    stacks: list[list[Code]],
+    sent: Sequence[int],
+    held: list[list[Code]],
+) -> None:
+    """The last ``sent`` codes of each stack."""
+    known: list[list[Code | None]] = [
+        [*stack[: len(stack) - new], *[None] * new] for stack, new in zip(stacks, sent, strict=True)
+    ]
+
+    def code(rows: Rows, token: Token) -> Code:
+        own = stacks[token.position][token.depth - 1]
+        encode_symbols(coder, own, rows)
+        return own
+
+    _code_stacks(models, global_codes, cells, known, held, code)
+
+
+def _decode_stacks(
+    coder: Decoder,
+    models: Models,
+    global_codes: list[Code],
+    cells: tuple[int, int],
+    stays: list[list[Code]],
+    sent: Sequence[int],
+    held: list[list[Code]],
+) -> list[list[Code]]:
+    """The codes that follow those that stay in each stack."""
+    stacks: list[list[Code | None]] = [[*stack, *[None] * new] for stack, new in zip(stays, sent, strict=True)]
+    _code_stacks(models, global_codes, cells, stacks, held, lambda rows, _: decode_symbols(coder, rows))
+    return [
+        code  # type: ignore[misc]
+        for stack, new in zip(stacks, sent, strict=True)
+        for code in stack[len(stack) - new :]
+    ]
+
+
+def _shape(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Grids of cells and patches, and the number of patches."""
+    cells = (-(-height // 32), -(-width // 32))
+    return cells, (cells[0] * 4, cells[1] * 4), cells[0] * cells[1] * 16
+
+
+def _stacks_of(positions: Sequence[int], codes: Sequence[Code], patches: int) -> list[list[Code]]:
+    stacks: list[list[Code]] = [[] for _ in range(patches)]
+    for position, code in zip(positions, codes, strict=True):
+        stacks[position].append(code)
+    return stacks
+
+
+def pack(frame: dict[str, object], models: Models, *, tag: bytes | None, gaps: bool | None) -> tuple[bytes, Encoder]:
+    """A key packet from ``ids, positions, global_ids, width, height, index, timestamp_us``."""
+    width, height = int(frame["width"]), int(frame["height"])  # type: ignore[call-overload]
+    cells, grid, patches = _shape(width, height)
+    positions: list[int] = list(frame["positions"])  # type: ignore[call-overload]
+    global_codes = [code_from_id(i, models.levels) for i in frame["global_ids"]]  # type: ignore[attr-defined]
+    codes = [code_from_id(i, models.levels) for i in frame["ids"]]  # type: ignore[attr-defined]
+    coder = Encoder()
+    encode_symbols(coder, [c for code in global_codes for c in code], models.global_rows(cells))
+    stacks = _stacks_of(positions, codes, patches)
+    depths = [len(stack) for stack in stacks]
+    encode_depths(coder, depths, Bounds([0] * patches, [models.depth] * patches, models.depth), grid, gaps)
+    _encode_stacks(coder, models, global_codes, cells, stacks, depths, [[]] * patches)
+    index, time = int(frame["index"]), int(frame["timestamp_us"])  # type: ignore[call-overload]
+    rest = varint(len(positions)) + coder.finish()
+    return _assemble(0x10, Head(index, time, width, height), tag, rest), coder
+
+
+def unpack(data: bytes, models: Models) -> dict[str, object]:
+    """Inverse of :func:`pack`."""
+    assert data[0] == 0xA9 and data[1] >> 4 == 1 and not data[1] & 0b1101
+    head, at = _read_head(data)
+    count, at = read_varint(data, at)
+    cells, grid, patches = _shape(head.width, head.height)
+    dims = len(models.levels)
+    coder = Decoder(data[at:-4])
+    flat = decode_symbols(coder, models.global_rows(cells))
+    global_codes = [flat[i : i + dims] for i in range(0, len(flat), dims)]
+    depths = decode_depths(coder, count, Bounds([0] * patches, [models.depth] * patches, models.depth), grid)
+    codes = _decode_stacks(coder, models, global_codes, cells, [[]] * patches, depths, [[]] * patches)
+    coder.finish()
+    return {
+        "ids": [id_from_code(code, models.levels) for code in codes],
+        "positions": [p for p, depth in enumerate(depths) for _ in range(depth)],
+        "global_ids": [id_from_code(code, models.levels) for code in global_codes],
+        **head._asdict(),
+    }
+
+
+STEPS = [1 + 1536 // (1 + abs(step)) ** 2 for step in range(-124, 125)]
+"""Row of the steps from one motion vector to the next; the middle takes what is left of 4096."""
+STEPS[124] += 4096 - sum(STEPS)
+
+
+class Held(NamedTuple):
+    """The state ahead of a delta."""
+
+    global_ids: list[int]
+    stacks: list[list[int]]
+    """Ids of the tokens of each patch."""
+
+
+def _bounds(updated: Sequence[int], refined: Sequence[int], held: Held, depth: int) -> Bounds:
+    least, most = [0] * len(held.stacks), [0] * len(held.stacks)
+    for place in updated:
+        most[place] = depth
+    for place in refined:
+        least[place] = 1
+        most[place] = depth - len(held.stacks[place])
+    return Bounds(least, most, depth)
+
+
+def _refinable(updated: Sequence[int], held: Held, depth: int) -> list[int]:
+    return [place for place in updated if 0 < len(held.stacks[place]) < depth]
+
+
+def pack_delta(
+    delta: dict[str, object], held: Held, models: Models, *, tag: bytes | None, gaps: bool | None
+) -> tuple[bytes, Encoder]:
+    """A delta packet from the fields of a delta."""
     width, height, index, reference, time = (
         int(delta[name])  # type: ignore[call-overload]
         for name in ("width", "height", "index", "reference", "timestamp_us")
     )
-    updated, positions, ids, changed = (
+    updated, refined, positions, ids, changed, turns = (
         list(delta[name])  # type: ignore[call-overload]
-        for name in ("updated", "positions", "ids", "cells")
+        for name in ("updated", "refined", "positions", "ids", "cells", "turns")
     )
-    cells = (-(-height // 32), -(-width // 32))
-    grid = (cells[0] * 4, cells[1] * 4)
+    levels = models.levels
+    cells, grid, patches = _shape(width, height)
     dims = len(levels)
-    global_codes = [code_from_id(i, levels) for i in global_ids]
+    global_codes = [code_from_id(i, levels) for i in held.global_ids]
+    for cell, i in zip(changed, delta["global_ids"], strict=True):  # type: ignore[call-overload]
+        global_codes[cell] = code_from_id(i, levels)
     coder = Encoder()
-    turns = list(delta["turns"])  # type: ignore[call-overload]
     if turns:
         encode_bitmap(coder, grid_of(turns, *cells))
         before = [0, 0]
@@ -390,53 +588,57 @@ def pack_delta(
             for new, old in zip(vector, before, strict=True):
                 encode_symbols(coder, [new - old + 124], [STEPS])
             before = vector
-    if update_gaps:
-        encode_gaps(coder, updated)
-    elif updated:
-        encode_bitmap(coder, grid_of(updated, *grid))
     if updated:
+        encode_map(coder, updated, range(patches), grid, gaps)
         encode_bitmap(coder, grid_of(changed, *cells))
-    rows = global_rows(cells)
-    for cell in changed:
-        encode_symbols(coder, global_codes[cell], rows[cell * dims : (cell + 1) * dims])
-    if gaps:
-        encode_gaps(coder, [updated.index(position) for position in positions])
-    else:
-        encode_bitmap(coder, grid_of(positions, *grid), grid_of(updated, *grid))
-    rows = patch_rows(global_codes, cells, positions, len(positions))
-    encode_symbols(coder, [c for i in ids for c in code_from_id(i, levels)], rows)
+        rows = models.global_rows(cells)
+        for cell in changed:
+            encode_symbols(coder, global_codes[cell], rows[cell * dims : (cell + 1) * dims])
+        encode_map(coder, refined, _refinable(updated, held, models.depth), grid, gaps)
+        codes = [code_from_id(i, levels) for i in ids]
+        new = _stacks_of(positions, codes, patches)
+        sent = [len(stack) for stack in new]
+        encode_depths(coder, sent, _bounds(updated, refined, held, models.depth), grid, gaps)
+        old = [[code_from_id(i, levels) for i in stack] for stack in held.stacks]
+        renewed = set(updated) - set(refined)
+        stacks = [[*([] if p in renewed else old[p]), *new[p]] for p in range(patches)]
+        _encode_stacks(coder, models, global_codes, cells, stacks, sent, old)
     rest = varint(index - reference)
     rest += int(delta["follows"]).to_bytes(4, "little") + varint(len(updated))  # type: ignore[call-overload]
     if turns:
         rest += varint(len(turns))
+    if refined:
+        rest += varint(len(refined))
     if updated:
-        rest += varint(len(changed)) + varint(len(positions))
-        rest += b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
+        rest += varint(len(positions))
+    if len(updated) > len(refined):
+        rest += varint(len(changed)) + b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
     rest += coder.finish() if updated or turns else b""
-    kind = (0x20 if turns else 0x10) | 1 | (4 if gaps else 0) | (8 if update_gaps else 0)
+    kind = 0x11 | (4 if refined else 0) | (8 if turns else 0)
     return _assemble(kind, Head(index, time, width, height), tag, rest), coder
 
 
-def unpack_delta(
-    data: bytes, global_ids: Sequence[int], levels: Sequence[int], global_rows: GlobalRows, patch_rows: PatchRows
-) -> dict[str, object]:
-    """Inverse of :func:`pack_delta`, but ``global_ids`` are those of all cells before the update."""
-    assert data[0] == 0xA9 and data[1] >> 4 in (1, 2) and data[1] & 1
+def unpack_delta(data: bytes, held: Held, models: Models) -> dict[str, object]:
+    """Inverse of :func:`pack_delta`."""
+    assert data[0] == 0xA9 and data[1] >> 4 == 1 and data[1] & 1
+    levels = models.levels
     head, at = _read_head(data)
     back, at = read_varint(data, at)
     follows = int.from_bytes(data[at : at + 4], "little")
     n_updated, at = read_varint(data, at + 4)
-    n_cells = count = n_vectors = 0
-    if data[1] >> 4 == 2:
+    n_cells = count = n_vectors = n_refined = 0
+    if data[1] & 8:
         n_vectors, at = read_varint(data, at)
-    window = [0, 0, 0, 0]
+    if data[1] & 4:
+        n_refined, at = read_varint(data, at)
     if n_updated:
-        n_cells, at = read_varint(data, at)
         count, at = read_varint(data, at)
+    window = [0, 0, 0, 0]
+    if n_updated > n_refined:
+        n_cells, at = read_varint(data, at)
         for side in range(4):
             window[side], at = read_varint(data, at)
-    cells = (-(-head.height // 32), -(-head.width // 32))
-    grid = (cells[0] * 4, cells[1] * 4)
+    cells, grid, patches = _shape(head.width, head.height)
     dims = len(levels)
     coder = Decoder(data[at:-4])
     turns: list[int] = []
@@ -448,25 +650,24 @@ def unpack_delta(
             y += decode_symbols(coder, [STEPS])[0] - 124
             x += decode_symbols(coder, [STEPS])[0] - 124
             vectors.append([y, x])
-    if data[1] & 8:
-        updated = decode_gaps(coder, n_updated, grid[0] * grid[1])
-    else:
-        updated = members_of(decode_bitmap(coder, *grid, n_updated))
+    updated = decode_map(coder, n_updated, range(patches), grid)
     changed = members_of(decode_bitmap(coder, *cells, n_cells))
-    global_codes = [code_from_id(i, levels) for i in global_ids]
-    rows = global_rows(cells)
+    global_codes = [code_from_id(i, levels) for i in held.global_ids]
+    rows = models.global_rows(cells)
     for cell in changed:
         global_codes[cell] = decode_symbols(coder, rows[cell * dims : (cell + 1) * dims])
-    if data[1] & 4:
-        positions = [updated[rank] for rank in decode_gaps(coder, count, n_updated)]
-    else:
-        positions = members_of(decode_bitmap(coder, *grid, count, grid_of(updated, *grid)))
-    flat = decode_symbols(coder, patch_rows(global_codes, cells, positions, count))
+    refined = decode_map(coder, n_refined, _refinable(updated, held, models.depth), grid)
+    sent = decode_depths(coder, count, _bounds(updated, refined, held, models.depth), grid)
+    old = [[code_from_id(i, levels) for i in stack] for stack in held.stacks]
+    renewed = set(updated) - set(refined)
+    stays = [[] if p in renewed else old[p] for p in range(patches)]
+    codes = _decode_stacks(coder, models, global_codes, cells, stays, sent, old)
     coder.finish()
     return {
         "updated": updated,
-        "positions": positions,
-        "ids": [id_from_code(flat[i : i + dims], levels) for i in range(0, len(flat), dims)],
+        "refined": refined,
+        "positions": [p for p, new in enumerate(sent) for _ in range(new)],
+        "ids": [id_from_code(code, levels) for code in codes],
         "cells": changed,
         "global_ids": [id_from_code(global_codes[cell], levels) for cell in changed],
         **head._asdict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ SPECIAL = (
 KINDS = ("entropy", "information", "ties", "special", "constant", "zeros", "denormal", "huge", "one", "mixed")
 
 
-def scores(rng: np.random.Generator, kind: str, images: int, patches: int) -> NDArray[np.float32]:
-    """Scores (images, patches) of one kind of :data:`KINDS`."""
-    shape = (images, patches)
+def scores(rng: np.random.Generator, kind: str, images: int, patches: int, depth: int) -> NDArray[np.float32]:
+    """Scores (images, patches, depth) of one kind of :data:`KINDS`, in half of the cases falling over depth."""
+    shape = (images, patches, depth)
     if kind == "entropy":
         values = rng.uniform(0, 16, shape)
     elif kind == "information":
@@ -36,20 +36,22 @@ def scores(rng: np.random.Generator, kind: str, images: int, patches: int) -> ND
     elif kind == "huge":
         values = rng.uniform(0, 65536, shape)
     elif kind == "one":
-        values = np.where(np.arange(patches) == rng.integers(patches), 3.25, 0.0) * np.ones(shape)
+        values = np.where(np.arange(patches) == rng.integers(patches), 3.25, 0.0)[:, None] * np.ones(shape)
     else:
         values = np.where(rng.random(shape) < 0.3, rng.choice(SPECIAL, shape), rng.exponential(4.0, shape))
+    if rng.random() < 0.5:
+        values = -np.sort(-values, axis=2)
     return values.astype(np.float32)
 
 
 def limits(rng: np.random.Generator, values: NDArray[np.float32]) -> dict[str, Any]:
-    """Keyword arguments of ``reference.dtf`` that matter for these scores (B, N)."""
-    patches = values.shape[1]
+    """Keyword arguments of ``reference.dtf`` that matter for these scores (B, N, K)."""
+    tokens = values.shape[1] * values.shape[2]
     result: dict[str, Any] = {"tau": float(rng.choice(TAUS)) if rng.random() < 0.4 else float(1 - rng.random())}
     if rng.random() < 0.4:
-        result["min_tokens"] = int(rng.integers(0, patches + 3) * rng.choice([0.1, 1.0]))
+        result["min_tokens"] = int(rng.integers(0, tokens + 3) * rng.choice([0.1, 1.0]))
     if rng.random() < 0.4:
-        result["max_tokens"] = result.get("min_tokens", 0) + int(rng.integers(0, patches + 3))
+        result["max_tokens"] = result.get("min_tokens", 0) + int(rng.integers(0, tokens + 3))
     if rng.random() < 0.5:
         # Mostly a score that occurs, so that tokens lie on the floor, and where tau alone keeps tokens below it.
         special = float(rng.choice([2.0**-17, 2.0**-16, 32768.0, 1e300]))
@@ -60,21 +62,38 @@ def limits(rng: np.random.Generator, values: NDArray[np.float32]) -> dict[str, A
 
 
 def dense(
-    flat: NDArray[np.int32], cu_seqlens: NDArray[np.int32], patches: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The result of ``reference.dtf`` as the dense one: indices (B, N) padded with -1, and counts (B,)."""
+    positions: NDArray[np.int32], depths: NDArray[np.int32], cu_seqlens: NDArray[np.int32], shape: tuple[int, ...]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The result of ``reference.dtf`` for scores of ``shape`` (B, N, K) as the dense one.
+
+    Returns:
+        Positions (B, N * K), padded with -1; depths (B, N * K), padded with 0; and counts (B,).
+    """
+    images, patches, depth = shape
     counts = np.diff(cu_seqlens).astype(np.int32)
-    indices = np.full((len(counts), patches), -1, np.int32)
-    for b, row in enumerate(indices):
-        row[: counts[b]] = flat[cu_seqlens[b] : cu_seqlens[b + 1]] - b * patches
-    return indices, counts
+    dense_positions = np.full((images, patches * depth), -1, np.int32)
+    dense_depths = np.zeros((images, patches * depth), np.int32)
+    for b, count in enumerate(counts):
+        kept = slice(cu_seqlens[b], cu_seqlens[b + 1])
+        dense_positions[b, :count] = positions[kept] - b * patches
+        dense_depths[b, :count] = depths[kept]
+    return dense_positions, dense_depths, counts
 
 
-def groups(seed: int, plan: tuple[tuple[int, int, int], ...]) -> Iterator[tuple[NDArray[np.float32], dict[str, Any]]]:
-    """Batches of scores with limits: for each (groups, images, patches) of the plan; patches < 0: at most -patches."""
+def groups(
+    seed: int, plan: tuple[tuple[int, int, int], ...], depths: Sequence[int] = (1, 2, 3, 4, 8)
+) -> Iterator[tuple[NDArray[np.float32], dict[str, Any]]]:
+    """Batches of scores with limits.
+
+    Args:
+        seed: Of the random numbers.
+        plan: (groups, images, tokens) of each part: scores per image, or less than 0 for at most so many.
+        depths: Depths to choose from.
+    """
     rng = np.random.default_rng(seed)
     for count, images, size in plan:
         for _ in range(count):
-            patches = size if size > 0 else int(rng.integers(1, 1 - size))
-            values = scores(rng, str(rng.choice(KINDS)), images, patches)
+            depth = int(rng.choice(depths))
+            patches = max(1, (size if size > 0 else int(rng.integers(1, 1 - size))) // depth)
+            values = scores(rng, str(rng.choice(KINDS)), images, patches, depth)
             yield values, limits(rng, values)

@@ -4,7 +4,7 @@ import socketserver
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
 import cv2
@@ -84,10 +84,13 @@ def _jpeg_parts(image: np.ndarray) -> tuple[bytes, bytes, bytes]:
 
 
 @contextmanager
-def mjpeg_server(frames: int, fps: int) -> Iterator[str]:
-    """URL of a stream of ``frames`` pictures, each two grey levels brighter than the one before."""
+def mjpeg_server(frames: int, fps: int, broken: Container[int] = ()) -> Iterator[str]:
+    """URL of a stream of ``frames`` pictures, each two grey levels brighter than the one before; some are broken."""
     pictures = [np.full((48, 64, 3), 2 * number, np.uint8) for number in range(frames)]
     with _Server(pictures, fps) as server:
+        for number, (header, tables, scan) in enumerate(server.pictures):
+            if number in broken:
+                server.pictures[number] = header[:-2] + b"\0\0", tables, scan  # no width, no height
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -6,19 +6,21 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from helpers.coder_reference import Held, Models
 from helpers.example_frames import StaticModel
 from helpers.paths import ROOT
 from tatok_edge.format.varint import varint
 from tatok_edge.format.writer import Writer
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
+from tatok_edge.tokens.held import HeldTokens
 
 MODEL = StaticModel()
 OTHER_TAG = b"other!!!"
 PAGE = ROOT / "docs" / "format.md"
 
 
-DELTA_ARRAYS = ("updated", "positions", "ids", "cells", "global_ids", "turns", "vectors")
+DELTA_ARRAYS = ("updated", "refined", "positions", "ids", "cells", "global_ids", "turns", "vectors")
 
 
 def as_dict(frame: TokenFrame) -> dict[str, object]:
@@ -39,6 +41,16 @@ def delta_as_dict(delta: DeltaFrame) -> dict[str, object]:
         name: getattr(delta, name) for name in ("width", "height", "index", "reference", "follows", "timestamp_us")
     }
     return arrays | numbers | {"window": delta.window}
+
+
+def held_as_plain(held: HeldTokens) -> Held:
+    stacks = [ids[:depth] for ids, depth in zip(held.ids.tolist(), held.depths.tolist(), strict=True)]
+    return Held(held.global_ids.tolist(), stacks)
+
+
+def models_of(model: Any) -> Models:
+    """A model of :mod:`helpers.example_frames` for the reference."""
+    return Models(model.levels, model.depth, model.global_rows, model.patch_rows)
 
 
 def write_file(path: Path, frames: list[TokenFrame], model: Any = MODEL, **options: Any) -> Path:
@@ -63,13 +75,18 @@ def make_packet(*fields: int, flags: int = 0, body: bytes = b"", length: int | N
 def make_delta_packet(
     back: int,
     updated: int,
-    *counts: int,
-    flags: int = 0,
+    tokens: int = 0,
+    cells: int = 0,
+    refined: int = 0,
+    *,
     body: bytes = b"",
     index: int = 9,
     side: int = 64,
     window: tuple[int, ...] = (0, 0, 2, 2),
 ) -> bytes:
     """A delta packet of any counts for an image of ``side`` x ``side`` pixels."""
-    rest = varint(back) + b"\1\2\3\4" + b"".join(map(varint, (updated, *counts, *(window if updated else ()))))
-    return make_packet(index, 0, side, side, flags=1 | flags, body=rest + body)
+    counts = [updated, *([refined] if refined else []), *([tokens] if updated else [])]
+    if updated > refined:
+        counts += [cells, *window]
+    rest = varint(back) + b"\1\2\3\4" + b"".join(map(varint, counts))
+    return make_packet(index, 0, side, side, flags=1 | (4 if refined else 0), body=rest + body)

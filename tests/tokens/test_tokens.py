@@ -1,4 +1,4 @@
-"""Frames, batches and budgets: what they hold, and what they do not take."""
+"""Frames, deltas and batches: what they hold, and what they do not take."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.example_frames import TAG, int32, make_delta, make_frame
+from helpers.token_frames import TAG, delta_of, frame_of, frame_with, int32
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import InputError, TaTokError
 from tatok_edge.geometry import cell_grid, patch_grid, touched_cells
-from tatok_edge.stream.state import turns_of
+from tatok_edge.stream.windows import turns_of
 from tatok_edge.tokens.batch import TokenBatch
-from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.checks import MAX_DEPTH
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -25,17 +25,29 @@ from tatok_edge.tokens.frame import TokenFrame
 
 
 def test_a_frame_says_what_it_is() -> None:
-    frame = make_frame(100, 70, 30, index=4, timestamp_us=-5)
+    depth_map = np.zeros((12, 16), np.int32)
+    depth_map[0, 3], depth_map[5, 7], depth_map[11, 15] = 1, 4, 2
+    frame = frame_of(depth_map, 100, 70, index=4, timestamp_us=-5)
     assert frame.cell_grid == (3, 4)
     assert frame.grid == (12, 16)
-    assert (frame.n_patches, frame.n_tokens, frame.n_globals) == (192, 30, 12)
-    keep = frame.keep_map()
-    assert keep.shape == (12, 16)
-    assert keep.dtype == np.bool_
-    np.testing.assert_array_equal(np.flatnonzero(keep), frame.positions)
+    assert (frame.n_patches, frame.n_tokens, frame.n_globals) == (192, 7, 12)
+    assert frame.positions.tolist() == [3, 87, 87, 87, 87, 191, 191]
+    assert frame.depths.tolist() == [1, 1, 2, 3, 4, 1, 2]
+    assert frame.depths.dtype == frame.depth_map().dtype == np.int32
+    np.testing.assert_array_equal(frame.depth_map(), depth_map)
     assert repr(frame) == (
-        "TokenFrame(100x70, 30 of 192 patch tokens, 12 global tokens, model=0123456789abcdef, index=4, timestamp_us=-5)"
+        "TokenFrame(100x70, 7 patch tokens in 3 of 192 patches, 12 global tokens, model=0123456789abcdef, index=4, "
+        "timestamp_us=-5)"
     )
+
+
+@given(st.lists(st.integers(0, MAX_DEPTH), min_size=32, max_size=32))
+def test_depths_and_depth_map_are_those_of_the_stacks(depths: list[int]) -> None:
+    frame = frame_of(depths)
+    assert frame.depth_map().shape == (4, 8)
+    assert frame.depth_map().ravel().tolist() == depths
+    assert frame.depths.tolist() == [number for depth in depths for number in range(1, depth + 1)]
+    assert frame.positions.tolist() == [patch for patch, depth in enumerate(depths) for _ in range(depth)]
 
 
 def test_a_frame_holds_the_arrays_that_it_is_given() -> None:
@@ -46,11 +58,11 @@ def test_a_frame_holds_the_arrays_that_it_is_given() -> None:
 
 
 def test_frames_are_equal_by_content_and_survive_pickling() -> None:
-    frame = make_frame(64, 64, 9)
-    assert frame == make_frame(64, 64, 9)
-    assert frame != make_frame(64, 64, 9, seed=1)
-    assert frame != make_frame(64, 64, 9, index=1)
-    assert frame != make_frame(64, 64, 8)
+    frame = frame_with(64, 64, 9)
+    assert frame == frame_with(64, 64, 9)
+    assert frame != frame_with(64, 64, 9, seed=1)
+    assert frame != frame_with(64, 64, 9, index=1)
+    assert frame != frame_with(64, 64, 8)
     assert frame != "frame"
     assert pickle.loads(pickle.dumps(frame)) == frame
     with pytest.raises(TypeError, match="unhashable"):
@@ -75,8 +87,11 @@ def test_grids_round_up_to_whole_cells(size: tuple[int, int], cells: tuple[int, 
         ({"ids": int32([1, -2])}, "ids must not be negative, got -2"),
         ({"ids": int32([1, 2, 3, 4])[::2]}, "ids must be contiguous"),
         ({"ids": int32([1])}, "positions must be as many as ids, got 2 for 1 ids"),
-        ({"positions": int32([3, 3])}, "positions must be strictly increasing, got 3 then 3"),
-        ({"positions": int32([4, 3])}, "positions must be strictly increasing, got 4 then 3"),
+        ({"positions": int32([4, 3])}, "positions must not fall, got 4 then 3"),
+        (
+            {"positions": int32([3] * 9), "ids": int32([0] * 9)},
+            "positions must hold each index at most 8 times, got 3 9 times or more",
+        ),
         ({"positions": int32([-1, 3])}, "positions must be from 0 to 31 for this image, got -1"),
         ({"positions": int32([0, 32])}, "positions must be from 0 to 31 for this image, got 32"),
         ({"global_ids": int32([1])}, "global_ids must be 1 x 2 = 2 for a 64x32 image, got 1"),
@@ -110,33 +125,44 @@ def test_what_a_frame_does_not_take(change: dict[str, Any], message: str) -> Non
 
 
 def test_a_delta_says_what_it_is() -> None:
-    delta, _ = make_delta(make_frame(100, 70, 30, index=4), 50, 20, 3, index=6, timestamp_us=-5)
+    delta = delta_of({17: 2, 20: 0, 21: 1, 190: 3}, 100, 70, refined=[21, 190], cells=[5], index=6, timestamp_us=-5)
     assert (delta.cell_grid, delta.grid) == ((3, 4), (12, 16))
-    assert (delta.n_patches, delta.n_updated, delta.n_tokens, delta.n_updated_cells) == (192, 50, 20, 3)
-    for chosen, positions in ((delta.update_map(), delta.updated), (delta.keep_map(), delta.positions)):
+    assert (delta.n_patches, delta.n_updated, delta.n_tokens, delta.n_updated_cells) == (192, 4, 6, 1)
+    assert delta.positions.tolist() == [17, 17, 21, 190, 190, 190]
+    for chosen, places in ((delta.update_map(), [17, 20, 21, 190]), (delta.renewed_map(), [17, 20])):
         assert (chosen.shape, chosen.dtype) == ((12, 16), np.bool_)
-        np.testing.assert_array_equal(np.flatnonzero(chosen), positions)
+        assert np.flatnonzero(chosen).tolist() == places
+    assert delta.window == (0, 0, 1, 2)  # of the renewed patches alone
     assert repr(delta) == (
-        "DeltaFrame(100x70, 50 of 192 patches updated, 20 patch tokens, 3 of 12 global tokens, "
-        "0 vectors, window=(0, 0, 3, 4), model=0123456789abcdef, index=6, reference=4, follows=00000000, "
+        "DeltaFrame(100x70, 4 of 192 patches updated (2 refined), 6 patch tokens, 1 of 12 global tokens, "
+        "0 vectors, window=(0, 0, 1, 2), model=0123456789abcdef, index=6, reference=5, follows=00000000, "
         "timestamp_us=-5)"
     )
 
 
+def test_a_delta_that_only_refines_needs_no_window() -> None:
+    delta = delta_of({3: 1, 9: 2}, refined=[3, 9])
+    assert delta.window == (0, 0, 0, 0) and delta.n_updated == delta.refined.size == 2
+    assert not delta.renewed_map().any()
+
+
 def test_deltas_are_equal_by_content_and_survive_pickling() -> None:
-    frame = make_frame(100, 70, 30, index=4)
-    delta, _ = make_delta(frame, 50, 20, 3)
-    assert delta == make_delta(frame, 50, 20, 3)[0]
+    def made(**changes: Any) -> DeltaFrame:
+        return delta_of({3: 1, 4: 0, 9: 2}, cells=[0, 1], **changes)
+
+    delta = made()
+    assert delta == made()
     for other in (
-        make_delta(frame, 50, 20, 3, seed=1),
-        make_delta(frame, 50, 20, 3, index=9),
-        make_delta(frame, 50, 20, 3, timestamp_us=1),
-        make_delta(frame, 51, 20, 3),
-        make_delta(frame, 50, 21, 3),
-        make_delta(frame, 50, 20, 2),
-        (frame, None),
+        made(seed=1),
+        made(index=9),
+        made(timestamp_us=1),
+        made(refined=[9]),
+        delta_of({3: 1, 4: 0, 8: 2}, cells=[0, 1]),
+        delta_of({3: 1, 4: 0, 9: 3}, cells=[0, 1]),
+        delta_of({3: 1, 4: 0, 9: 2}, cells=[1]),
+        frame_with(64, 32, 3),
     ):
-        assert delta != other[0]
+        assert delta != other
     assert pickle.loads(pickle.dumps(delta)) == delta
     with pytest.raises(TypeError, match="unhashable"):
         hash(delta)
@@ -159,11 +185,21 @@ def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int,
     ("change", "message"),
     [
         ({"updated": [0, 5, 9]}, "updated must be a numpy array of int32, got list"),
-        ({"updated": int32([5, 0, 9])}, "updated must be strictly increasing, got 5 then 0"),
+        ({"updated": int32([5, 0, 9])}, "updated must not fall, got 5 then 0"),
+        ({"updated": int32([0, 5, 5, 9])}, "updated must hold each index once, got 5 2 times or more"),
         ({"updated": int32([0, 5, 32])}, "updated must be from 0 to 31 for this image, got 32"),
         ({"updated": int32([])}, "positions must be among updated, got 0, which is not updated"),
         ({"positions": int32([0, 8])}, "positions must be among updated, got 8, which is not updated"),
-        ({"positions": int32([5, 5])}, "positions must be strictly increasing, got 5 then 5"),
+        ({"positions": int32([5, 0])}, "positions must not fall, got 5 then 0"),
+        (
+            {"positions": int32([5] * 9), "ids": int32([0] * 9)},
+            "positions must hold each index at most 8 times, got 5 9 times or more",
+        ),
+        ({"refined": int32([5, 5])}, "refined must hold each index once, got 5 2 times or more"),
+        ({"refined": int32([32])}, "refined must be from 0 to 31 for this image, got 32"),
+        ({"refined": int32([7])}, "refined must be among updated, got 7, which is not"),
+        ({"refined": int32([9])}, "refined must be among positions, got 9, which is not"),
+        ({"refined": [5]}, "refined must be a numpy array of int32, got list"),
         ({"positions": int32([5, 99])}, "positions must be from 0 to 31 for this image, got 99"),
         ({"ids": int32([1])}, "positions must be as many as ids, got 2 for 1 ids"),
         ({"ids": int32([1, -2])}, "ids must not be negative, got -2"),
@@ -171,12 +207,12 @@ def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int,
         ({"cells": int32([0, 1])}, "cells must be as many as global_ids, got 2 for 1 global_ids"),
         ({"cells": int32([2])}, "cells must be from 0 to 1 for this image, got 2"),
         ({"cells": int32([-1])}, "cells must be from 0 to 1 for this image, got -1"),
-        ({"updated": int32([]), "positions": int32([]), "ids": int32([])}, "cells must be empty .* updated, got 1"),
+        ({"updated": int32([]), "positions": int32([]), "ids": int32([])}, "cells must be empty .* renewed, got 1"),
         (
             {name: int32([]) for name in ("updated", "positions", "ids", "cells", "global_ids")},
-            r"window must be \(0, 0, 0, 0\) where no patch is updated, got \(0, 0, 1, 2\)",
+            r"window must be \(0, 0, 0, 0\) where no patch is renewed, got \(0, 0, 1, 2\)",
         ),
-        ({"window": (0, 0, 1, 1)}, r"window must hold all cells that contain an updated patch, got \(0, 0, 1, 1\)"),
+        ({"window": (0, 0, 1, 1)}, r"window must hold all cells that contain a renewed patch, got \(0, 0, 1, 1\)"),
         ({"window": (0, 1, 1, 2)}, r"window must lie in the 1 x 2 cells of this image, got \(0, 1, 1, 2\)"),
         ({"window": (0, -1, 1, 2)}, r"window must lie in the 1 x 2 cells"),
         ({"window": (0, 0, 0, 0)}, r"window must lie in the 1 x 2 cells"),
@@ -229,8 +265,7 @@ def test_motion_is_that_of_its_turns(values: list[int], still: int) -> None:
     dense = int32([(v, -v) for v in values]).reshape(3, 4, 2)
     dense.reshape(-1, 2)[:still] = 0
     turns, vectors = turns_of(dense)
-    delta, _ = make_delta(make_frame(100, 70, 30), 0, 0, 0)
-    delta = replace(delta, turns=turns, vectors=vectors)
+    delta = replace(delta_of({}, 100, 70), turns=turns, vectors=vectors)
     assert delta.n_vectors == len(turns)
     np.testing.assert_array_equal(delta.motion(), dense)
 
@@ -240,15 +275,17 @@ def test_motion_is_that_of_its_turns(values: list[int], still: int) -> None:
 
 def test_a_batch_gives_back_its_frames() -> None:
     frames = [
-        make_frame(64, 32, 5, 1, index=7, timestamp_us=10),
-        make_frame(32, 32, 0, 2, index=8, timestamp_us=20),
-        make_frame(100, 70, 192, 3, index=9, timestamp_us=30),
+        frame_with(64, 32, 5, 1, index=7, timestamp_us=10),
+        frame_with(32, 32, 0, 2, index=8, timestamp_us=20),
+        frame_with(100, 70, 192, 3, index=9, timestamp_us=30),
     ]
     batch = TokenBatch.from_frames(frames)
     assert len(batch) == 3
     assert batch.cu_seqlens.tolist() == [0, 5, 5, 197]
     assert batch.cu_globals.tolist() == [0, 2, 3, 15]
-    assert batch.cu_seqlens.dtype == batch.cu_globals.dtype == np.int32
+    assert batch.cu_seqlens.dtype == batch.cu_globals.dtype == batch.depths.dtype == np.int32
+    assert batch.depths.tolist() == [depth for frame in frames for depth in frame.depths]
+    assert batch.depths.max() > 1
     assert batch.sizes == ((64, 32), (32, 32), (100, 70))
     assert batch.frames() == frames
     assert batch == TokenBatch.from_frames(frames)
@@ -257,11 +294,11 @@ def test_a_batch_gives_back_its_frames() -> None:
 
 
 def test_frames_of_a_batch_are_views_that_keep_it_alive() -> None:
-    batch = TokenBatch.from_frames([make_frame(64, 32, 5, 1), make_frame(64, 32, 6, 2)])
+    batch = TokenBatch.from_frames([frame_with(64, 32, 5, 1), frame_with(64, 32, 6, 2)])
     frame = batch.frames()[1]
     assert frame.ids.base is not None
     assert np.shares_memory(frame.ids, batch.ids)
-    expected = make_frame(64, 32, 6, 2, index=0)
+    expected = frame_with(64, 32, 6, 2, index=0)
     del batch
     gc.collect()
     assert frame == expected
@@ -272,16 +309,16 @@ def test_any_frames_go_through_a_batch(sizes: list[tuple[int, int, float]]) -> N
     frames = []
     for number, (width, height, share) in enumerate(sizes):
         rows, columns = patch_grid(width, height)
-        frames.append(make_frame(width, height, int(share * rows * columns), number, index=number))
+        frames.append(frame_with(width, height, int(share * 3 * rows * columns), number, index=number))
     assert TokenBatch.from_frames(frames).frames() == frames
 
 
 def test_what_a_batch_does_not_take() -> None:
-    frame = make_frame(64, 32, 5)
+    frame = frame_with(64, 32, 5)
     with pytest.raises(InputError, match="at least one TokenFrame"):
         TokenBatch.from_frames([])
     with pytest.raises(InputError, match=r"one model, got 2 \(0123456789abcdef, 7a7a7a7a7a7a7a7a\)"):
-        TokenBatch.from_frames([frame, make_frame(64, 32, 5, tag=b"z" * 8)])
+        TokenBatch.from_frames([frame, frame_with(64, 32, 5, tag=b"z" * 8)])
     good: dict[str, Any] = {
         "ids": frame.ids,
         "positions": frame.positions,
@@ -297,6 +334,7 @@ def test_what_a_batch_does_not_take() -> None:
         ({"cu_seqlens": int32([0, 2, 5])}, "cu_seqlens must have 2 entries for 1 images, got 3"),
         ({"cu_globals": int32([0, 1])}, "cu_globals must rise from 0 to 2"),
         ({"positions": int32([0, 1, 2, 3, 99])}, "frame 0 of the batch: positions must be from 0 to 31"),
+        ({"positions": int32([0, 1, 2, 3, 1])}, "frame 0 of the batch: positions must not fall, got 3 then 1"),
         ({"sizes": ((64, 64),)}, "frame 0 of the batch: global_ids must be 2 x 2 = 4"),
         ({"sizes": ((64, 20),)}, "frame 0 of the batch: height must be from 32"),
         ({"indices": (1, 2)}, r"indices must be one per image \(1\), got 2"),
@@ -310,58 +348,3 @@ def test_what_a_batch_does_not_take() -> None:
     }
     with pytest.raises(InputError, match="cu_seqlens must rise"):
         TokenBatch(**{**good, **hostile})
-
-
-# --- budgets ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("budget", "limits"),
-    [
-        (TokenBudget(), (0, 100)),
-        (TokenBudget(keep=0.25), (0, 25)),
-        (TokenBudget(keep=0.0), (0, 0)),
-        (TokenBudget(max_tokens=7), (0, 7)),
-        (TokenBudget(max_tokens=1000), (0, 100)),
-        (TokenBudget(keep=0.5, max_tokens=60), (0, 50)),
-        (TokenBudget(keep=0.5, max_tokens=40), (0, 40)),
-        (TokenBudget(min_tokens=5), (5, 100)),
-        (TokenBudget(min_tokens=50, max_tokens=40), (40, 40)),
-        (TokenBudget(min_tokens=500), (100, 100)),
-    ],
-)
-def test_limits_of_a_budget(budget: TokenBudget, limits: tuple[int, int]) -> None:
-    assert budget.limits(100) == limits
-
-
-def test_budgets_take_numpy_numbers_and_are_values() -> None:
-    budget = TokenBudget(tau=np.float32(0.5), max_tokens=np.int64(3))  # type: ignore[arg-type]
-    assert type(budget.tau) is float
-    assert type(budget.max_tokens) is int
-    assert budget == TokenBudget(tau=0.5, max_tokens=3)
-    assert len({budget, TokenBudget(tau=0.5, max_tokens=3)}) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"tau": 0}, "tau must be above 0 and at most 1, got 0"),
-        ({"tau": 1.01}, r"tau must be above 0 and at most 1, got 1\.01"),
-        ({"tau": float("nan")}, "tau must be above 0 and at most 1, got nan"),
-        ({"tau": "0.5"}, r"tau must be a number, got '0\.5'"),
-        ({"tau": None}, "tau must be a number, got NoneType"),
-        ({"keep": -0.1}, r"keep must be from 0 to 1 \(a share of the patches\), got -0\.1"),
-        ({"keep": 35}, "keep must be from 0 to 1"),
-        ({"max_tokens": -1}, "max_tokens must be at least 0, got -1"),
-        ({"max_tokens": 2.5}, r"max_tokens must be an integer, got 2\.5"),
-        ({"max_tokens": True}, "max_tokens must be an integer, got True"),
-        ({"max_bits": 0}, "max_bits must be at least 1, got 0"),
-        ({"min_tokens": -3}, "min_tokens must be at least 0, got -3"),
-        ({"floor_bits": -1}, "floor_bits must be a finite number of bits from 0, got -1"),
-        ({"floor_bits": float("inf")}, "floor_bits must be a finite number"),
-        ({"score": "variance"}, "score must be 'residual', 'information' or 'entropy', got 'variance'"),
-    ],
-)
-def test_what_a_budget_does_not_take(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TokenBudget(**values)
