@@ -37,28 +37,37 @@ def dtf(
     min_tokens: int = 0,
     max_tokens: int | None = None,
     floor_bits: float = 0.0,
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Kept positions, flat over the batch of scores (B, N), and their offsets per image (B + 1,)."""
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Kept tokens of scores (B, N, K), in raster order, depth innermost.
+
+    Returns:
+        Positions (T,), flat over the batch, each as often as its depth; depths (T,), from 1; and the offsets of the
+        images (B + 1,).
+    """
     if not np.all(np.isfinite(scores) & (scores >= 0)):
         raise ValueError("scores must be finite and at least 0")
-    patches = scores.shape[1]
-    share = max(1, round(tau * TAU_ONE))  # at least 1, so that the smallest tau keeps a patch with information
+    images, patches, depth = scores.shape
+    share = max(1, round(tau * TAU_ONE))  # at least 1, so that the smallest tau keeps a token with information
     floor = min(SCORE_MAX, round(floor_bits * SCORE_ONE))
-    lower = min(min_tokens, patches)
-    upper = patches if max_tokens is None else min(max_tokens, patches)
+    lower = min(min_tokens, patches * depth)
+    upper = patches * depth if max_tokens is None else min(max_tokens, patches * depth)
 
-    kept = []
-    for b, row in enumerate(quantize_scores(scores)):
-        order = np.argsort(-row, kind="stable")  # by score descending, ties by position ascending
+    stacks = np.zeros((images, patches), np.int64)  # depth of each patch
+    # The running minimum over depth makes sure that a kept token has all tokens above it.
+    for b, fixed in enumerate(np.minimum.accumulate(quantize_scores(scores), axis=2)):
+        row = fixed.T.ravel()
+        order = np.argsort(-row, kind="stable")  # by score descending, ties by depth, then by position, ascending
         cumulative = np.concatenate([[0], np.cumsum(row[order])])
         target = -(-share * int(cumulative[-1]) // TAU_ONE)  # ceil(tau * total) in Python's unbounded integers
         count = int(np.searchsorted(cumulative, target))  # the smallest with cumulative[count] >= target
         count = max(lower, min(count, upper))
         count = max(lower, min(count, int(np.sum(row >= floor))))
-        kept.append(b * patches + np.sort(order[:count]))
-    cu_seqlens = np.cumsum([0] + [len(k) for k in kept]).astype(np.int32)
-    indices = np.concatenate(kept) if kept else np.empty(0)
-    return indices.astype(np.int32), cu_seqlens
+        stacks[b] = np.bincount(order[:count] % max(patches, 1), minlength=patches)
+    sizes = stacks.ravel()
+    positions = np.repeat(np.arange(images * patches), sizes)
+    depths = np.arange(1, len(positions) + 1) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    cu_seqlens = np.cumsum([0, *stacks.sum(axis=1)])
+    return positions.astype(np.int32), depths.astype(np.int32), cu_seqlens.astype(np.int32)
 
 
 # --- pixels to the networks and back ------------------------------------------------------------
@@ -215,6 +224,47 @@ def patch_residual(
     return total * np.float32(1 / 48)
 
 
+# --- scores -------------------------------------------------------------------------------------
+
+
+def patch_scores(
+    image: NDArray[np.uint8],
+    bgr: bool,
+    mean: NDArray[np.float32],
+    source: NDArray[np.int32],
+    positions: NDArray[np.int32],
+    grid_width: int,
+    basis: NDArray[np.int16],
+) -> NDArray[np.float32]:
+    """Energy (T, K) of the residual of patches in the directions (K, D, 192) that each token adds; never rising."""
+    pixels = _patches(_pad(image, bgr))[positions].reshape(len(positions), -1).astype(np.int32)
+    sixteenths = mean[:, source].T * np.float32(2040) + np.float32(2040)
+    sixteenths = np.where(np.isnan(sixteenths), np.float32(-8192), np.clip(sixteenths, -8192, 8192))
+    residuals = np.clip(16 * pixels - np.rint(sixteenths).astype(np.int32), -4095, 4095).astype(np.int64)
+    products = np.einsum("ti,kdi->tkd", residuals, basis.astype(np.int64)) >> 4
+    scores: NDArray[np.float32] = (np.square(products).sum(2) / (192.0 * 2**28)).astype(np.float32)
+    return np.minimum.accumulate(scores, axis=1)
+
+
+def visual_weights(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How visible an error is in each patch (N,), from the variance of the pixels in the 3x3 patches around it."""
+    padded = _pad(image, False)
+    values = _patches(padded).reshape(-1, PATCH * PATCH, 3).astype(np.int64)
+    activity = (64 * np.square(values).sum(1) - np.square(values.sum(1))).sum(1)
+    grid = np.pad(activity.reshape(padded.shape[0] // PATCH, -1), 1)
+    inside = np.pad(np.ones_like(activity).reshape(padded.shape[0] // PATCH, -1), 1)
+
+    def around(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows, columns = values.shape[0] - 2, values.shape[1] - 2
+        shifted = [values[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+        total: NDArray[np.int64] = np.sum(shifted, axis=0)
+        return total
+
+    mean = around(grid) / (around(inside) * 12288)
+    weights: NDArray[np.float32] = (1300.5 / (mean + 1300.5)).astype(np.float32).reshape(-1)
+    return weights
+
+
 def change_quantile(changes: NDArray[np.int32], share: float) -> int:
     """The change at rank floor(share * (m - 1)) among the m that are not 0, ascending; 0 where all are."""
     present = np.sort(changes[changes != 0])
@@ -245,13 +295,17 @@ def decoder_state(
     entropy: NDArray[np.float32],
     levels: Sequence[int],
 ) -> NDArray[np.float32]:
-    """Code values (expected ones where nothing is kept), keep bit, entropy / 16: (D + 2, N)."""
+    """Code values of each stack (expected ones where no token is kept), keep bits, entropies / 16: (K * (D + 2), N).
+
+    A position that comes for the k-th time has the k-th token of the stack of its patch.
+    """
     keep = np.zeros_like(entropy)
-    keep[positions] = 1
-    state = np.concatenate([expected, keep[None], entropy[None] / np.float32(16)])
-    values = (2 * codes + 1).astype(np.float32) / np.array(levels, np.float32) - np.float32(1)
-    state[: len(levels), positions] = values.T
-    return state
+    values = expected.reshape(len(entropy), len(levels), -1).copy()
+    for position, code in zip(positions, codes, strict=True):
+        token = int(keep[:, position].sum())
+        values[token, :, position] = (2 * code + 1).astype(np.float32) / np.array(levels, np.float32) - np.float32(1)
+        keep[token, position] = 1
+    return np.concatenate([values.reshape(expected.shape), keep, entropy / np.float32(16)])
 
 
 def ids_from_codes(codes: NDArray[np.int32], levels: Sequence[int]) -> NDArray[np.int32]:

@@ -67,21 +67,35 @@ TATOK_FUNC float code_information(const float* log2_probs, index_t patches, cons
     return bits < 0.0f ? 0.0f : bits;
 }
 
-// Input of the decoder, (dims + 2, patches): code values (the expected ones where nothing is kept), the keep bit, and
-// the entropy over 16. Codes and positions must have been checked.
-inline void decoder_state(const std::int32_t* codes, const std::int32_t* positions, index_t count,
+// The first of `count` positions outside [0, patches), below the one before, or coming for the `depth + 1`-th time;
+// kOk where there is none.
+inline index_t check_stacks(const std::int32_t* positions, index_t count, index_t patches, index_t depth) {
+    for (index_t t = 0; t < count; ++t) {
+        if (positions[t] < 0 || positions[t] >= patches) return t;
+        if (t > 0 && positions[t] < positions[t - 1]) return t;
+        if (t >= depth && positions[t] == positions[t - depth]) return t;
+    }
+    return kOk;
+}
+
+// Input of the decoder, (depth * (dims + 2), patches): code values of each stack (the expected ones where no token is
+// kept), the keep bits, and the entropies over 16. `expected` is (depth * dims, patches), `entropy` (depth, patches).
+// Codes and positions (with check_stacks) must have been checked.
+inline void decoder_state(const std::int32_t* codes, const std::int32_t* positions, index_t count, index_t depth,
                           const float* expected, const float* entropy, index_t patches, const Levels& levels,
                           float* out) {
-    float* keep = out + levels.dims * patches;
-    float* scaled = keep + patches;
-    std::memcpy(out, expected, static_cast<std::size_t>(levels.dims * patches) * sizeof(float));
-    for (index_t i = 0; i < patches; ++i) keep[i] = 0.0f;
-    for (index_t i = 0; i < patches; ++i) scaled[i] = entropy[i] * 0.0625f;
-    for (index_t t = 0; t < count; ++t) {
+    float* keep = out + depth * levels.dims * patches;
+    float* scaled = keep + depth * patches;
+    std::memcpy(out, expected, static_cast<std::size_t>(depth * levels.dims * patches) * sizeof(float));
+    for (index_t i = 0; i < depth * patches; ++i) keep[i] = 0.0f;
+    for (index_t i = 0; i < depth * patches; ++i) scaled[i] = entropy[i] * 0.0625f;
+    for (index_t t = 0, token = 0; t < count; ++t) {
+        token = t > 0 && positions[t] == positions[t - 1] ? token + 1 : 0;
+        float* stack = out + token * levels.dims * patches;
         for (int d = 0; d < levels.dims; ++d) {
-            out[d * patches + positions[t]] = code_value(codes[t * levels.dims + d], levels.level[d]);
+            stack[d * patches + positions[t]] = code_value(codes[t * levels.dims + d], levels.level[d]);
         }
-        keep[positions[t]] = 1.0f;
+        keep[token * patches + positions[t]] = 1.0f;
     }
 }
 

@@ -39,6 +39,7 @@ namespace tatok {
 constexpr index_t kBlock = 16;  // neighbours in a row of patches that a loop takes together
 constexpr index_t kOk = -1;     // result of a check that finds no bad element
 constexpr int kMaxDims = 16;    // most dimensions of a code
+constexpr int kMaxDepth = 8;    // most tokens of a patch
 
 // Rounds 0 <= x < 2^31 to the nearest integer, ties to even: above 2^23 a float32 has no fraction, and below,
 // adding 2^23 makes the addition itself round. Needs no SSE4.1 and vectorises; relies on strict IEEE arithmetic.

@@ -1,10 +1,11 @@
 // Entropy coding of the tokens of a grid, each in the context of those before it: docs/format.md, "Frequencies of a
 // bundle".
 //
-// A small network in integers reads the codes of the tokens that come before a token in raster order, within two rows
-// and columns, and gives the frequency of each value of its code. All sums stay below 2^31 (the caller checks the
-// weights), so the frequencies are the same on every machine and compiler. After each token, gradient steps on the
-// coding cost adapt a scale and a bias of the logits: pictures differ from those that the network was fitted to.
+// A small network in integers gives the frequency of each value of a code. It reads the tokens that come before in
+// raster order, within two rows and columns, the tokens of the same place that are known, and the cells around. All
+// sums stay below 2^31 (the caller checks the weights), so the frequencies are the same on every machine and compiler.
+// After each token, gradient steps on the coding cost adapt a scale and a bias of the logits: pictures differ from
+// those that the network was fitted to.
 
 #ifndef TATOK_TOKEN_CODER_HPP
 #define TATOK_TOKEN_CODER_HPP
@@ -12,10 +13,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "common.hpp"
+#include "products.hpp"
 #include "range_coder.hpp"
 
 namespace tatok {
@@ -26,184 +29,292 @@ constexpr int kBefore = kReach * kReachSide + kReach;   // neighbours that come 
 constexpr int kPhaseSide = static_cast<int>(kCellSide);  // places of a patch in its cell, along a side
 constexpr int kInputScale = 64;
 constexpr int kHiddenShift = 10;
-constexpr int kOutputShift = 12;
 constexpr int kHiddenMax = 255;
 constexpr int kExpSize = 178;
+// Logits are adapted in units of 1/256 nat; `exp` has steps of 1/16 nat.
+constexpr int kLogitShift = 8;
+constexpr int kLogitMax = 32767;
+constexpr int kExpShift = 4;
+constexpr int kUnitShift = 18;
 // Step sizes and limits of the adaptation of the logits.
-constexpr int kScaleShift = 6;
-constexpr int kBiasShift = 1;
-constexpr int64_t kScaleLimit = int64_t{49152} << kScaleShift;  // logits times 1/4 to 7/4
-constexpr int64_t kBiasLimit = int64_t{1} << 20;                // 8 nats
+constexpr int kFactorOne = 16384;
+constexpr int kFactorShift = 14;
+constexpr int kScaleShift = 8;
+constexpr int kSlopeShift = 4;
+constexpr int kBiasShift = 9;
+constexpr int32_t kScaleLimit = 12288 << kScaleShift;  // logits times 1/4 to 7/4
+constexpr int32_t kBiasLimit = 1 << 20;                // 8 nats
 
-// Weights of one output are one row; TokenModel in cpu/token_coder.pyx gives the shapes.
+// Weights are pairs of rows, see products.hpp; TokenModel in cpu/token_coder.pyx gives the shapes. Widths of layers
+// are multiples of kLanes.
 struct TokenNet {
     int dims = 0;
     int levels[kMaxDims] = {};
-    int states = 0;        // sum of the levels
-    int widest = 0;
-    int width1 = 0;
-    int width2 = 0;
+    int starts[kMaxDims] = {};  // first state of each dimension
+    int states = 0;             // sum of the levels
+    int width1 = 0, width2 = 0, width3 = 0;
+    int shallower = 0;     // most tokens ahead of a token in its stack whose codes it reads
+    bool reads_held = false;
     int cell_dims = 0;     // dimensions of the codes of the cells around; 0 where the grid has no cells
     int cell_levels[kMaxDims] = {};
     int cell_inputs = 0;   // inputs from the cells around, then one per class of the share
-    int shares = 0;        // classes of the share of kept patches
-    const int16_t* cells = nullptr;    // (width1, cell_inputs)
-    const int16_t* phases = nullptr;   // (16, width1)
-    const int16_t* context = nullptr;  // (width1, context inputs)
+    int shares = 0;        // classes of the share of tokens per patch
+    const int16_t* cells = nullptr;   // (pairs of cell inputs, width1, 2)
+    const int32_t* places = nullptr;  // (max(1, shallower), 16, width1): depth of the token, place in its cell
+    const int16_t* ahead = nullptr;   // (shallower, pairs of dims, width1, 2)
+    const int16_t* held = nullptr;    // (pairs of entry, width1, 2)
+    const int16_t* before = nullptr;  // (12, pairs of entry, width1, 2)
+    const int16_t* after = nullptr;   // (6, width1, 2)
     const int32_t* b1 = nullptr;
-    const int16_t* w2 = nullptr;       // (width2, width1)
+    const int16_t* w2 = nullptr;      // (width1 / 2, width2, 2)
     const int32_t* b2 = nullptr;
-    const int16_t* w3 = nullptr;       // (states, width2)
+    const int16_t* w3 = nullptr;      // (width2 / 2, width3, 2)
     const int32_t* b3 = nullptr;
-    const int32_t* exp = nullptr;      // (178,)
+    const int32_t* exp = nullptr;     // (178,)
 
-    inline int entry() const { return dims + 1; }
-    inline int context_inputs() const { return kBefore * entry() + kBefore; }
+    // Values of a token: one per dimension, then kInputScale; an even number.
+    inline int entry() const { return (dims + 2) / 2 * 2; }
+    inline int entry_pairs() const { return entry() / 2; }
+    inline int code_pairs() const { return (dims + 1) / 2; }
+    inline int most_pairs() const { return (kBefore + 1) * entry_pairs() + kBefore / 2 + shallower * code_pairs(); }
 };
 
-// out (outputs,) = start (outputs,) + weights (outputs, inputs) times x (inputs,); four rows side by side share the
-// reads of x.
-TATOK_HOT void add_products(const int16_t* weights, const int16_t* x, int inputs, int outputs,
-                                      const int32_t* start, int32_t* out) {
-    int j = 0;
-    for (; j + 4 <= outputs; j += 4) {
-        const int16_t* r0 = weights + static_cast<size_t>(j) * inputs;
-        const int16_t *r1 = r0 + inputs, *r2 = r1 + inputs, *r3 = r2 + inputs;
-        int32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
-        for (int i = 0; i < inputs; ++i) {
-            const int32_t value = x[i];
-            t0 += value * r0[i];
-            t1 += value * r1[i];
-            t2 += value * r2[i];
-            t3 += value * r3[i];
-        }
-        out[j] = start[j] + t0;
-        out[j + 1] = start[j + 1] + t1;
-        out[j + 2] = start[j + 2] + t2;
-        out[j + 3] = start[j + 3] + t3;
-    }
-    for (; j < outputs; ++j) {
-        const int16_t* row = weights + static_cast<size_t>(j) * inputs;
-        int32_t total = start[j];
-        for (int i = 0; i < inputs; ++i) total += static_cast<int32_t>(x[i]) * row[i];
-        out[j] = total;
-    }
-}
+// The tokens of a grid: the stack of place p has the tokens offsets[p] to offsets[p + 1] - 1, from depth 1 on.
+struct Stacks {
+    const int32_t* offsets = nullptr;  // (places + 1,); null: there are none
+    const int32_t* codes = nullptr;    // (tokens, dims), all below the levels
 
-inline int16_t hidden(int32_t total) {
-    return static_cast<int16_t>(std::min(std::max(total >> kHiddenShift, 0), kHiddenMax));
-}
+    inline int depth(size_t place) const { return offsets ? offsets[place + 1] - offsets[place] : 0; }
+};
+
+// All tokens of one depth of a grid.
+struct TokenPlane {
+    int height = 0, width = 0;
+    int depth = 1;
+    Stacks stacks;
+    const uint8_t* given = nullptr;       // (tokens,): 1 where both sides know the token already; null: nowhere
+    Stacks held;                          // the tokens that the places had before
+    const int32_t* cell_codes = nullptr;  // (height / 4 * width / 4, cell_dims), where the net has cell inputs
+    int share = 0;
+};
 
 inline int16_t centre(int32_t code, int level) {
     return static_cast<int16_t>((2 * code + 1) * kInputScale / level - kInputScale);
 }
 
-// Frequencies of one dimension from its logits; `freqs` takes `level` of them.
-inline void frequencies(const int32_t* logits, int level, const int32_t* exp, uint32_t* freqs) {
-    const int32_t* top = std::max_element(logits, logits + level);
-    uint32_t sum = 0;
-    for (int k = 0; k < level; ++k) {
-        // Logits may lie further apart than an int32 holds.
-        const int64_t below = static_cast<int64_t>(*top) - logits[k];
-        freqs[k] = static_cast<uint32_t>(exp[std::min<int64_t>(below, kExpSize - 1)]);
-        sum += freqs[k];
+// Hidden activations (width,) of the sums of a layer.
+TATOK_HOT void activate(const int32_t* sums, int width, int16_t* out) {
+    for (int j = 0; j < width; ++j) {
+        const int32_t value = sums[j] >> kHiddenShift;
+        out[j] = static_cast<int16_t>(value < 0 ? 0 : (value > kHiddenMax ? kHiddenMax : value));
     }
-    uint32_t total = 0;
-    for (int k = 0; k < level; ++k) {
-        freqs[k] = 1 + freqs[k] * (kFrequencyTotal - static_cast<uint32_t>(level)) / sum;
-        total += freqs[k];
-    }
-    freqs[top - logits] += kFrequencyTotal - total;
 }
 
-inline int64_t limited(int64_t value, int64_t limit) { return std::min(std::max(value, -limit), limit); }
+// start (width,) = a + b.
+TATOK_HOT void add_rows(const int32_t* a, const int32_t* b, int width, int32_t* out) {
+    for (int j = 0; j < width; ++j) out[j] = a[j] + b[j];
+}
 
-// Scale of each dimension and bias of each value of the logits, adapted by gradient steps on the coding cost.
-struct Adaptation {
-    std::vector<int64_t> scale, bias;
+// Logits (width,) from the sums of the last layer, plain and adapted.
+TATOK_HOT void adapt_logits(const int32_t* sums, const int32_t* factor, const int32_t* bias, int width, int32_t* plain,
+                            int32_t* adapted) {
+    for (int k = 0; k < width; ++k) {
+        const int32_t value = sums[k] >> kLogitShift;
+        plain[k] = value < -kLogitMax ? -kLogitMax : (value > kLogitMax ? kLogitMax : value);
+        adapted[k] = (plain[k] * factor[k] >> kFactorShift) + (bias[k] >> kBiasShift);
+    }
+}
 
-    explicit Adaptation(const TokenNet& net) : scale(net.dims, 0), bias(net.states, 0) {}
+// bias += slope, limited; slope becomes slope * plain.
+TATOK_HOT void adapt_bias(const int32_t* plain, int width, int32_t* slope, int32_t* bias) {
+    for (int k = 0; k < width; ++k) {
+        const int32_t value = bias[k] + slope[k];
+        bias[k] = value < -kBiasLimit ? -kBiasLimit : (value > kBiasLimit ? kBiasLimit : value);
+        slope[k] *= plain[k];
+    }
+}
 
-    // Logits (level,) of dimension d from the sums (level,) of the last layer; `at` is its first state.
-    void logits(const int32_t* sums, int d, int at, int level, int32_t* out) const {
-        const int64_t factor = scale[d] >> kScaleShift;
-        for (int k = 0; k < level; ++k) {
-            const int64_t sum = sums[k] + (sums[k] * factor >> 16) + (bias[at + k] >> kBiasShift);
-            out[k] = static_cast<int32_t>(sum >> kOutputShift);
+// Frequencies of one dimension from its logits; `freqs` takes `level` of them.
+TATOK_PART void frequencies(const int32_t* logits, int level, const int32_t* exp, uint32_t* freqs) {
+    int32_t top = logits[0];
+    int best = 0;
+    for (int k = 1; k < level; ++k) {
+        best = logits[k] > top ? k : best;
+        top = logits[k] > top ? logits[k] : top;
+    }
+    uint32_t sum = 0;
+    for (int k = 0; k < level; ++k) {
+        const int32_t below = (top - logits[k]) >> kExpShift;
+        freqs[k] = static_cast<uint32_t>(exp[below < kExpSize - 1 ? below : kExpSize - 1]);
+        sum += freqs[k];
+    }
+    const uint32_t unit = ((kFrequencyTotal - static_cast<uint32_t>(level)) << kUnitShift) / sum;
+    uint32_t total = 0;
+    for (int k = 0; k < level; ++k) {
+        freqs[k] = 1 + (freqs[k] * unit >> kUnitShift);
+        total += freqs[k];
+    }
+    freqs[best] += kFrequencyTotal - total;
+}
+
+// Runs a network and adapts its logits to the codes of one plane.
+class PlaneModel {
+  public:
+    explicit PlaneModel(const TokenNet& net)
+        : inputs(std::max(net.most_pairs(), std::max(net.width1, net.width2) / 2)),
+          net_(net),
+          start_(net.width1), sums_(std::max({net.width1, net.width2, net.width3})), plain_(net.width3),
+          adapted_(net.width3), factor_(net.width3, kFactorOne), bias_(net.width3, 0), slope_(net.width3, 0),
+          x_(std::max(net.width1, net.width2)), scale_(net.dims, 0), freqs_(net.width3, 0) {}
+
+    // Pairs of inputs of the first layer, beside those of cells and place.
+    PairList inputs;
+
+    // Computes the frequencies of all values, given the first layer's sums (width1,) of the cells, and of the place.
+    void run(const int32_t* cells, const int32_t* place) {
+        const int32_t* start = cells;
+        if (place) {
+            add_rows(cells, place, net_.width1, start_.data());
+            start = start_.data();
+        }
+        products(inputs.rows(), inputs.values(), inputs.size(), net_.width1, start, sums_.data());
+        layer(net_.width1, net_.w2, net_.width2, net_.b2);
+        layer(net_.width2, net_.w3, net_.width3, net_.b3);
+        adapt_logits(sums_.data(), factor_.data(), bias_.data(), net_.width3, plain_.data(), adapted_.data());
+        for (int d = 0; d < net_.dims; ++d) {
+            frequencies(adapted_.data() + net_.starts[d], net_.levels[d], net_.exp, freqs_.data() + net_.starts[d]);
         }
     }
 
-    void learn(const int32_t* sums, int d, int at, int level, const uint32_t* freqs, int32_t code) {
-        int64_t total = 0;
-        for (int k = 0; k < level; ++k) {
-            const int64_t slope = (k == code ? static_cast<int64_t>(kFrequencyTotal) : 0) - freqs[k];
-            bias[at + k] = limited(bias[at + k] + slope, kBiasLimit);
-            total += slope * (sums[k] >> kOutputShift);
+    // Frequencies (states,) of the token.
+    const uint32_t* freqs() const { return freqs_.data(); }
+
+    // Adapts to the code (dims,) of the token.
+    void learn(const int32_t* code) {
+        for (int k = 0; k < net_.states; ++k) slope_[k] = -static_cast<int32_t>(freqs_[k]);
+        for (int d = 0; d < net_.dims; ++d) slope_[net_.starts[d] + code[d]] += kFrequencyTotal;
+        adapt_bias(plain_.data(), net_.width3, slope_.data(), bias_.data());
+        for (int d = 0; d < net_.dims; ++d) {
+            const int at = net_.starts[d], end = at + net_.levels[d];
+            int32_t total = 0;
+            for (int k = at; k < end; ++k) total += slope_[k];
+            const int32_t value = scale_[d] + (total >> kSlopeShift);
+            scale_[d] = std::min(std::max(value, -kScaleLimit), kScaleLimit);
+            const int32_t factor = kFactorOne + (scale_[d] >> kScaleShift);
+            for (int k = at; k < end; ++k) factor_[k] = factor;
         }
-        scale[d] = limited(scale[d] + total, kScaleLimit);
     }
+
+  private:
+    // Sums of a layer from the activations of the sums of the layer before it.
+    void layer(int inputs_width, const int16_t* weights, int width, const int32_t* bias) {
+        activate(sums_.data(), inputs_width, x_.data());
+        inputs.clear();
+        inputs.push(weights, 2 * width, x_.data(), inputs_width / 2);
+        products(inputs.rows(), inputs.values(), inputs.size(), width, bias, sums_.data());
+    }
+
+    const TokenNet& net_;
+    std::vector<int32_t> start_, sums_, plain_, adapted_, factor_, bias_, slope_;
+    std::vector<int16_t> x_;
+    std::vector<int32_t> scale_;
+    std::vector<uint32_t> freqs_;
 };
 
 // Inputs of a token from its neighbours: the codes of those before it, then which places have a token after it.
 class NeighbourInputs {
   public:
-    NeighbourInputs(const TokenNet& net, const int32_t* positions, size_t count, int height, int width)
-        : entry_(net.entry()),
-          columns_(width + 2 * kReach),
-          rows_(static_cast<size_t>(kReach + 1) * columns_ * entry_, 0),
-          there_(static_cast<size_t>(height + kReach) * columns_, 0) {
-        for (size_t i = 0; i < count; ++i) {
-            there_[static_cast<size_t>(positions[i] / width) * columns_ + positions[i] % width + kReach] = 1;
+    NeighbourInputs(const TokenNet& net, const TokenPlane& plane)
+        : net_(net),
+          columns_(plane.width + 2 * kReach),
+          rows_(static_cast<size_t>(kReach + 1) * columns_ * net.entry(), 0),
+          there_(static_cast<size_t>(plane.height + kReach) * columns_, 0) {
+        for (int y = 0; y < plane.height; ++y) {
+            uint8_t* line = there_.data() + static_cast<size_t>(y) * columns_ + kReach;
+            const size_t first = static_cast<size_t>(y) * plane.width;
+            for (int x = 0; x < plane.width; ++x) line[x] = plane.stacks.depth(first + x) >= plane.depth;
         }
     }
 
-    // Goes on to row y, which must not lie above the one before.
+    bool there(int y, int x) const { return there_[static_cast<size_t>(y) * columns_ + x + kReach]; }
+
+    // Goes on to row y, the one after the last.
     void enter_row(int y) {
-        for (int next = std::max(row_ + 1, y - kReach); next <= y; ++next) {
-            int16_t* line = rows_.data() + static_cast<size_t>(next % (kReach + 1)) * columns_ * entry_;
-            std::fill(line, line + static_cast<size_t>(columns_) * entry_, int16_t{0});
-        }
-        row_ = y;
+        int16_t* line = row(y);
+        std::fill(line, line + static_cast<size_t>(columns_) * net_.entry(), int16_t{0});
     }
 
-    // Writes net.context_inputs() values for the token at (y, x) of the row that was entered.
-    void write(int y, int x, int16_t* in) const {
+    // Appends the inputs of the token at (y, x) of the row that was entered.
+    void push(int y, int x, PairList& inputs) {
+        const int entry = net_.entry(), pairs = net_.entry_pairs(), step = 2 * net_.width1;
+        const int16_t* weights = net_.before;
         for (int dy = kReach; dy >= 0; --dy) {
-            const int used = (dy ? kReachSide : kReach) * entry_;
+            const int used = dy ? kReachSide : kReach;
             if (y >= dy) {
-                const int16_t* line = rows_.data() + static_cast<size_t>((y - dy) % (kReach + 1)) * columns_ * entry_;
-                std::copy_n(line + static_cast<size_t>(x) * entry_, used, in);
-            } else {
-                std::fill_n(in, used, int16_t{0});
+                const uint8_t* known = there_.data() + static_cast<size_t>(y - dy) * columns_ + x;
+                const int16_t* values = row(y - dy) + static_cast<size_t>(x) * entry;
+                for (int dx = 0; dx < used; ++dx) {
+                    if (known[dx]) inputs.push(weights + dx * pairs * step, step, values + dx * entry, pairs);
+                }
             }
-            in += used;
+            weights += used * pairs * step;
         }
+        int16_t after[kBefore];
+        int16_t* flag = after;
         for (int dy = 0; dy <= kReach; ++dy) {
             const uint8_t* line = there_.data() + static_cast<size_t>(y + dy) * columns_ + x;
-            for (int dx = dy ? 0 : kReach + 1; dx < kReachSide; ++dx) *in++ = line[dx] ? kInputScale : 0;
+            for (int dx = dy ? 0 : kReach + 1; dx < kReachSide; ++dx) {
+                *flag++ = static_cast<int16_t>(line[dx] * kInputScale);
+            }
         }
+        inputs.push(net_.after, step, after, kBefore / 2);
     }
 
-    // Where the code of the token at (y, x) goes: one value per dimension, then kInputScale.
-    int16_t* own(int y, int x) {
-        return rows_.data() + (static_cast<size_t>(y % (kReach + 1)) * columns_ + x + kReach) * entry_;
+    // Notes the code (dims,) of the token at (y, x).
+    void note(int y, int x, const int32_t* code) {
+        int16_t* own = row(y) + static_cast<size_t>(x + kReach) * net_.entry();
+        for (int d = 0; d < net_.dims; ++d) own[d] = centre(code[d], net_.levels[d]);
+        own[net_.dims] = kInputScale;
     }
 
   private:
-    int entry_, columns_, row_ = 0;
+    int16_t* row(int y) { return rows_.data() + static_cast<size_t>(y % (kReach + 1)) * columns_ * net_.entry(); }
+
+    const TokenNet& net_;
+    int columns_;
     std::vector<int16_t> rows_;   // codes of this row and the two above
-    std::vector<uint8_t> there_;  // 1 where the grid has a token
+    std::vector<uint8_t> there_;  // 1 where the plane has a token
 };
+
+// Appends the tokens ahead of one in its stack, and the one that its place had before at its depth.
+inline void push_known(const TokenNet& net, const TokenPlane& plane, size_t place, PairList& inputs) {
+    int16_t values[kMaxDims + 2];
+    const int step = 2 * net.width1;
+    for (int k = 0; k < std::min(net.shallower, plane.depth - 1); ++k) {
+        const int32_t* code = plane.stacks.codes + static_cast<size_t>(plane.stacks.offsets[place] + k) * net.dims;
+        for (int d = 0; d < net.dims; ++d) values[d] = centre(code[d], net.levels[d]);
+        values[net.dims] = 0;
+        inputs.push(net.ahead + k * net.code_pairs() * step, step, values, net.code_pairs());
+    }
+    if (net.reads_held && plane.held.depth(place) >= plane.depth) {
+        const int32_t* code =
+            plane.held.codes + static_cast<size_t>(plane.held.offsets[place] + plane.depth - 1) * net.dims;
+        for (int d = 0; d < net.dims; ++d) values[d] = centre(code[d], net.levels[d]);
+        values[net.dims] = kInputScale;
+        values[net.dims + 1] = 0;
+        inputs.push(net.held, step, values, net.entry_pairs());
+    }
+}
 
 // Share of the codes of the cells around a patch in the first layer, computed once per cell.
 class CellSums {
   public:
-    CellSums(const TokenNet& net, const int32_t* codes, int height, int width, int share)
-        : net_(net), codes_(codes), rows_(height / kPhaseSide), columns_(width / kPhaseSide), share_(share) {
+    CellSums(const TokenNet& net, const TokenPlane& plane)
+        : net_(net), codes_(plane.cell_codes), rows_(plane.height / kPhaseSide),
+          columns_(plane.width / kPhaseSide), share_(plane.share), input_(net.cell_inputs + 1) {
         if (!net.cell_inputs) return;
         sums_.resize(static_cast<size_t>(columns_) * net.width1);
         known_.resize(columns_, 0);
-        input_.resize(net.cell_inputs);
     }
 
     // Sums (width1,) for the patch at (y, x); rows must not decrease.
@@ -222,12 +333,6 @@ class CellSums {
         return sums;
     }
 
-    // Weights (width1,) of the place of the patch in its cell; null without cells.
-    const int16_t* phase(int y, int x) const {
-        if (!net_.cell_inputs) return nullptr;
-        return net_.phases + static_cast<size_t>(y % kPhaseSide * kPhaseSide + x % kPhaseSide) * net_.width1;
-    }
-
   private:
     void add(int cell, int32_t* sums) {
         int16_t* in = input_.data();
@@ -239,7 +344,10 @@ class CellSums {
             }
         }
         for (int k = 0; k < net_.shares; ++k) *in++ = k == share_ ? kInputScale : 0;
-        add_products(net_.cells, input_.data(), net_.cell_inputs, net_.width1, net_.b1, sums);
+        const int pairs = (net_.cell_inputs + 1) / 2;
+        PairList list(pairs);
+        list.push(net_.cells, 2 * net_.width1, input_.data(), pairs);
+        products(list.rows(), list.values(), list.size(), net_.width1, net_.b1, sums);
     }
 
     const TokenNet& net_;
@@ -250,150 +358,147 @@ class CellSums {
     std::vector<int16_t> input_;
 };
 
-// Calls step(freqs, level, i, d) -> code for every dimension d of the i-th token. A negative code ends the walk.
-// Returns whether the walk reached the last token.
+// Calls step(freqs, level, token, d) -> code for every dimension d of every token of a plane that is not given. A
+// negative code ends the walk. Returns whether the walk reached the last token.
 //
-// grid: height x width; positions (count,) strictly increasing raster indices in it. Where the net has cell inputs, the
-// grid is one of patches and `cell_codes` (height / 4 * width / 4, cell_dims) are the codes of its cells.
+// Where the net has cell inputs, the grid is one of patches. A step may write the codes of the stacks.
 template <typename Step>
-inline bool walk_tokens(const TokenNet& net, const int32_t* positions, size_t count, int height, int width,
-                        const int32_t* cell_codes, int share, Step&& step) {
-    NeighbourInputs neighbours(net, positions, count, height, width);
-    CellSums cells(net, cell_codes, height, width, share);
-    std::vector<int16_t> input(net.context_inputs()), x1(net.width1), x2(net.width2);
-    std::vector<int32_t> totals(std::max(net.width1, net.width2)), last(net.states), logits(net.widest);
-    std::vector<uint32_t> freqs(net.widest);
-    Adaptation adaptation(net);
-    for (size_t i = 0; i < count; ++i) {
-        const int y = positions[i] / width, x = positions[i] % width;
+inline bool walk_plane(const TokenNet& net, const TokenPlane& plane, Step&& step) {
+    NeighbourInputs neighbours(net, plane);
+    CellSums cells(net, plane);
+    PlaneModel model(net);
+    int32_t code[kMaxDims];
+    const int stage = net.shallower ? std::min(plane.depth - 2, net.shallower - 1) : 0;
+    for (int y = 0; y < plane.height; ++y) {
         neighbours.enter_row(y);
-        neighbours.write(y, x, input.data());
-        const int16_t* phase = cells.phase(y, x);
-        add_products(net.context, input.data(), net.context_inputs(), net.width1, cells.at(y, x), totals.data());
-        for (int j = 0; j < net.width1; ++j) {
-            x1[j] = hidden(totals[j] + (phase ? kInputScale * static_cast<int32_t>(phase[j]) : 0));
+        for (int x = 0; x < plane.width; ++x) {
+            if (!neighbours.there(y, x)) continue;
+            const size_t place = static_cast<size_t>(y) * plane.width + x;
+            const size_t token = static_cast<size_t>(plane.stacks.offsets[place] + plane.depth - 1);
+            if (plane.given && plane.given[token]) {
+                neighbours.note(y, x, plane.stacks.codes + token * net.dims);
+                continue;
+            }
+            model.inputs.clear();
+            neighbours.push(y, x, model.inputs);
+            push_known(net, plane, place, model.inputs);
+            const int phase = y % kPhaseSide * kPhaseSide + x % kPhaseSide;
+            model.run(cells.at(y, x), net.cell_inputs ? net.places + (stage * kPhaseSide * kPhaseSide + phase) *
+                                                                         static_cast<size_t>(net.width1)
+                                                      : nullptr);
+            for (int d = 0; d < net.dims; ++d) {
+                code[d] = step(model.freqs() + net.starts[d], net.levels[d], token, d);
+                if (code[d] < 0) return false;
+            }
+            model.learn(code);
+            neighbours.note(y, x, code);
         }
-        add_products(net.w2, x1.data(), net.width1, net.width2, net.b2, totals.data());
-        for (int j = 0; j < net.width2; ++j) x2[j] = hidden(totals[j]);
-        add_products(net.w3, x2.data(), net.width2, net.states, net.b3, last.data());
-        int16_t* own = neighbours.own(y, x);
-        for (int d = 0, at = 0; d < net.dims; ++d) {
-            const int level = net.levels[d];
-            adaptation.logits(last.data() + at, d, at, level, logits.data());
-            frequencies(logits.data(), level, net.exp, freqs.data());
-            const int32_t code = step(freqs.data(), level, i, d);
-            if (code < 0) return false;
-            adaptation.learn(last.data() + at, d, at, level, freqs.data(), code);
-            own[d] = centre(code, level);
-            at += level;
-        }
-        own[net.dims] = kInputScale;
     }
     return true;
 }
 
-// codes (count, dims). On failure `at` is the token that failed.
-inline CoderStatus encode_tokens(RangeEncoder& coder, const TokenNet& net, const int32_t* codes,
-                                 const int32_t* positions, size_t count, int height, int width,
-                                 const int32_t* cell_codes, int share, size_t& at) {
-    const bool done = walk_tokens(net, positions, count, height, width, cell_codes, share,
-                                  [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
-                                      const int32_t code = codes[i * net.dims + d];
-                                      at = i;
-                                      if (code < 0 || code >= level) return -1;
-                                      uint32_t start = 0;
-                                      for (int k = 0; k < code; ++k) start += freqs[k];
-                                      coder.encode(start, freqs[code]);
-                                      return code;
-                                  });
-    return done ? CoderStatus::ok : CoderStatus::bad_symbol;
+// The first of `count` tokens with a code outside its levels, or `count`.
+inline size_t check_codes(const TokenNet& net, const int32_t* codes, size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+        for (int d = 0; d < net.dims; ++d) {
+            if (codes[i * net.dims + d] < 0 || codes[i * net.dims + d] >= net.levels[d]) return i;
+        }
+    }
+    return count;
 }
 
-// Frequencies (count, states) of all values of each token, given the codes of those before it.
-inline CoderStatus token_frequencies(const TokenNet& net, const int32_t* codes, const int32_t* positions, size_t count,
-                                     int height, int width, const int32_t* cell_codes, int share, uint16_t* out,
-                                     size_t& at) {
-    const bool done = walk_tokens(net, positions, count, height, width, cell_codes, share,
-                                  [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
-                                      const int32_t code = codes[i * net.dims + d];
-                                      at = i;
-                                      for (int k = 0; k < level; ++k) *out++ = static_cast<uint16_t>(freqs[k]);
-                                      return code >= 0 && code < level ? code : -1;
-                                  });
-    return done ? CoderStatus::ok : CoderStatus::bad_symbol;
+inline void encode_plane(RangeEncoder& coder, const TokenNet& net, const TokenPlane& plane) {
+    walk_plane(net, plane, [&](const uint32_t* freqs, int, size_t token, int d) -> int32_t {
+        const int32_t code = plane.stacks.codes[token * net.dims + d];
+        uint32_t start = 0;
+        for (int k = 0; k < code; ++k) start += freqs[k];
+        coder.encode(start, freqs[code]);
+        return code;
+    });
 }
 
-inline CoderStatus decode_tokens(RangeDecoder& coder, const TokenNet& net, int32_t* codes, const int32_t* positions,
-                                 size_t count, int height, int width, const int32_t* cell_codes, int share,
-                                 size_t& at) {
+// Frequencies (tokens, states) of all values of each token of the plane, given the codes of those before it.
+inline void plane_frequencies(const TokenNet& net, const TokenPlane& plane, uint16_t* out) {
+    walk_plane(net, plane, [&](const uint32_t* freqs, int level, size_t token, int d) -> int32_t {
+        uint16_t* row = out + token * net.states + net.starts[d];
+        for (int k = 0; k < level; ++k) row[k] = static_cast<uint16_t>(freqs[k]);
+        return plane.stacks.codes[token * net.dims + d];
+    });
+}
+
+// Symbol of a row of frequencies that the decoder is at, or -1 where the data is no encoder's.
+inline int32_t decode_symbol(RangeDecoder& coder, const uint32_t* freqs, int level) {
+    const uint32_t unit = coder.unit(), code = coder.code();
+    uint32_t start = 0;
+    int32_t symbol = 0;
+    while (code >= unit * (start + freqs[symbol])) {
+        start += freqs[symbol];
+        if (++symbol == level) return -1;
+    }
+    coder.consume(start, freqs[symbol]);
+    return symbol;
+}
+
+// Writes the codes of the tokens of the plane that are not given; `codes` are those of its stacks.
+inline CoderStatus decode_plane(RangeDecoder& coder, const TokenNet& net, const TokenPlane& plane, int32_t* codes,
+                                size_t& at) {
     CoderStatus status = CoderStatus::ok;
-    walk_tokens(net, positions, count, height, width, cell_codes, share,
-                [&](const uint32_t* freqs, int level, size_t i, int d) -> int32_t {
-                    const uint32_t unit = coder.unit(), code = coder.code();
-                    uint32_t start = 0;
-                    int32_t symbol = 0;
-                    at = i;
-                    while (code >= unit * (start + freqs[symbol])) {
-                        start += freqs[symbol];
-                        if (++symbol == level) {
-                            status = CoderStatus::impossible;
-                            return -1;
-                        }
-                    }
-                    coder.consume(start, freqs[symbol]);
-                    status = coder.status();
-                    if (status != CoderStatus::ok) return -1;
-                    codes[i * net.dims + d] = symbol;
-                    return symbol;
-                });
+    walk_plane(net, plane, [&](const uint32_t* freqs, int level, size_t token, int d) -> int32_t {
+        at = token;
+        const int32_t symbol = decode_symbol(coder, freqs, level);
+        status = symbol < 0 ? CoderStatus::impossible : coder.status();
+        if (status != CoderStatus::ok) return -1;
+        codes[token * net.dims + d] = symbol;
+        return symbol;
+    });
     return status;
 }
 
-// Set of `count` positions in a grid, by a net of one dimension with two levels. As in walk_bitmap, bits that
-// follow from `count` are not coded, so the decoded set has exactly `count` members whatever the data.
-// `keep` (height, width).
-template <typename Place, typename Bit>
-inline void walk_keep(const TokenNet& net, Place* keep, size_t count, int height, int width, const int32_t* cell_codes,
-                      int share, Bit&& bit) {
-    size_t ones = count, left = static_cast<size_t>(height) * width;
-    if constexpr (!std::is_const_v<Place>) std::fill(keep, keep + left, static_cast<uint8_t>(ones == left));
-    if (ones == 0 || ones == left) return;
-    std::vector<int32_t> places(left);
-    for (size_t i = 0; i < places.size(); ++i) places[i] = static_cast<int32_t>(i);
-    walk_tokens(net, places.data(), places.size(), height, width, cell_codes, share,
-                [&](const uint32_t* freqs, int, size_t i, int) -> int32_t {
-                    const bool value = ones == left || bit(freqs[0], keep[i]);
-                    if constexpr (!std::is_const_v<Place>) keep[i] = value;
-                    ones -= value;
-                    --left;
-                    return ones == 0 ? -1 : value;  // the rest is 0
-                });
-}
-
-inline void encode_keep(RangeEncoder& coder, const TokenNet& net, const uint8_t* keep, size_t count, int height,
-                        int width, const int32_t* cell_codes, int share) {
-    walk_keep(net, keep, count, height, width, cell_codes, share, [&coder](uint32_t zero, uint8_t value) {
-        if (value) {
-            coder.encode(zero, kFrequencyTotal - zero);
-        } else {
-            coder.encode(0, zero);
+// Depth map of a grid, by a net of one dimension with a level for each depth from 0 on. Depths that follow from the
+// number of tokens, `count`, are not coded, so a decoded map has that number whatever the data. bit(freqs, depth)
+// codes one depth, or returns a negative one to end the walk. `depths` (height, width).
+template <typename Depth, typename Symbol>
+inline void walk_depths(const TokenNet& net, TokenPlane plane, Depth* depths, int64_t count, Symbol&& symbol) {
+    const int most = net.levels[0] - 1;
+    const size_t places = static_cast<size_t>(plane.height) * plane.width;
+    int64_t tokens = count, left = static_cast<int64_t>(places);
+    if constexpr (!std::is_const_v<Depth>) std::fill(depths, depths + places, tokens == left * most ? most : 0);
+    if (tokens == 0 || tokens == left * most) return;
+    std::vector<int32_t> offsets(places + 1);
+    for (size_t i = 0; i <= places; ++i) offsets[i] = static_cast<int32_t>(i);
+    plane.stacks.offsets = offsets.data();
+    walk_plane(net, plane, [&](const uint32_t* freqs, int, size_t place, int) -> int32_t {
+        const int32_t depth = tokens == left * most ? most : symbol(freqs, depths[place]);
+        tokens -= depth;
+        --left;
+        if (depth < 0 || tokens < 0 || tokens > left * most) {
+            if (depth >= 0) symbol(nullptr, depth);
+            return -1;
         }
-        return value != 0;
+        if constexpr (!std::is_const_v<Depth>) depths[place] = depth;
+        return tokens == 0 ? -1 : depth;  // the rest is 0
     });
 }
 
-inline CoderStatus decode_keep(RangeDecoder& coder, const TokenNet& net, uint8_t* keep, size_t count, int height,
-                               int width, const int32_t* cell_codes, int share) {
-    walk_keep(net, keep, count, height, width, cell_codes, share, [&coder](uint32_t zero, uint8_t) {
-        const bool value = coder.code() >= coder.unit() * zero;
-        if (value) {
-            coder.consume(zero, kFrequencyTotal - zero);
-        } else {
-            coder.consume(0, zero);
-        }
-        return value;
+inline void encode_depths(RangeEncoder& coder, const TokenNet& net, const TokenPlane& plane, const int32_t* depths,
+                          int64_t count) {
+    walk_depths(net, plane, depths, count, [&coder](const uint32_t* freqs, int32_t depth) -> int32_t {
+        uint32_t start = 0;
+        for (int k = 0; k < depth; ++k) start += freqs[k];
+        coder.encode(start, freqs[depth]);
+        return depth;
     });
-    return coder.status();
+}
+
+inline CoderStatus decode_depths(RangeDecoder& coder, const TokenNet& net, const TokenPlane& plane, int32_t* depths,
+                                 int64_t count) {
+    CoderStatus status = CoderStatus::ok;
+    walk_depths(net, plane, depths, count, [&](const uint32_t* freqs, int32_t) -> int32_t {
+        const int32_t depth = freqs ? decode_symbol(coder, freqs, net.levels[0]) : -1;
+        status = depth < 0 ? CoderStatus::impossible : coder.status();
+        return status == CoderStatus::ok ? depth : -1;
+    });
+    return status;
 }
 
 }  // namespace tatok

@@ -8,7 +8,7 @@ from tatok_edge.runtime.cpu.range_coder import (
     encode_bitmap,
     encode_symbols,
 )
-from tatok_edge.runtime.cpu.token_coder import CONTEXT_TOKENS, EXP_SIZE, INPUT_SCALE, TokenModel
+from tatok_edge.runtime.cpu.token_coder import CONTEXT_TOKENS, EXP_SIZE, INPUT_SCALE, TokenModel, input_sizes
 
 __all__ = [
     "CONTEXT_TOKENS",
@@ -21,4 +21,5 @@ __all__ = [
     "decode_symbols",
     "encode_bitmap",
     "encode_symbols",
+    "input_sizes",
 ]

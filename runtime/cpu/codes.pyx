@@ -21,9 +21,10 @@ cdef extern from "codes.hpp" namespace "tatok" nogil:
     void code_from_id(int32_t id, const Levels& levels, int32_t* code)
     float code_information(const float* log2_probs, index_t patches, const int32_t* code, int32_t position,
                            const Levels& levels)
+    index_t check_stacks(const int32_t* positions, index_t count, index_t patches, index_t depth)
     void c_decoder_state "tatok::decoder_state"(
-        const int32_t* codes, const int32_t* positions, index_t count, const float* expected, const float* entropy,
-        index_t patches, const Levels& levels, float* out)
+        const int32_t* codes, const int32_t* positions, index_t count, index_t depth, const float* expected,
+        const float* entropy, index_t patches, const Levels& levels, float* out)
 
 
 cdef int64_t MAX_LEVEL = 65535
@@ -95,43 +96,50 @@ def information(log2_probs, codes, positions, levels):
 
 
 def decoder_state(codes, positions, expected, entropy, levels, out=None):
-    """The input of the decoder beside the context: code values, keep bit and entropy, on the patch grid.
+    """The input of the decoder beside the context: code values, keep bits and entropies, on the patch grid.
 
     Args:
         codes: int32 (T, D), code d in [0, levels[d]).
-        positions: int32 (T,), each in [0, N); where one comes twice, the later code stays.
-        expected: float32 (D, N), C-contiguous: stands in for codes that are not kept.
-        entropy: float32 (N,), bits per patch.
+        positions: int32 (T,), each in [0, N), never falling; one that comes for the k-th time has the k-th token of
+            the stack of its patch, k at most K.
+        expected: float32 (K * D, N), C-contiguous: stands in for codes that are not kept; those of the first token
+            first.
+        entropy: float32 (K, N), bits of each token.
         levels: D level counts.
-        out: float32 (D + 2, N) to write into.
+        out: float32 (K * (D + 2), N) to write into.
 
     Returns:
-        float32 (D + 2, N): rows 0 to D - 1 the expected values, at kept positions ``(2 * code + 1) / level - 1``; row D
-        is 1 where a token is kept, else 0; row D + 1 is the entropy over 16.
+        float32 (K * (D + 2), N): K * D rows of expected values, for kept tokens ``(2 * code + 1) / level - 1``; K rows
+        that are 1 where a token is kept, else 0; K rows of entropies over 16.
     """
     cdef Levels level = _levels(levels)
     check(codes, "codes", INT32, ("T", level.dims))
-    check(expected, "expected", FLOAT32, (level.dims, "N"))
+    check(entropy, "entropy", FLOAT32, ("K", "N"))
+    cdef const float[:, ::1] entropy_view = entropy
+    cdef Py_ssize_t depth = entropy_view.shape[0], patches = entropy_view.shape[1]
+    check(expected, "expected", FLOAT32, (depth * level.dims, patches))
     cdef const int32_t[:, ::1] code_view = codes
     cdef const float[:, ::1] expected_view = expected
-    cdef Py_ssize_t count = code_view.shape[0], patches = expected_view.shape[1]
+    cdef Py_ssize_t count = code_view.shape[0]
     check(positions, "positions", INT32, (count,))
-    check(entropy, "entropy", FLOAT32, (patches,))
     cdef const int32_t[::1] position_view = positions
-    cdef const float[::1] entropy_view = entropy
-    result = output(out, "out", FLOAT32, (level.dims + 2, patches))
+    result = output(out, "out", FLOAT32, (depth * (level.dims + 2), patches))
     cdef float[:, ::1] target = result
-    cdef index_t bad_code, bad_position
+    cdef index_t bad_code, bad_position, bad_stack
     with nogil:
         bad_code = check_codes(&code_view[0, 0], count, level)
         bad_position = check_positions(&position_view[0], count, patches)
-        if bad_code == kOk and bad_position == kOk:
-            c_decoder_state(&code_view[0, 0], &position_view[0], count, &expected_view[0, 0], &entropy_view[0],
-                            patches, level, &target[0, 0])
+        bad_stack = check_stacks(&position_view[0], count, patches, depth)
+        if bad_code == kOk and bad_stack == kOk:
+            c_decoder_state(&code_view[0, 0], &position_view[0], count, depth, &expected_view[0, 0],
+                            &entropy_view[0, 0], patches, level, &target[0, 0])
     if bad_code != kOk:
         _raise_code(code_view, bad_code, level)
     if bad_position != kOk:
         raise_position(position_view, bad_position, patches)
+    if bad_stack != kOk:
+        raise ValueError(f"positions must never fall and come at most {depth} times each, got {positions[bad_stack]} "
+                         f"at {bad_stack}")
     return result
 
 

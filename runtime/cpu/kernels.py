@@ -12,6 +12,7 @@ from tatok_edge.runtime.cpu.codes import codes_from_ids, decoder_state, ids_from
 from tatok_edge.runtime.cpu.dtf import dtf
 from tatok_edge.runtime.cpu.motion import find_motion, motion_scratch, move_cells
 from tatok_edge.runtime.cpu.pixels import assemble, gather_features, image_to_cells, scatter_columns
+from tatok_edge.runtime.cpu.scores import patch_scores, visual_weights
 
 __all__ = [
     "assemble",
@@ -29,6 +30,8 @@ __all__ = [
     "patch_change",
     "patch_error",
     "patch_residual",
+    "patch_scores",
     "scatter_columns",
     "update_reference",
+    "visual_weights",
 ]

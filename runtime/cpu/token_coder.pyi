@@ -11,6 +11,12 @@ CONTEXT_TOKENS: int
 INPUT_SCALE: int
 EXP_SIZE: int
 
+_Ints = NDArray[np.int32]
+
+def input_sizes(
+    dims: int, cell_dims: int = 0, shares: int = 0, shallower: int = 0, held: bool = False
+) -> tuple[int, ...]: ...
+
 class TokenModel:
     @property
     def levels(self) -> tuple[int, ...]: ...
@@ -19,44 +25,52 @@ class TokenModel:
     def __init__(
         self,
         levels: Sequence[int],
-        exp: NDArray[np.int32],
+        exp: _Ints,
         w1: NDArray[np.int16],
-        b1: NDArray[np.int32],
+        b1: _Ints,
         w2: NDArray[np.int16],
-        b2: NDArray[np.int32],
+        b2: _Ints,
         w3: NDArray[np.int16],
-        b3: NDArray[np.int32],
+        b3: _Ints,
         cell_levels: Sequence[int] = (),
         shares: int = 0,
+        shallower: int = 0,
+        held: bool = False,
     ) -> None: ...
     def encode(
         self,
         encoder: RangeEncoder,
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        grid: tuple[int, int],
-        cell_codes: NDArray[np.int32] | None = None,
+        codes: _Ints,
+        depths: _Ints,
+        depth: int = 1,
+        cell_codes: _Ints | None = None,
         share: int = 0,
+        given: NDArray[np.uint8] | None = None,
+        held: tuple[_Ints, _Ints] | None = None,
     ) -> None: ...
     def decode(
         self,
         decoder: RangeDecoder,
-        positions: NDArray[np.int32],
-        grid: tuple[int, int],
-        cell_codes: NDArray[np.int32] | None = None,
+        codes: _Ints,
+        depths: _Ints,
+        depth: int = 1,
+        cell_codes: _Ints | None = None,
         share: int = 0,
-    ) -> NDArray[np.int32]: ...
+        given: NDArray[np.uint8] | None = None,
+        held: tuple[_Ints, _Ints] | None = None,
+    ) -> None: ...
     def frequencies(
         self,
-        codes: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        grid: tuple[int, int],
-        cell_codes: NDArray[np.int32] | None = None,
+        out: NDArray[np.uint16],
+        codes: _Ints,
+        depths: _Ints,
+        depth: int = 1,
+        cell_codes: _Ints | None = None,
         share: int = 0,
-    ) -> NDArray[np.uint16]: ...
-    def encode_map(
-        self, encoder: RangeEncoder, keep: NDArray[np.uint8], cell_codes: NDArray[np.int32], share: int
+        given: NDArray[np.uint8] | None = None,
+        held: tuple[_Ints, _Ints] | None = None,
     ) -> None: ...
-    def decode_map(
-        self, decoder: RangeDecoder, count: int, grid: tuple[int, int], cell_codes: NDArray[np.int32], share: int
-    ) -> NDArray[np.uint8]: ...
+    def encode_depths(self, encoder: RangeEncoder, depths: _Ints, cell_codes: _Ints, share: int) -> None: ...
+    def decode_depths(
+        self, decoder: RangeDecoder, count: int, grid: tuple[int, int], cell_codes: _Ints, share: int
+    ) -> _Ints: ...

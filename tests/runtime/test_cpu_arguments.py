@@ -16,7 +16,7 @@ def arguments() -> dict[str, dict[str, Any]]:
     codes, positions = np.zeros((3, 6), np.int32), np.array([0, 7, 31], np.int32)
     image = np.zeros((64, 32, 3), np.uint8)
     return {
-        "dtf": {"scores": np.ones((2, 32), np.float32)},
+        "dtf": {"scores": np.ones((2, 32, 3), np.float32)},
         "image_to_cells": {"image": image, "bgr": False, "out": np.zeros((192, 2, 1), np.float32)},
         "gather_features": {
             "image": image,
@@ -78,11 +78,22 @@ def arguments() -> dict[str, dict[str, Any]]:
         "decoder_state": {
             "codes": codes,
             "positions": positions,
-            "expected": np.zeros((6, 32), np.float32),
-            "entropy": np.zeros(32, np.float32),
+            "expected": np.zeros((12, 32), np.float32),
+            "entropy": np.zeros((2, 32), np.float32),
             "levels": LEVELS,
-            "out": np.zeros((8, 32), np.float32),
+            "out": np.zeros((16, 32), np.float32),
         },
+        "patch_scores": {
+            "image": image,
+            "bgr": False,
+            "mean": np.zeros((192, 9), np.float32),
+            "source": np.array([8, 0, 3], np.int32),
+            "positions": positions,
+            "grid_width": 4,
+            "basis": np.zeros((2, 6, 192), np.int16),
+            "out": np.zeros((3, 2), np.float32),
+        },
+        "visual_weights": {"image": image, "out": np.zeros(32, np.float32)},
         "ids_from_codes": {"codes": codes, "levels": LEVELS},
         "codes_from_ids": {"ids": np.zeros(3, np.int32), "levels": LEVELS},
     }
@@ -91,6 +102,7 @@ def arguments() -> dict[str, dict[str, Any]]:
 WRITTEN = {("scatter_columns", "target"), ("update_reference", "reference")}
 """Arguments that are changed in place, beside every ``out``."""
 ANY_SIZE = {
+    ("basis", 1),
     ("context", 0),
     ("log2_probs", 1),
     ("source", 1),
@@ -145,7 +157,7 @@ def test_wrong_size_is_an_error(function: str, name: str) -> None:
     if function == "gather_features" and name == "positions":  # any count is right, but `out` tells
         name, value = "out", arguments()[function]["out"]
     for axis in range(value.ndim):
-        if (name, axis) in ANY_SIZE or (function, name, axis) == ("patch_residual", "mean", 1):
+        if (name, axis) in ANY_SIZE or (function in ("patch_residual", "patch_scores") and (name, axis) == ("mean", 1)):
             continue
         with pytest.raises(ValueError, match=r"must have shape \(.*\), got \("):
             call(function, **{name: np.concatenate([value, value], axis=axis)})
@@ -197,13 +209,13 @@ def test_position_outside_is_an_error(function: str, bad: int) -> None:
 def test_no_positions_are_fine(function: str) -> None:
     changes: dict[str, Any] = {"positions": np.zeros(0, np.int32)}
     changes |= {n: v[:0] for n, v in arguments()[function].items() if n in ("codes", "source_positions")}
-    if function == "patch_residual":
-        changes |= {"source": np.zeros(0, np.int32), "out": np.zeros(0, np.float32)}
+    if function in ("patch_residual", "patch_scores"):
+        changes |= {"source": np.zeros(0, np.int32), "out": arguments()[function]["out"][:0]}
     if function == "gather_features":
         changes["out"] = np.zeros((0, 976), np.float32)
     result = call(function, **changes)
     if function == "decoder_state":
-        assert result.shape == (8, 32)
+        assert result.shape == (16, 32)
     elif result is not None:
         assert len(result) == 0
 
@@ -217,11 +229,12 @@ def test_source_position_outside_is_an_error(bad: int) -> None:
     assert not target.any()  # nothing is written once a position is wrong
 
 
+@pytest.mark.parametrize("function", ["patch_residual", "patch_scores"])
 @pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1, -(2**31)])
-def test_column_of_the_mean_outside_is_an_error(bad: int) -> None:
-    out = np.full(3, 7, np.float32)
+def test_column_of_the_mean_outside_is_an_error(function: str, bad: int) -> None:
+    out = np.full_like(arguments()[function]["out"], 7)
     with pytest.raises(ValueError, match=rf"^source\[1\] is {bad}; allowed are 0 to 8 \(columns of mean\)$"):
-        call("patch_residual", source=np.array([0, bad, 0], np.int32), out=out)
+        call(function, source=np.array([0, bad, 0], np.int32), out=out)
     assert (out == 7).all()
 
 
@@ -278,6 +291,7 @@ def test_channel_count_is_checked(function: str, shape: tuple[int, ...]) -> None
     [
         ("gather_features", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("patch_residual", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
+        ("patch_scores", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("patch_error", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("assemble", {"grid_width": 5}, "grid_width must divide the 32 patches"),
         ("assemble", {"grid_width": 0}, "grid_width must divide the 32 patches"),
@@ -290,6 +304,12 @@ def test_channel_count_is_checked(function: str, shape: tuple[int, ...]) -> None
 def test_sizes_that_do_not_fit_are_an_error(function: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         call(function, **changes)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 192), (9, 6, 192), (2, 0, 192), (2, 17, 192)])
+def test_directions_of_no_model_are_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^basis must have shape \(1 to 8, 1 to 16, 192\), got"):
+        call("patch_scores", basis=np.zeros(shape, np.int16), out=None)
 
 
 @pytest.mark.parametrize("function", ["patch_change", "update_reference"])

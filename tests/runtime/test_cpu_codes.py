@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from helpers.kernel_cases import LEVELS, SEEDS, assert_same, guarded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,16 +49,53 @@ def test_information_equals_reference(seed: int, levels: tuple[int, ...], count:
     assert (actual >= 0).all()
 
 
-@given(seed=SEEDS, levels=LEVEL_SETS, share=st.floats(0, 1), patches=st.integers(1, 200))
-def test_decoder_state_equals_reference(seed: int, levels: tuple[int, ...], share: float, patches: int) -> None:
+@given(
+    seed=SEEDS,
+    levels=LEVEL_SETS,
+    share=st.floats(0, 1),
+    patches=st.integers(1, 200),
+    depth=st.integers(1, 8),
+)
+def test_decoder_state_equals_reference(
+    seed: int, levels: tuple[int, ...], share: float, patches: int, depth: int
+) -> None:
     random = np.random.default_rng(seed)
-    positions = np.flatnonzero(random.random(patches) < share).astype(np.int32)
+    stacks = np.where(random.random(patches) < share, random.integers(0, depth + 1, patches), 0)
+    positions = np.repeat(np.arange(patches, dtype=np.int32), stacks)
     codes = random_codes(random, len(positions), levels)
-    expected = random.uniform(-1, 1, (len(levels), patches)).astype(np.float32)
-    entropy = random.uniform(0, 16, patches).astype(np.float32)
+    expected = random.uniform(-1, 1, (depth * len(levels), patches)).astype(np.float32)
+    entropy = random.uniform(0, 16, (depth, patches)).astype(np.float32)
     state = reference.decoder_state(codes, positions, expected, entropy, levels)
+    assert state.shape == (depth * (len(levels) + 2), patches)
     assert_same(kernels.decoder_state(codes, positions, expected, entropy, levels), state)
     out, untouched = guarded(state.shape, np.float32)
     assert kernels.decoder_state(codes, positions, expected, entropy, levels, out) is out
     assert_same(out, state)
     assert untouched()
+
+
+def test_decoder_state_by_hand() -> None:
+    """Two dimensions, up to three tokens, four patches: of depth 2, 0, 1 and 3."""
+    codes = np.array([[0, 1], [3, 0], [1, 1], [2, 0], [3, 1], [0, 0]], np.int32)
+    positions = np.array([0, 0, 2, 3, 3, 3], np.int32)
+    expected = np.arange(24, dtype=np.float32).reshape(6, 4) / 32
+    entropy = np.full((3, 4), 8, np.float32)
+    state = kernels.decoder_state(codes, positions, expected, entropy, (4, 2))
+    values, keep, bits = state[:6].reshape(3, 2, 4), state[6:9], state[9:]
+    assert keep.T.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]]
+    assert values[0].T.tolist() == [[-0.75, 0.5], [1 / 32, 5 / 32], [-0.25, 0.5], [0.25, -0.5]]
+    assert values[1].T.tolist() == [[0.75, -0.5], [9 / 32, 13 / 32], [10 / 32, 14 / 32], [0.75, 0.5]]
+    assert values[2].T.tolist() == [[16 / 32, 20 / 32], [17 / 32, 21 / 32], [18 / 32, 22 / 32], [-0.75, -0.5]]
+    assert (bits == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [([0, 0, 3, 3, 3, 3], "got 3 at 5"), ([0, 2, 1], "got 1 at 2"), ([2, 2, 2, 2, 3], "got 2 at 3")],
+)
+def test_positions_that_are_no_stacks(positions: list[int], message: str) -> None:
+    expected, entropy = np.zeros((6, 4), np.float32), np.zeros((3, 4), np.float32)
+    with pytest.raises(ValueError, match=f"positions must never fall and come at most 3 times each, {message}"):
+        kernels.decoder_state(
+            np.zeros((len(positions), 2), np.int32), np.array(positions, np.int32), expected, entropy, (4, 2)
+        )
