@@ -9,17 +9,17 @@ from typing import Final, Literal, TypedDict
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.varint import Buffer, read_varint
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, PictureSize, cell_grid, patch_grid
-from tatok_edge.tokens.checks import TAG_BYTES
+from tatok_edge.tokens.checks import MAX_DEPTH, TAG_BYTES
 
 SYNC: Final = 0xA9
 """First byte of every packet."""
-VERSION: Final = 2
-"""Newest version of the packet format that is read. Packets with motion have version 2, all others are written as 1."""
+VERSION: Final = 1
+"""Version of the packet format that is written; the newest that is read."""
 MAX_PACKET: Final = 64 << 20
 """Largest size of a packet in bytes."""
 MIN_PACKET: Final = 12
 """Smallest size of a packet in bytes."""
-MAX_HEADER: Final = 74
+MAX_HEADER: Final = 78
 """Largest size of a header in bytes."""
 CRC_BYTES: Final = 4
 """Size of the CRC at the end of a packet in bytes."""
@@ -28,12 +28,12 @@ DELTA: Final = 0b0001
 """Flag: the packet is a delta packet."""
 HAS_MODEL: Final = 0b0010
 """Flag: the packet carries the tag of the model."""
-GAPS: Final = 0b0100
-"""Flag: positions are coded as gaps."""
-UPDATE_GAPS: Final = 0b1000
-"""Flag of delta packets: the update map is coded as gaps."""
-NETWORK: Final = 0b1000
-"""Flag of key packets (the same bit as ``UPDATE_GAPS``): the kept map is coded by the entropy model."""
+NETWORK: Final = 0b0100
+"""Flag of key packets: the depth map is coded by the entropy model."""
+REFINED: Final = 0b0100
+"""Flag of delta packets (the same bit as ``NETWORK``): some patches are refined."""
+MOTION: Final = 0b1000
+"""Flag of delta packets: there are motion vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,24 +58,24 @@ class PacketInfo(PictureSize):
     """Height of the image in pixels."""
     n_tokens: int
     """Number of patch tokens in the packet."""
-    positions: Literal["bitmap", "gaps", "network"]
-    """How the positions of the tokens are coded."""
+    depth_map: Literal["maps", "network"]
+    """How the depth map is coded: as nested maps, or by the entropy model."""
     model: bytes | None
     """Tag of the model; None where the file around the packet carries it."""
     reference: int | None = None
     """Delta packets: number of the frame whose state is updated."""
     n_updated: int | None = None
     """Delta packets: number of patches that are updated."""
+    n_refined: int | None = None
+    """Delta packets: number of updated patches that are refined."""
     n_updated_cells: int | None = None
     """Delta packets: number of global tokens that change."""
     n_vectors: int | None = None
     """Delta packets: number of motion vectors."""
-    update_map: Literal["bitmap", "gaps"] | None = None
-    """Delta packets: how the positions of the updated patches are coded."""
     follows: int | None = None
     """Delta packets: number of the updated state, from :func:`tatok_edge.format.packet.body_crc`."""
     window: tuple[int, int, int, int] | None = None
-    """Delta packets: first row, first column, rows and columns of the cells whose context the updated patches need."""
+    """Delta packets: first row, first column, rows and columns of the cells whose context the renewed patches need."""
 
     @property
     def body(self) -> slice:
@@ -89,9 +89,9 @@ class DeltaInfo(PacketInfo):
 
     reference: int
     n_updated: int
+    n_refined: int
     n_updated_cells: int
     n_vectors: int
-    update_map: Literal["bitmap", "gaps"]
     follows: int
     window: tuple[int, int, int, int]
 
@@ -226,18 +226,16 @@ def _common(fields: _Fields, version: int, flags: int, size: int) -> _Common:
 
 
 def _key(fields: _Fields, common: _Common, flags: int) -> PacketInfo:
-    if flags & NETWORK and flags & GAPS:
-        raise FormatError("packet is damaged: its flags name two codings of the positions")
-    if common["version"] > 1:
-        raise FormatError("packet is damaged: a key packet has no motion, but its version is 2")
+    if flags & MOTION:
+        raise FormatError("packet is damaged: its flags give motion to a key packet")
     rows, columns = patch_grid(common["width"], common["height"])
-    n_tokens = fields.integer("number of tokens", rows * columns)
+    n_tokens = fields.integer("number of tokens", MAX_DEPTH * rows * columns)
     return PacketInfo(
         **common,
         kind="key",
         header_size=fields.at,
         n_tokens=n_tokens,
-        positions="gaps" if flags & GAPS else "network" if flags & NETWORK else "bitmap",
+        depth_map="network" if flags & NETWORK else "maps",
     )
 
 
@@ -247,11 +245,12 @@ def _delta(fields: _Fields, common: _Common, flags: int) -> DeltaInfo:
     back = fields.integer("distance to the reference frame", common["index"], 1)
     follows = int.from_bytes(fields.take(4), "little")
     n_updated = fields.integer("number of updated patches", rows * columns)
-    n_vectors = fields.integer("number of vectors", hc * wc, 1) if common["version"] > 1 else 0
-    n_updated_cells, n_tokens, window = 0, 0, (0, 0, 0, 0)
-    if n_updated:
+    n_vectors = fields.integer("number of vectors", hc * wc, 1) if flags & MOTION else 0
+    n_refined = fields.integer("number of refined patches", n_updated, 1) if flags & REFINED else 0
+    n_tokens = fields.integer("number of tokens", MAX_DEPTH * n_updated, n_refined) if n_updated else 0
+    n_updated_cells, window = 0, (0, 0, 0, 0)
+    if n_updated > n_refined:
         n_updated_cells = fields.integer("number of updated cells", hc * wc)
-        n_tokens = fields.integer("number of tokens", n_updated)
         top = fields.integer("first row of the window", hc - 1)
         left = fields.integer("first column of the window", wc - 1)
         deep = fields.integer("rows of the window", hc - top, 1)
@@ -262,12 +261,12 @@ def _delta(fields: _Fields, common: _Common, flags: int) -> DeltaInfo:
         kind="delta",
         header_size=fields.at,
         n_tokens=n_tokens,
-        positions="gaps" if flags & GAPS else "bitmap",
+        depth_map="maps",
         reference=common["index"] - back,
         n_updated=n_updated,
+        n_refined=n_refined,
         n_updated_cells=n_updated_cells,
         n_vectors=n_vectors,
-        update_map="gaps" if flags & UPDATE_GAPS else "bitmap",
         follows=follows,
         window=window,
     )

@@ -17,7 +17,7 @@ from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.header import MAX_PACKET, MIN_PACKET, PacketInfo, packet_size, verify
 from tatok_edge.format.protocol import EntropyModel
 from tatok_edge.format.varint import read_varint, varint
-from tatok_edge.tokens.checks import TAG_BYTES
+from tatok_edge.tokens.checks import MAX_DEPTH, TAG_BYTES
 
 MAGIC: Final = b"\x89TTK\r\n\x1a\n"
 """First bytes of every file; as in PNG, they show a transfer that changed line ends or dropped the high bit."""
@@ -50,6 +50,8 @@ class FileHeader:
     """Tag of that model, 8 bytes."""
     levels: tuple[int, ...]
     """FSQ levels of that model."""
+    depth: int
+    """Most tokens of a patch of that model."""
     fps: Fraction | None
     """Frames per second; None where the frames have no rate."""
     metadata: dict[str, Any]
@@ -153,12 +155,15 @@ def header_bytes(model: EntropyModel, name: str, fps: Fraction | float | None, m
         raise InputError(f"metadata must be at most {MAX_METADATA} bytes as JSON, got {len(document)}")
     if not 1 <= len(model.levels) <= _MAX_LEVELS or any(not 2 <= level <= _MAX_LEVEL for level in model.levels):
         raise InputError(f"levels must be 1 to {_MAX_LEVELS} numbers from 2 to {_MAX_LEVEL}, got {model.levels}")
+    if not 1 <= model.depth <= MAX_DEPTH:
+        raise InputError(f"the depth of a model must be from 1 to {MAX_DEPTH}, got {model.depth}")
     if len(model.tag) != TAG_BYTES:
         raise InputError(f"the tag of a model must have {TAG_BYTES} bytes, got {len(model.tag)}")
     rate = _rate(fps)
     payload = bytearray(model.tag)
     payload += varint(len(encoded)) + encoded
     payload += varint(len(model.levels)) + b"".join(varint(level) for level in model.levels)
+    payload += varint(model.depth)
     payload += varint(rate.numerator) + varint(rate.denominator)
     payload += varint(len(document)) + document
     header = _PREFIX.pack(MAGIC, VERSION, len(payload)) + payload
@@ -200,6 +205,7 @@ def _parse_header(payload: bytes) -> FileHeader:
     for _ in range(count):
         level, at = read_varint(payload, at, "level", _MAX_LEVEL, 2)
         levels.append(level)
+    depth, at = read_varint(payload, at, "depth", MAX_DEPTH, 1)
     numerator, at = read_varint(payload, at, "frame rate", _MAX_RATE)
     denominator, at = read_varint(payload, at, "frame rate", _MAX_RATE, 1)
     fps = Fraction(numerator, denominator) if numerator else None
@@ -211,7 +217,7 @@ def _parse_header(payload: bytes) -> FileHeader:
         raise FormatError(f"its metadata is no JSON: {error}") from None
     if not isinstance(metadata, dict):
         raise FormatError(f"its metadata must be a JSON object, got {type(metadata).__name__}")
-    return FileHeader(name, payload[:TAG_BYTES], tuple(levels), fps, metadata)
+    return FileHeader(name, payload[:TAG_BYTES], tuple(levels), depth, fps, metadata)
 
 
 def _text(data: bytes, length: int, name: str) -> str:

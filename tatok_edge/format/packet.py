@@ -18,25 +18,36 @@ from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.header import (
     CRC_BYTES,
     DELTA,
-    GAPS,
     HAS_MODEL,
     MAX_PACKET,
+    MOTION,
     NETWORK,
+    REFINED,
     SYNC,
-    UPDATE_GAPS,
+    VERSION,
     DeltaInfo,
     PacketInfo,
     as_view,
     peek,
     verify,
 )
-from tatok_edge.format.positions import decode_bitmap, decode_map, decode_motion, encode_map, encode_motion, map_of
-from tatok_edge.format.protocol import Codes, EntropyModel, Grid, Places
+from tatok_edge.format.positions import (
+    decode_bitmap,
+    decode_depths,
+    decode_map,
+    decode_motion,
+    encode_depths,
+    encode_map,
+    encode_motion,
+    map_of,
+)
+from tatok_edge.format.protocol import Codes, Depths, EntropyModel, Grid, Places, Stacks
 from tatok_edge.format.varint import Buffer, varint
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
 from tatok_edge.runtime.cpu.kernels import codes_from_ids, ids_from_codes
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
+from tatok_edge.tokens.held import HeldTokens, check_depth
 
 
 def pack(frame: TokenFrame, model: EntropyModel, *, embed_model: bool = True) -> bytes:
@@ -49,72 +60,69 @@ def pack(frame: TokenFrame, model: EntropyModel, *, embed_model: bool = True) ->
             has the tag from elsewhere, as in a ``.ttk`` file.
 
     Raises:
-        InputError: The frame is of another model, or holds ids that the model does not know.
+        InputError: The frame is of another model, has more tokens in a patch than the model allows, or holds ids that
+            the model does not know.
     """
     _check_frame(frame, TokenFrame, model)
+    depths = frame.depth_map()
+    check_depth(depths, model.depth)
     cells = frame.cell_grid
     encoder = RangeEncoder()
     try:
         global_codes = codes_from_ids(frame.global_ids, model.levels)
         model.encode_globals(encoder, global_codes, _all_cells(cells), cells)
-        encoder, flag = _encode_positions(encoder, frame, model, global_codes)
-        codes = codes_from_ids(frame.ids, model.levels)
-        model.encode_patches(encoder, codes, frame.positions, global_codes, frame.grid)
+        encoder, flag = _encode_shortest(encoder, depths, model, global_codes)
+        model.encode_patches(encoder, Stacks(codes_from_ids(frame.ids, model.levels), depths), global_codes)
     except ValueError as error:
         raise InputError(f"frame does not fit model {model.tag.hex()}: {error}") from None
     return _assemble(frame, varint(frame.n_tokens), encoder.finish(), flag, embed_model)
 
 
-def pack_delta(
-    delta: DeltaFrame, model: EntropyModel, global_ids: NDArray[np.int32], *, embed_model: bool = True
-) -> bytes:
+def pack_delta(delta: DeltaFrame, model: EntropyModel, held: HeldTokens, *, embed_model: bool = True) -> bytes:
     """A delta as a delta packet.
 
     Args:
         delta: The delta to pack; made by ``model``.
         model: Entropy model of the bundle.
-        global_ids: Ids of the global tokens of all cells once ``delta`` is applied, int32 ``(G,)``.
+        held: The tokens that the stream holds ahead of ``delta``.
         embed_model: Whether the packet carries the tag of the model (8 bytes). Leave it out only where the reader
             has the tag from elsewhere, as in a ``.ttk`` file.
 
     Raises:
         InputError: The delta is of another model, holds ids that the model does not know, or does not go with
-            ``global_ids``.
+            ``held``.
     """
     _check_frame(delta, DeltaFrame, model)
+    _check_held(held, model)
+    after = held.updated(delta)
     cells = delta.cell_grid
-    _check_globals(global_ids)
-    if global_ids.size != cells[0] * cells[1]:
-        raise InputError(
-            f"global_ids must be {cells[0]} x {cells[1]} = {cells[0] * cells[1]} for a {delta.width}x{delta.height} "
-            f"image, got {global_ids.size}"
-        )
-    if not np.array_equal(global_ids[delta.cells], delta.global_ids):
-        raise InputError(
-            "global_ids must agree with the delta in its cells; pass the ids of all cells once the delta is applied"
-        )
-    head = varint(delta.index - delta.reference) + delta.follows.to_bytes(4, "little") + varint(delta.n_updated)
     encoder = RangeEncoder()
     if delta.n_vectors:
-        head += varint(delta.n_vectors)
         encode_motion(encoder, delta.turns, delta.vectors, cells)
-    if not delta.n_updated:
-        return _assemble(delta, head, encoder.finish() if delta.n_vectors else b"", DELTA, embed_model)
-    try:
-        global_codes = codes_from_ids(global_ids, model.levels)
-        update_map = delta.update_map()
-        update_gaps = encode_map(encoder, delta.updated, update_map.view(np.uint8))
-        encoder.bitmap(map_of(delta.cells, cells))
-        model.encode_globals(encoder, global_codes[delta.cells], delta.cells, cells)
-        ranks = np.searchsorted(delta.updated, delta.positions).astype(np.int32)
-        gaps = encode_map(encoder, ranks, delta.keep_map().view(np.uint8), update_map.view(np.uint8))
-        codes = codes_from_ids(delta.ids, model.levels)
-        model.encode_patches(encoder, codes, delta.positions, global_codes, delta.grid)
-    except ValueError as error:
-        raise InputError(f"delta does not fit model {model.tag.hex()}: {error}") from None
-    flags = DELTA | (UPDATE_GAPS if update_gaps else 0) | (GAPS if gaps else 0)
-    head += varint(delta.n_updated_cells) + varint(delta.n_tokens) + b"".join(map(varint, delta.window))
-    return _assemble(delta, head, encoder.finish(), flags, embed_model)
+    if delta.n_updated:
+        try:
+            global_codes = codes_from_ids(after.global_ids, model.levels)
+            update_map = delta.update_map()
+            encode_map(encoder, delta.updated, update_map.view(np.uint8))
+            encoder.bitmap(map_of(delta.cells, cells))
+            model.encode_globals(encoder, global_codes[delta.cells], delta.cells, cells)
+            refinable = _refinable(delta.updated, held)
+            encode_map(
+                encoder,
+                np.searchsorted(refinable, delta.refined).astype(np.int32),
+                map_of(delta.refined, delta.grid),
+                map_of(refinable, delta.grid),
+            )
+            sent = np.bincount(delta.positions, minlength=delta.n_patches).astype(np.int32).reshape(delta.grid)
+            encode_depths(encoder, sent, *_bounds(delta.updated, delta.refined, held, delta.grid), model.depth)
+            before = _stacks(held, model.levels, delta.grid)
+            stacks = _stacks(after, model.levels, delta.grid)
+            given = _given(stacks.depths, sent)
+            model.encode_patches(encoder, stacks, global_codes, given, before)
+        except ValueError as error:
+            raise InputError(f"delta does not fit model {model.tag.hex()}: {error}") from None
+    flags = DELTA | (MOTION if delta.n_vectors else 0) | (REFINED if delta.refined.size else 0)
+    return _assemble(delta, _counts(delta), encoder.finish(), flags, embed_model)
 
 
 def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
@@ -137,17 +145,19 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
     _check_tag(info, model)
     decoder = RangeDecoder(view[info.body])
     with _refusing_damage(info):
+        _check_count(info, info.n_patches, model)
         global_codes = model.decode_globals(decoder, _all_cells(info.cell_grid), info.cell_grid)
-        if info.positions == "network":
-            keep = model.decode_keep_map(decoder, info.n_tokens, global_codes, info.grid)
-            positions = np.flatnonzero(keep).astype(np.int32)
+        if info.depth_map == "network":
+            depths = model.decode_depths(decoder, info.n_tokens, global_codes, info.grid)
         else:
-            positions = decode_map(decoder, info.positions, info.n_tokens, info.grid)
-        codes = model.decode_patches(decoder, positions, global_codes, info.grid)
+            none = np.zeros(info.grid, np.int32)
+            depths = decode_depths(decoder, info.n_tokens, none, none + np.int32(model.depth), model.depth)
+        codes = np.zeros((info.n_tokens, len(model.levels)), np.int32)
+        model.decode_patches(decoder, Stacks(codes, depths), global_codes)
         decoder.finish()
         return TokenFrame(
             ids=ids_from_codes(codes, model.levels),
-            positions=positions,
+            positions=_positions(depths),
             global_ids=ids_from_codes(global_codes, model.levels),
             width=info.width,
             height=info.height,
@@ -157,43 +167,47 @@ def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
         )
 
 
-def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32]) -> DeltaFrame:
+def unpack_delta(data: Buffer, model: EntropyModel, held: HeldTokens) -> DeltaFrame:
     """The delta in a delta packet.
 
     Args:
         data: Exactly one packet; :func:`packet_size` says where it ends.
         model: Entropy model of the bundle that made it.
-        global_ids: Ids of the global tokens of all cells of the frame that the packet updates, int32 ``(G,)``. The
-            caller makes sure that this is frame ``peek(data).reference``.
+        held: The tokens that the stream holds ahead of the delta. The caller makes sure that they are those of frame
+            ``peek(data).reference``.
 
     Raises:
-        FormatError: The packet is cut off, damaged, too new, of another model, of another image size than
-            ``global_ids``, or a key packet.
-        InputError: ``global_ids`` is no int32 array, or holds ids that the model does not know.
+        FormatError: The packet is cut off, damaged, too new, of another model, of another image size than ``held``,
+            or a key packet.
+        InputError: ``held`` is of another model.
     """
     view = as_view(data)
     info = _verified_delta(view, model)
-    _check_globals(global_ids)
-    if global_ids.size != info.n_cells:
+    _check_held(held, model)
+    if held.global_ids.size != info.n_cells or held.depths.size != info.n_patches:
         raise FormatError(
             f"packet of frame {info.index} is of a {info.width}x{info.height} image with {info.n_cells} global "
-            f"tokens, the frame to update has {global_ids.size}; a stream changes size at a key packet"
+            f"tokens, the frame to update has {held.global_ids.size}; a stream changes size at a key packet"
         )
     try:
-        global_codes = codes_from_ids(global_ids, model.levels)
+        global_codes = codes_from_ids(held.global_ids, model.levels)
+        before = _stacks(held, model.levels, info.grid)
     except ValueError as error:
-        raise InputError(f"global_ids does not fit model {model.tag.hex()}: {error}") from None
+        raise InputError(f"held does not fit model {model.tag.hex()}: {error}") from None
     decoder = RangeDecoder(view[info.body])
     with _refusing_damage(info):
+        _check_count(info, info.n_updated, model)
         update = _decode_update(decoder, info, model)
         global_codes[update.cells] = update.codes
-        positions = decode_map(decoder, info.positions, info.n_tokens, info.grid, update.patches)
-        codes = model.decode_patches(decoder, positions, global_codes, info.grid)
+        refined, sent = _decode_sent(decoder, info, update.patches, held)
+        stacks = _after(before, update.patches, refined, sent)
+        given = _given(stacks.depths, sent)
+        model.decode_patches(decoder, stacks, global_codes, given, before)
         decoder.finish()
         return DeltaFrame(
             updated=update.patches,
-            positions=positions,
-            ids=ids_from_codes(codes, model.levels),
+            positions=_positions(sent),
+            ids=ids_from_codes(stacks.codes[given == 0], model.levels),
             cells=update.cells,
             global_ids=ids_from_codes(update.codes, model.levels),
             width=info.width,
@@ -204,6 +218,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, global_ids: NDArray[np.int32
             follows=info.follows,
             window=info.window,
             timestamp_us=info.timestamp_us,
+            refined=refined,
             turns=update.turns,
             vectors=update.vectors,
         )
@@ -283,14 +298,21 @@ def _verified_delta(view: memoryview, model: EntropyModel) -> DeltaInfo:
     return info
 
 
-def _check_globals(global_ids: object) -> None:
-    if not isinstance(global_ids, np.ndarray) or global_ids.dtype != np.int32 or global_ids.ndim != 1:
-        got = (
-            f"{global_ids.dtype} {global_ids.shape}"
-            if isinstance(global_ids, np.ndarray)
-            else type(global_ids).__name__
+def _check_held(held: object, model: EntropyModel) -> None:
+    if not isinstance(held, HeldTokens):
+        raise InputError(f"held must be the HeldTokens of the stream ahead of the delta, got {type(held).__name__}")
+    if held.depth != model.depth:
+        raise InputError(
+            f"held must have up to {model.depth} tokens per patch, as model {model.tag.hex()}, got {held.depth}"
         )
-        raise InputError(f"global_ids must be an int32 numpy array of one dimension, got {got}")
+
+
+def _check_count(info: PacketInfo, patches: int, model: EntropyModel) -> None:
+    if info.n_tokens > patches * model.depth:
+        raise ValueError(
+            f"number of tokens must be from 0 to {patches * model.depth}, {model.depth} for each of {patches} patches, "
+            f"got {info.n_tokens}"
+        )
 
 
 def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags: int, embed_model: bool) -> bytes:
@@ -305,8 +327,7 @@ def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags:
         rest += frame.model
     rest += counts
     rest += body
-    version = 2 if isinstance(frame, DeltaFrame) and frame.n_vectors else 1
-    packet = bytearray((SYNC, version << 4 | flags))
+    packet = bytearray((SYNC, VERSION << 4 | flags))
     packet += varint(len(rest) + CRC_BYTES)
     packet += rest
     packet += zlib.crc32(packet).to_bytes(CRC_BYTES, "little")
@@ -315,18 +336,32 @@ def _assemble(frame: TokenFrame | DeltaFrame, counts: bytes, body: bytes, flags:
     return bytes(packet)
 
 
-def _encode_positions(
-    encoder: RangeEncoder, frame: TokenFrame, model: EntropyModel, global_codes: NDArray[np.int32]
+def _counts(delta: DeltaFrame) -> bytes:
+    """The fields of the header of a delta packet after the model."""
+    head = varint(delta.index - delta.reference) + delta.follows.to_bytes(4, "little") + varint(delta.n_updated)
+    if delta.n_vectors:
+        head += varint(delta.n_vectors)
+    if delta.refined.size:
+        head += varint(delta.refined.size)
+    if delta.n_updated:
+        head += varint(delta.n_tokens)
+    if delta.n_updated > delta.refined.size:
+        head += varint(delta.n_updated_cells) + b"".join(map(varint, delta.window))
+    return head
+
+
+def _encode_shortest(
+    encoder: RangeEncoder, depths: Depths, model: EntropyModel, global_codes: Codes
 ) -> tuple[RangeEncoder, int]:
-    """Code the kept map of a key packet in the shortest way; returns the coder to continue with, and the flag."""
-    keep = frame.keep_map().view(np.uint8)
+    """Code the depth map of a key packet in the shortest way; returns the coder to continue with, and the flag."""
     by_model = encoder.copy()
-    flag = GAPS if encode_map(encoder, frame.positions, keep) else 0
-    if 0 < frame.n_tokens < frame.n_patches:
-        model.encode_keep_map(by_model, keep, global_codes)
+    none = np.zeros_like(depths)
+    encode_depths(encoder, depths, none, none + np.int32(model.depth), model.depth)
+    if 0 < depths.sum() < depths.size * model.depth:
+        model.encode_depths(by_model, depths, global_codes)
         if len(by_model) < len(encoder):
             return by_model, NETWORK
-    return encoder, flag
+    return encoder, 0
 
 
 class _Update(NamedTuple):
@@ -346,6 +381,60 @@ class _Update(NamedTuple):
 
 def _decode_update(decoder: RangeDecoder, info: DeltaInfo, model: EntropyModel) -> _Update:
     turns, vectors = decode_motion(decoder, info.n_vectors, info.cell_grid)
-    patches = decode_map(decoder, info.update_map, info.n_updated, info.grid)
+    patches = decode_map(decoder, info.n_updated, info.grid)
     cells = decode_bitmap(decoder, info.n_updated_cells, info.cell_grid)
     return _Update(turns, vectors, patches, cells, model.decode_globals(decoder, cells, info.cell_grid))
+
+
+def _decode_sent(decoder: RangeDecoder, info: DeltaInfo, updated: Places, held: HeldTokens) -> tuple[Places, Depths]:
+    """Refined patches ``(R,)``, and how many tokens of each patch are in a delta packet."""
+    refinable = _refinable(updated, held)
+    if info.n_refined > refinable.size:
+        raise ValueError(f"{refinable.size} of its patches can be refined, its header says {info.n_refined}")
+    refined = decode_map(decoder, info.n_refined, info.grid, refinable)
+    bounds = _bounds(updated, refined, held, info.grid)
+    return refined, decode_depths(decoder, info.n_tokens, *bounds, held.depth)
+
+
+def _refinable(updated: Places, held: HeldTokens) -> Places:
+    """Updated patches that can be refined: they have a token, and not as many as the model allows."""
+    depths = held.depths[updated]
+    return updated[(depths > 0) & (depths < held.depth)]
+
+
+def _bounds(updated: Places, refined: Places, held: HeldTokens, grid: Grid) -> tuple[Depths, Depths]:
+    """Fewest and most tokens of each patch in a delta packet."""
+    least, most = np.zeros(grid, np.int32), np.zeros(grid, np.int32)
+    least.ravel()[refined] = 1
+    most.ravel()[updated] = held.depth
+    most.ravel()[refined] -= held.depths[refined]
+    return least, most
+
+
+def _stacks(held: HeldTokens, levels: tuple[int, ...], grid: Grid) -> Stacks:
+    """Held tokens as stacks of codes."""
+    there = np.arange(held.depth, dtype=np.int32) < held.depths[:, None]
+    return Stacks(codes_from_ids(held.ids[there], levels), held.depths.reshape(grid))
+
+
+def _after(before: Stacks, updated: Places, refined: Places, sent: Depths) -> Stacks:
+    """The stacks after a delta; the codes of the tokens in it are 0."""
+    stays = before.depths.copy()
+    renewed = np.setdiff1d(updated, refined, assume_unique=True)
+    stays.ravel()[renewed] = 0
+    depths = stays + sent
+    codes = np.zeros((int(depths.sum()), before.codes.shape[1]), np.int32)
+    codes[_given(depths, sent) == 1] = before.codes[np.repeat(stays.ravel() > 0, before.depths.ravel())]
+    return Stacks(codes, depths)
+
+
+def _given(depths: Depths, sent: Depths) -> NDArray[np.uint8]:
+    """1 for each token of stacks that a delta packet does not hold, uint8 ``(T,)``: it holds the last ones."""
+    counts, new = depths.ravel(), sent.ravel()
+    left = np.repeat(np.cumsum(counts), counts) - np.arange(int(counts.sum()))
+    return (left > np.repeat(new, counts)).view(np.uint8)
+
+
+def _positions(depths: Depths) -> Places:
+    """Patch of each token, int32 ``(T,)``, from the number of tokens of each patch."""
+    return np.repeat(np.arange(depths.size, dtype=np.int32), depths.ravel())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,18 @@ Places = NDArray[np.int32]
 """Raster indices in a grid, int32 ``(T,)``, strictly increasing."""
 Mask = NDArray[np.uint8]
 """Zeros and ones, uint8 ``(rows, columns)``."""
+Depths = NDArray[np.int32]
+"""Depth map: tokens of each patch, int32 ``(rows, columns)``."""
 Grid = tuple[int, int]
 """Rows and columns."""
+
+
+class Stacks(NamedTuple):
+    """The tokens of all patches."""
+
+    codes: Codes
+    """Stack by stack in raster order, int32 ``(T, D)``."""
+    depths: Depths
 
 
 class EntropyModel(Protocol):
@@ -32,6 +42,11 @@ class EntropyModel(Protocol):
         ...
 
     @property
+    def depth(self) -> int:
+        """Most tokens of a patch, K."""
+        ...
+
+    @property
     def tag(self) -> bytes:
         """Tag of the bundle, 8 bytes."""
         ...
@@ -44,28 +59,40 @@ class EntropyModel(Protocol):
         """Read the codes of the global tokens of ``cells``."""
         ...
 
-    def encode_keep_map(self, encoder: RangeEncoder, keep: Mask, global_codes: Codes) -> None:
-        """Append the kept map of all patches, given the codes of all cells."""
+    def encode_depths(self, encoder: RangeEncoder, depths: Depths, global_codes: Codes) -> None:
+        """Append the depth map of all patches, given the codes of all cells."""
         ...
 
-    def decode_keep_map(self, decoder: RangeDecoder, kept: int, global_codes: Codes, grid: Grid) -> Mask:
-        """Read a kept map with ``kept`` ones; ``grid`` is that of the patches."""
+    def decode_depths(self, decoder: RangeDecoder, tokens: int, global_codes: Codes, grid: Grid) -> Depths:
+        """Read a depth map with so many tokens; ``grid`` is that of the patches."""
         ...
 
     def encode_patches(
-        self, encoder: RangeEncoder, codes: Codes, positions: Places, global_codes: Codes, grid: Grid
+        self,
+        encoder: RangeEncoder,
+        stacks: Stacks,
+        global_codes: Codes,
+        given: NDArray[np.uint8] | None = None,
+        held: Stacks | None = None,
     ) -> None:
-        """Append the codes of all patch tokens of a packet.
+        """Append the codes of patch tokens: all first tokens in raster order, then all second tokens, and so on.
 
         Args:
             encoder: The coder to append to.
-            codes: Codes of the patch tokens, int32 ``(T, D)``.
-            positions: Patches of the tokens in ``grid``, int32 ``(T,)``.
+            stacks: The tokens of the frame.
             global_codes: Codes of all cells, int32 ``(G, D)``.
-            grid: Rows and columns of patches.
+            given: 1 where a token is known to both sides and not coded, uint8 ``(T,)``.
+            held: The tokens of the frame before.
         """
         ...
 
-    def decode_patches(self, decoder: RangeDecoder, positions: Places, global_codes: Codes, grid: Grid) -> Codes:
-        """Read the codes of the patch tokens at ``positions``."""
+    def decode_patches(
+        self,
+        decoder: RangeDecoder,
+        stacks: Stacks,
+        global_codes: Codes,
+        given: NDArray[np.uint8] | None = None,
+        held: Stacks | None = None,
+    ) -> None:
+        """Read the codes of patch tokens into ``stacks.codes``; those that are ``given`` are there already."""
         ...

@@ -69,6 +69,8 @@ class Reader(Closing):
         """Tag of that model, 8 bytes."""
         self.levels: Final = header.levels
         """FSQ levels of that model."""
+        self.depth: Final = header.depth
+        """Most tokens of a patch of that model."""
         self.fps: Final = header.fps
         """Frames per second; None where the frames have no rate."""
         self.metadata: Final = header.metadata

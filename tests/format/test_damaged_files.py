@@ -128,9 +128,9 @@ def file_header(payload: bytes, version: int = 1, length: int | None = None) -> 
 
 
 def header_payload(
-    name: bytes = b"m", levels: bytes = b"\x01\x08", rate: bytes = b"\0\x01", meta: bytes = b"{}"
+    name: bytes = b"m", levels: bytes = b"\x01\x08", depth: int = 1, rate: bytes = b"\0\x01", meta: bytes = b"{}"
 ) -> bytes:
-    return TAG + varint(len(name)) + name + levels + rate + varint(len(meta)) + meta
+    return TAG + varint(len(name)) + name + levels + varint(depth) + rate + varint(len(meta)) + meta
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,8 @@ def header_payload(
         (file_header(header_payload(name=b"a\x1b[31m")), "the model name holds control characters"),
         (file_header(header_payload(levels=b"\0")), "number of levels must be from 1 to 16, got 0"),
         (file_header(header_payload(levels=b"\x01\x01")), "level must be from 2 to 4096, got 1"),
+        (file_header(header_payload(depth=0)), "depth must be from 1 to 8, got 0"),
+        (file_header(header_payload(depth=9)), "depth must be from 1 to 8, got 9"),
         (file_header(header_payload(rate=b"\x05\x00")), "frame rate must be from 1 to 4294967295, got 0"),
         (file_header(header_payload(meta=b"[]")), "its metadata must be a JSON object, got list"),
         (file_header(header_payload(meta=b"{nope")), "its metadata is no JSON"),

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from helpers.example_frames import (
     TAG,
     StaticModel,
     golden_frames,
-    int32,
     make_delta,
     make_frame,
 )
@@ -35,14 +33,16 @@ from tatok_edge.format.header import peek
 from tatok_edge.format.packet import pack, pack_delta, unpack, unpack_delta
 from tatok_edge.format.reader import Reader
 from tatok_edge.format.writer import Writer
+from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
+from tatok_edge.tokens.held import HeldTokens
 
 
 def test_a_file_gives_back_its_frames(clip: Path, frames: list[TokenFrame]) -> None:
     with Reader(clip, MODEL) as reader:
         assert len(reader) == 12
         assert list(reader) == frames
-        assert (reader.name, reader.tag, reader.levels, reader.fps) == ("static", TAG, LEVELS, 30)
+        assert (reader.name, reader.tag, reader.levels, reader.depth, reader.fps) == ("static", TAG, LEVELS, 2, 30)
         assert reader.metadata == {"camera": 2}
         assert reader.complete
         assert reader.damage is None
@@ -87,36 +87,35 @@ def test_frames_of_any_size_and_an_empty_file(tmp_path: Path) -> None:
         assert reader.complete
 
 
-def read_stream(reader: Reader, number: int) -> tuple[dict[int, int], list[int]]:
-    """Tokens by position and global ids of all cells after packet ``number``, from the key packet ahead of it on."""
-    tokens: dict[int, int] = {}
-    global_ids = int32([])
+def read_stream(reader: Reader, number: int) -> HeldTokens:
+    """The tokens after packet ``number``, from the key packet ahead of it on."""
+    held: HeldTokens | None = None
     for packet in reader.packets(reader.keyframe_before(number), number + 1):
         if peek(packet).kind == "key":
-            frame: Any = unpack(packet, MODEL)
-            tokens, global_ids = {}, frame.global_ids.copy()
+            held = HeldTokens.of_frame(unpack(packet, MODEL), 2)
         else:
-            frame = unpack_delta(packet, MODEL, global_ids)
-            global_ids[frame.cells] = frame.global_ids
-            tokens = {position: token for position, token in tokens.items() if position not in set(frame.updated)}
-        tokens.update(zip(frame.positions.tolist(), frame.ids.tolist(), strict=True))
-    return tokens, global_ids.tolist()
+            assert held is not None
+            held = held.updated(unpack_delta(packet, MODEL, held))
+    assert held is not None
+    return held
 
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Path:
     """Twelve packets of a stream; 0, 5 and 6 are key packets."""
     path = tmp_path / "stream.ttk"
-    state = make_frame(100, 70, 60)
+    state: TokenFrame | DeltaFrame = make_frame(100, 70, 60)
+    held = HeldTokens.of_frame(make_frame(100, 70, 60), 2)
     with Writer(path, MODEL, name="static", fps=25) as writer:
         for number in range(12):
             if number in (0, 5, 6):
                 state = make_frame(100, 70, 60, number, index=number)
+                held = HeldTokens.of_frame(state, 2)
                 writer.write(state)
             else:
-                delta, after = make_delta(state, 10 * number, 5 * number, number, number)
-                writer.write_packet(pack_delta(delta, MODEL, after, embed_model=number % 2 == 0))
-                state = replace(state, global_ids=after, index=number)
+                state = make_delta(held, state, 10 * number, 5 * number, number, number, refined=0.5)
+                writer.write_packet(pack_delta(state, MODEL, held, embed_model=number % 2 == 0))
+                held = held.updated(state)
     return path
 
 
@@ -129,13 +128,12 @@ def test_a_stream_is_decoded_from_the_key_packet_ahead_of_any_frame(stream: Path
         assert packets == [reader.packet(number) for number in range(12)]
         assert list(reader.packets(3, 5)) == packets[3:5]
         assert [peek(packet).kind for packet in reader.packets(4, 7)] == ["delta", "key", "key"]
-        whole: dict[int, int] = {}
         for number in range(12):
-            tokens, global_ids = read_stream(reader, number)
+            held = read_stream(reader, number)
             if reader.is_key(number):
-                frame = reader[number]
-                whole = dict(zip(frame.positions.tolist(), frame.ids.tolist(), strict=True))
-                assert (tokens, global_ids) == (whole, frame.global_ids.tolist())
+                whole = HeldTokens.of_frame(reader[number], 2)
+                assert np.array_equal(held.ids, whole.ids)
+                assert np.array_equal(held.global_ids, whole.global_ids)
             else:
                 assert reader.info(number).reference == number - 1
                 with pytest.raises(FormatError, match=rf"frame {number} at byte .* needs a stream decoder"):
@@ -171,9 +169,11 @@ def test_a_damaged_stream_is_told_and_its_other_packets_are_given(stream: Path) 
 
 def test_a_stream_without_its_key_packet_is_told(tmp_path: Path) -> None:
     path = tmp_path / "tail.ttk"
-    delta, after = make_delta(make_frame(100, 70, 60, index=40), 5, 5, 1)
+    key = make_frame(100, 70, 60, index=40)
+    held = HeldTokens.of_frame(key, 2)
     with Writer(path, MODEL, name="static") as writer:
-        writer.write_packet(pack_delta(delta, MODEL, after))
+        delta = make_delta(held, key, 5, 5, 1)
+        writer.write_packet(pack_delta(delta, MODEL, held))
         with pytest.raises(InputError, match="must be a TokenFrame, got DeltaFrame"):
             writer.write(delta)  # type: ignore[arg-type]
     with Reader(path, MODEL) as reader:
@@ -187,7 +187,7 @@ def test_packets_are_copied_without_a_model_in_between(clip: Path, tmp_path: Pat
         for number in (3, 4):
             writer.write_packet(reader.packet(number))
         writer.write_packet(pack(frames[5], MODEL))
-        writer.write_packet(make_delta_packet(3, 40, 2, 12, body=b"body"))
+        writer.write_packet(make_delta_packet(3, 40, 12, 2, body=b"body"))
         with pytest.raises(FormatError, match="packet was made by model"):
             writer.write_packet(pack(make_frame(64, 64, 3, tag=OTHER_TAG), StaticModel(OTHER_TAG)))
         with pytest.raises(FormatError, match="cut off"):

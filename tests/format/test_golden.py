@@ -10,7 +10,6 @@ from pathlib import Path
 from helpers import coder_reference as plain
 from helpers.example_frames import (
     GOLDEN,
-    LEVELS,
     TAG,
     UniformModel,
     example_delta,
@@ -24,12 +23,14 @@ from helpers.packets import (
     PAGE,
     as_dict,
     delta_as_dict,
+    held_as_plain,
+    models_of,
 )
 
 from tatok_edge.errors import FormatError, TaTokError
-from tatok_edge.format.header import peek
 from tatok_edge.format.packet import pack, pack_delta, unpack_delta
 from tatok_edge.format.reader import Reader
+from tatok_edge.tokens.held import HeldTokens
 
 
 def test_golden_files_are_written_and_read_as_ever(tmp_path: Path) -> None:
@@ -42,34 +43,22 @@ def test_golden_files_are_written_and_read_as_ever(tmp_path: Path) -> None:
         assert list(reader) == golden_frames()
         assert reader.metadata == {"camera": "Tür 2", "gain": 1.5}
         assert reader.fps == Fraction(30000, 1001)
-        assert [reader.info(i).positions for i in range(4)] == ["bitmap", "gaps", "bitmap", "bitmap"]
+        assert reader.depth == 2
     with Reader(GOLDEN / "example.ttk", UniformModel()) as reader:
         assert list(reader) == [example_frame()]
 
 
 def test_the_golden_stream_is_read_as_ever_and_equals_the_reference() -> None:
     key, deltas = golden_stream()
-    state, codings = key.global_ids, []
     with Reader(GOLDEN / "stream.ttk", MODEL) as reader:
         assert len(reader) == 1 + len(deltas)
         assert reader[0] == key
-        for packet, (delta, after) in zip(reader.packets(1), deltas, strict=True):
-            assert unpack_delta(packet, MODEL, state) == delta
-            info = peek(packet)
-            codings.append((info.update_map, info.positions))
-            expected, _ = plain.pack_delta(
-                delta_as_dict(delta),
-                after.tolist(),
-                LEVELS,
-                MODEL.global_rows,
-                MODEL.patch_rows,
-                tag=None,
-                update_gaps=info.update_map == "gaps",
-                gaps=info.positions == "gaps",
-            )
+        for packet, (delta, held) in zip(reader.packets(1), deltas, strict=True):
+            assert unpack_delta(packet, MODEL, held) == delta
+            plain_held = held_as_plain(held)
+            expected, _ = plain.pack_delta(delta_as_dict(delta), plain_held, models_of(MODEL), tag=None, gaps=None)
             assert packet == expected
-            state = after
-    assert codings[:3] == [("bitmap", "bitmap"), ("bitmap", "gaps"), ("gaps", "bitmap")]
+            assert plain.unpack_delta(packet, plain_held, models_of(MODEL)) == delta_as_dict(delta)
 
 
 def page_block(kind: str) -> str:
@@ -85,35 +74,19 @@ def page_bytes(kind: str) -> bytes:
 
 def test_the_worked_example_of_the_page_is_what_the_code_writes() -> None:
     assert page_bytes("hex packet") == pack(example_frame(), UniformModel())
-    delta, after = example_delta()
-    assert page_bytes("hex delta") == pack_delta(delta, UniformModel(), after, embed_model=False)
-    assert unpack_delta(page_bytes("hex delta"), UniformModel(), example_frame().global_ids) == delta
+    held = HeldTokens.of_frame(example_frame(), 2)
+    assert page_bytes("hex delta") == pack_delta(example_delta(), UniformModel(), held, embed_model=False)
+    assert unpack_delta(page_bytes("hex delta"), UniformModel(), held) == example_delta()
     assert page_bytes("hex file") == (GOLDEN / "example.ttk").read_bytes()
 
 
 def test_the_steps_of_the_page_are_those_of_the_reference() -> None:
-    model = UniformModel()
-    packet, coder = plain.pack(
-        as_dict(example_frame()),
-        LEVELS,
-        lambda cells: model.rows(cells[0] * cells[1]),
-        lambda codes, cells, positions, kept: model.rows(len(positions)),
-        tag=TAG,
-        gaps=False,
-    )
+    models = models_of(UniformModel())
+    packet, coder = plain.pack(as_dict(example_frame()), models, tag=TAG, gaps=None)
     assert packet == page_bytes("hex packet")
     check_steps(page_block("steps"), coder)
-    delta, after = example_delta()
-    packet, coder = plain.pack_delta(
-        delta_as_dict(delta),
-        after.tolist(),
-        LEVELS,
-        lambda cells: model.rows(cells[0] * cells[1]),
-        lambda codes, cells, positions, kept: model.rows(len(positions)),
-        tag=None,
-        update_gaps=False,
-        gaps=False,
-    )
+    held = held_as_plain(HeldTokens.of_frame(example_frame(), 2))
+    packet, coder = plain.pack_delta(delta_as_dict(example_delta()), held, models, tag=None, gaps=None)
     assert packet == page_bytes("hex delta")
     check_steps(page_block("delta steps"), coder)
 
