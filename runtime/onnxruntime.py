@@ -39,7 +39,7 @@ class OnnxSession(Session):
         for name, data in graphs.items():
             # Token counts and windows change from call to call, and a memory pattern is planned anew for every shape:
             # in streams the context took 1.5 times as long with it. The other graphs see frames of one size.
-            options.enable_mem_pattern = name not in ("context", "patch_encoder")
+            options.enable_mem_pattern = name not in ("cell_context", "context", "patch_encoder")
             try:
                 session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             except Exception as error:

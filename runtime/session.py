@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tatok_edge.runtime.tensorrt.choice import EngineSet
 
 
-GraphName = Literal["global_encoder", "context", "patch_encoder", "decoder", "refiner"]
+GraphName = Literal["global_encoder", "cell_context", "context", "patch_encoder", "decoder", "refiner"]
 Tensors = dict[str, "NDArray[np.float32] | NDArray[np.int32]"]
 
 
@@ -30,7 +30,7 @@ class Backend:
     device: str
     """``"cpu"``, or the name of the GPU."""
     precision: str
-    """``"fp32"``, ``"fp16"`` (TensorRT), or ``"int8"``: the decoder in int8, all else in fp32."""
+    """``"fp32"``, ``"fp16"`` (TensorRT), or ``"int8"``: the graphs that the bundle has in int8, all else in fp32."""
     threads: int
     """Threads of the host that one graph uses: 1 on a GPU."""
     reason: str
@@ -68,7 +68,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenFilter:
-    """Limits of Dynamic Token Filtering, as ``kernels.dtf`` takes them."""
+    """Limits of Dynamic Token Filtering, as ``kernels.dtf`` takes them; they count tokens of all depths."""
 
     tau: float
     min_tokens: int
@@ -84,8 +84,12 @@ class EncodeRequest:
     """One for each frame."""
     levels: Sequence[int]
     """FSQ levels of each code dimension."""
+    depth: int
+    """Most tokens of a patch that may be kept, at most K of the model."""
+    basis: NDArray[np.int16]
+    """Directions of the scores, ``(K, D, 192)``, as ``kernels.patch_scores`` takes them."""
     score: str
-    """What ranks the patches: ``"residual"``, ``"entropy"`` or ``"information"``."""
+    """What ranks the tokens: ``"residual"``, ``"visual"``, ``"entropy"`` or ``"information"``."""
     with_scores: bool
     """Whether the scores are returned."""
     bgr: bool
@@ -94,16 +98,16 @@ class EncodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """Tokens of a frame with ``N`` patches, as codes with ``D`` dimensions."""
+    """Tokens of a frame with ``N`` patches in stacks of up to ``K``, as codes with ``D`` dimensions."""
 
     global_codes: NDArray[np.int32]
     """Codes of the cells, ``(D, hc, wc)``."""
     positions: NDArray[np.int32]
-    """Kept patches, ``(T,)``, ascending."""
+    """Patch of each token, ``(T,)``, never falling: a patch comes as often as it has tokens."""
     codes: NDArray[np.int32]
-    """Codes of the kept patches, ``(T, D)``."""
+    """Codes of the tokens, ``(T, D)``."""
     scores: NDArray[np.float32] | None
-    """Score of each patch, ``(N,)``, where the request asks for it."""
+    """Scores of all tokens that the request allows, ``(N, depth)``, where the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,9 @@ class DecodeRequest:
     global_codes: NDArray[np.int32]
     """Codes of the cells, ``(D, hc, wc)``."""
     positions: NDArray[np.int32]
-    """Kept patches, ``(T,)``, ascending."""
+    """Patch of each token, ``(T,)``, never falling."""
     codes: NDArray[np.int32]
-    """Codes of the kept patches, ``(T, D)``."""
+    """Codes of the tokens, ``(T, D)``."""
     levels: Sequence[int]
     """FSQ levels of each code dimension."""
     size: tuple[int, int]

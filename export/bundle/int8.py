@@ -1,24 +1,21 @@
-"""An int8 decoder for a bundle: ``python -m tatok_edge.export.bundle.int8 BUNDLE --pictures DIR``.
+"""int8 graphs for a bundle: ``python -m tatok_edge.export.bundle.int8 BUNDLE --pictures DIR``.
 
-Only the decoder is quantized. The encoders round their outputs to codes, so a small error there changes a token. The
-tokens of ``precision="int8"`` are therefore those of fp32, bit for bit, and the bundle keeps its tag.
+The context network, the patch encoder and the decoder are quantized (:mod:`tatok_edge.export.bundle.quantize`), each
+only where it is faster and where encoding and decoding with it lose at most 0.1 dB. The global encoder and the context
+on cells stay fp32: they work on a sixteenth of the places.
 
-The convolutions take uint8 activations (one scale per tensor) and int8 weights (one scale per output channel) of
-seven bits: with eight, CPUs without VNNI saturate inside a sum and compute another picture. Some convolutions read
-the concatenated inputs or the residual stream, where channels of very different size share one scale. These channels
-are scaled to similar sizes first, and the weights undo the factors (SmoothQuant, Xiao et al., arXiv 2211.10438).
-Scales come from real pictures (ONNX Runtime's static calibration). The linear path from codes to pixels stays fp32.
+The tokens of ``precision="int8"`` need not be those of fp32, only as good. They are ordinary tokens: codes, positions
+and the entropy model are integers, so both precisions read each other's packets, and the bundle keeps its tag. What
+decides a level stays fp32: the last layers before codes, their rounding, and the linear path from residual to codes and
+from codes to pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
+import re
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,228 +24,184 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from tatok_edge.errors import BundleError
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.evaluation.speed import measure
 from tatok_edge.export.bundle.pictures import read_crops
+from tatok_edge.export.bundle.quantize import Feeds, equalize, fold, quantize, smooth, split, wide_layers
 from tatok_edge.export.bundle.tool import add_section, part_parser, run_tool
 from tatok_edge.export.engines.precision import Recorder
-from tatok_edge.model.bundle import INT8, Bundle, open_folder
+from tatok_edge.geometry import PATCH_VALUES, WINDOW_VALUES
+from tatok_edge.model.bundle import INT8, INT8_GRAPHS, Bundle, open_folder
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import GraphName
 from tatok_edge.tokens.budget import TokenBudget
 
-Feeds = Mapping[str, NDArray[Any]]
-
-GRAPH: GraphName = "decoder"
-SHARES = (1.0, 0.35, 0.1)
-"""Shares of kept tokens at which the decoder is calibrated and checked."""
+KEEPS = (0.35, 1.0, 2.0, 4.0)
+"""Tokens per patch at which the graphs are calibrated and checked, up to the depth of the model."""
 MAX_LOSS_DB = 0.1
-"""Largest loss of mean PSNR in dB, int8 decoder against fp32 decoder, at each share."""
-SMOOTHING = 0.75
-"""Share of the difference between channels that moves from the activations into the weights."""
-LEAST_FACTOR = 0.02
-"""Limit of a channel's factor: it keeps rounding errors small in channels near zero."""
+"""Largest loss of mean PSNR in dB of encoding and decoding, int8 against fp32, at each budget."""
+BLOCK_PROJECTION = re.compile(r"/blocks/blocks\.(\d+)/project/Gemm")
+REFINEMENT_PROJECTION = re.compile(r"/refinements\.\d+/block/project/Gemm")
 REPEATS = 30
-"""Timed calls of each decoder."""
-FLOAT_LAYERS = ("/network/skip/Conv",)
-"""Small layers that stay fp32."""
+"""Timed calls of each graph."""
 
 
 # --- conversion -----------------------------------------------------------------------------------
 
 
-def smooth(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
-    """The same function, with channels of similar size where convolutions read inputs or the residual stream.
+def keeps(depth: int) -> list[float]:
+    """The budgets of :data:`KEEPS` that a model of this depth allows."""
+    return [keep for keep in KEEPS if keep <= depth]
+
+
+def quantized(bundle: Bundle, name: GraphName, feeds: Sequence[Feeds]) -> onnx.ModelProto:
+    """A graph of a bundle with int8 layers.
 
     Args:
-        model: The decoder in fp32.
+        bundle: The bundle.
+        name: One of :data:`~tatok_edge.model.bundle.INT8_GRAPHS`.
         feeds: Inputs of the graph on real pictures.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    producer = {name: node for node in graph.node for name in node.output}
-    targets = [
-        node
-        for node in graph.node
-        if node.op_type == "Conv"
-        and node.name not in FLOAT_LAYERS
-        and (_groups(node) > 1 or (node.input[0] in producer and producer[node.input[0]].op_type in ("Add", "Concat")))
-    ]
-    largest = _largest_per_channel(model, [node.input[0] for node in targets], feeds)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node in targets:
-            name, weight_name = node.input[0], node.input[1]
-            weight = numpy_helper.to_array(weights[weight_name])
-            size = np.maximum(largest[name], 1e-4)
-            if _groups(node) > 1:  # every channel has a weight scale of its own: nothing is lost there
-                factor = size / size.max()
-            else:
-                column = np.maximum(np.abs(weight).max((0, 2, 3)), 1e-6)
-                factor = size**SMOOTHING / column ** (1 - SMOOTHING)
-                factor /= factor.max()
-            factor = np.maximum(factor, LEAST_FACTOR).astype(np.float32)
-            shape = (-1, 1, 1, 1) if _groups(node) > 1 else (1, -1, 1, 1)
-            weights[weight_name].CopyFrom(numpy_helper.from_array(weight * factor.reshape(shape), weight_name))
-            smoothed = f"{node.name}.smoothed"
-            graph.initializer.append(numpy_helper.from_array((1 / factor).reshape(1, -1, 1, 1), f"{smoothed}.factor"))
-            nodes.append(helper.make_node("Mul", [name, f"{smoothed}.factor"], [smoothed], name=f"{smoothed}/Mul"))
-            node.input[0] = smoothed
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-    onnx.checker.check_model(result, full_check=True)
-    return result
+    model = fold(onnx.load_model_from_string(bundle.read(name)))
+    if name == "patch_encoder":
+        model = split(model, {"features": (WINDOW_VALUES, bundle.context_width, PATCH_VALUES)})
+    layers = wide_layers(model, bundle.depth * len(bundle.levels), exact=("state",)) - last_projections(model)
+    model = equalize(model, feeds, layers)
+    if name == "decoder":
+        model = smooth(model, feeds, layers)
+    return quantize(model, feeds, layers)
 
 
-def _groups(node: onnx.NodeProto) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
+def last_projections(model: onnx.ModelProto) -> set[str]:
+    """The last layer of the patch encoder's blocks, and that of each refinement.
 
-
-def _largest_per_channel(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feeds]
-) -> dict[str, NDArray[np.float32]]:
-    """The largest absolute value of each channel of some activations ``(B, C, H, W)``."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    unique = sorted(set(names))
-    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in unique)
-    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    largest: dict[str, NDArray[np.float32]] = {}
-    for feed in feeds:
-        for name, value in zip(unique, session.run(unique, dict(feed)), strict=True):
-            here = np.abs(value).max((0, 2, 3))
-            largest[name] = np.maximum(largest.get(name, here), here)
-    return largest
-
-
-def quantize(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> onnx.ModelProto:
-    """The decoder with int8 convolutions, in QDQ form.
-
-    Args:
-        model: The decoder in fp32.
-        feeds: Inputs of the graph on real pictures, all of one size.
+    Codes come straight from their sums. In int8 these few layers would cost the most tokens.
     """
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._feeds: Iterator[Feeds] = iter(feeds)
-
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            feed = next(self._feeds, None)
-            return None if feed is None else dict(feed)
-
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        source, prepared, target = (str(Path(folder) / name) for name in ("in.onnx", "prepared.onnx", "out.onnx"))
-        onnx.save(smooth(model, feeds), source)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            target,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=list(FLOAT_LAYERS),
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-        )
-        return onnx.load(target)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the output and the warnings of ONNX Runtime's quantizer: they are expected."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    names = [node.name for node in model.graph.node if node.op_type == "Gemm"]
+    blocks = {int(match[1]): name for name in names if (match := BLOCK_PROJECTION.fullmatch(name))}
+    refinements = {name for name in names if REFINEMENT_PROJECTION.fullmatch(name)}
+    return refinements | ({blocks[max(blocks)]} if blocks else set())
 
 
 # --- inputs -------------------------------------------------------------------------------------
 
 
-def decoder_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> list[Feeds]:
-    """The inputs of the decoder for each picture at each of :data:`SHARES`."""
+def graph_inputs(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> dict[GraphName, list[Feeds]]:
+    """The inputs of the graphs for each picture: of all patches, and of the decoder at each of :data:`KEEPS`."""
     with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
-        recorder = Recorder(tokenizer.networks.session)
-        recorded = tokenizer.with_session(recorder)
+        session = tokenizer.networks.session
+        encoded, decoded = Recorder(session), Recorder(session)
+        encoder, decoder = tokenizer.with_session(encoded), tokenizer.with_session(decoded)
         for picture in pictures:
-            for share in SHARES:
-                recorded.decode(recorded.encode(picture, budget=TokenBudget(keep=share)))
-    return recorder.feeds[GRAPH]
+            result = encoder.encode_detailed(picture, budget=TokenBudget(min_tokens=picture.size))
+            for keep in keeps(bundle.depth):
+                decoder.decode(tokenizer.reduce(result, TokenBudget(keep=keep)))
+    return {
+        "context": encoded.feeds["context"],
+        "patch_encoder": encoded.feeds["patch_encoder"],
+        "decoder": decoded.feeds["decoder"],
+    }
 
 
 # --- the check --------------------------------------------------------------------------------------
 
 
-def check(bundle: Bundle, decoder: bytes, pictures: Sequence[NDArray[np.uint8]], threads: int) -> dict[str, Any]:
-    """Quality and speed of another decoder beside the decoder of the bundle.
+class Checker:
+    """Quality of int8 graphs beside those of a bundle, on pictures.
+
+    Args:
+        bundle: The bundle.
+        pictures: Pictures that did not give the scales.
+        threads: Threads of the networks.
+    """
+
+    def __init__(self, bundle: Bundle, pictures: Sequence[NDArray[np.uint8]], threads: int) -> None:
+        self._bundle = bundle
+        self._pictures = pictures
+        self._threads = threads
+        self._graphs: dict[str, bytes] = bundle.graphs()
+        self._fp32 = self._means({}, {})
+
+    def check(self, graphs: Mapping[GraphName, bytes]) -> dict[str, dict[str, float]]:
+        """Mean PSNR in dB and losses by tokens per patch.
+
+        Returns:
+            For each budget ``fp32_db``, ``int8_db`` (encoded and decoded in int8), ``mixed_db`` (decoded in fp32), and
+            ``loss_db``, the larger loss of the two.
+        """
+        int8 = self._means(graphs, graphs)
+        mixed = self._means(graphs, {})
+        return {
+            f"{keep:g}": {
+                "fp32_db": round(fp32, 3),
+                "int8_db": round(int8[keep], 3),
+                "mixed_db": round(mixed[keep], 3),
+                "loss_db": round(fp32 - min(int8[keep], mixed[keep]), 4),
+            }
+            for keep, fp32 in self._fp32.items()
+        }
+
+    def _means(self, encoding: Mapping[GraphName, bytes], decoding: Mapping[GraphName, bytes]) -> dict[float, float]:
+        """Mean PSNR by tokens per patch with these graphs in place of those of the bundle."""
+        means = {}
+        with self._open(encoding) as encoder, self._open(decoding) as decoder:
+            for keep in keeps(self._bundle.depth):
+                budget = TokenBudget(keep=keep)
+                decoded = (decoder.decode(encoder.encode(picture, budget=budget)) for picture in self._pictures)
+                means[keep] = float(np.mean([psnr(*pair) for pair in zip(self._pictures, decoded, strict=True)]))
+        return means
+
+    def _open(self, graphs: Mapping[GraphName, bytes]) -> Tokenizer:
+        with Tokenizer.load(self._bundle.path, backend="onnxruntime", threads=self._threads) as tokenizer:
+            return tokenizer.with_session(
+                OnnxSession(
+                    {**self._graphs, **{str(name): data for name, data in graphs.items()}}, threads=self._threads
+                )
+            )
+
+
+def times(bundle: Bundle, name: GraphName, data: bytes, feeds: Feeds, threads: int) -> dict[str, float]:
+    """Median time of a graph in ms, in fp32 and in int8."""
+    found = {}
+    for precision, graph in (("fp32_ms", bundle.read(name)), ("int8_ms", data)):
+        session = OnnxSession({name: graph}, threads=threads)
+        found[precision] = measure(partial(session.run, name, feeds), REPEATS)["median"]
+    return found
+
+
+def choose(
+    candidates: Mapping[GraphName, bytes], speed: Mapping[GraphName, Mapping[str, float]], checker: Checker
+) -> tuple[dict[GraphName, bytes], dict[str, dict[str, float]], dict[GraphName, str]]:
+    """The graphs that are faster, as long as all together lose at most :data:`MAX_LOSS_DB`.
 
     Returns:
-        By share of kept tokens the mean PSNR in dB of both decoders and the loss; between their pictures the mean PSNR;
-        and the median time of each for one picture, in ms.
+        The graphs, their check, and why others stay fp32.
     """
-    graphs = bundle.graphs()
-    with Tokenizer.load(bundle.path, backend="onnxruntime", threads=threads) as tokenizer:
-        sessions = (
-            OnnxSession(graphs, threads=threads),
-            OnnxSession({**graphs, GRAPH: decoder}, threads=threads),
-        )
-        decoders = [tokenizer.with_session(session) for session in sessions]
-        shares, between = {}, []
-        for share in SHARES:
-            rows = []
-            for picture in pictures:
-                frame = tokenizer.encode(picture, budget=TokenBudget(keep=share))
-                images = [other.decode(frame) for other in decoders]
-                rows.append([psnr(picture, image) for image in images])
-                between.append(psnr(images[0], images[1]))
-            fp32, int8 = np.mean(rows, 0)
-            shares[f"{share:g}"] = {
-                "fp32_db": round(float(fp32), 3),
-                "int8_db": round(float(int8), 3),
-                "loss_db": round(float(fp32 - int8), 4),
-            }
-        feeds = decoder_inputs(bundle, pictures[:1], threads)[0]
-        times = [measure(partial(session.run, GRAPH, feeds), REPEATS)["median"] for session in sessions]
-    return {
-        "pictures": len(pictures),
-        "shares": shares,
-        "between_db": round(float(np.mean(between)), 2),
-        "fp32_ms": times[0],
-        "int8_ms": times[1],
-        "threads": threads,
-    }
+    chosen: dict[GraphName, bytes] = {}
+    passed: dict[str, dict[str, float]] = {}
+    refused: dict[GraphName, str] = {}
+    for name, data in candidates.items():
+        fp32, int8 = speed[name]["fp32_ms"], speed[name]["int8_ms"]
+        if int8 >= fp32:
+            refused[name] = f"not faster: {int8:.2f} ms, in fp32 {fp32:.2f} ms"
+            continue
+        rows = checker.check({**chosen, name: data})
+        worst = max(row["loss_db"] for row in rows.values())
+        if worst <= MAX_LOSS_DB:
+            chosen[name], passed = data, rows
+        else:
+            refused[name] = f"loses {worst:.3f} dB, at most {MAX_LOSS_DB} dB are allowed"
+    return chosen, passed, refused
 
 
 # --- the bundle -------------------------------------------------------------------------------------
 
 
 def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
-    """Puts an int8 decoder into a bundle folder, if it passes its check; the rest of the bundle stays.
+    """Puts int8 graphs into a bundle folder, those that pass their check; the rest of the bundle stays.
 
     Args:
         path: Bundle folder.
@@ -256,37 +209,46 @@ def add_int8(path: Path, pictures: Path, *, threads: int = 2) -> dict[str, Any]:
         threads: Threads of the networks.
 
     Returns:
-        The record of :func:`check`.
+        The record: number of pictures, quality by tokens per patch, times of each graph, and why graphs stay fp32.
 
     Raises:
-        BundleError: not a bundle folder, or the int8 decoder loses more than :data:`MAX_LOSS_DB`.
+        BundleError: not a bundle folder, or no int8 graph passes.
         InputError: too few pictures.
     """
     bundle = open_folder(path)
     crops = read_crops(pictures)
-    feeds = decoder_inputs(bundle, crops[::2], threads)
-    model = quantize(onnx.load_model_from_string(bundle.read(GRAPH)), feeds)
-    data = bytes(model.SerializeToString())
-    record = check(bundle, data, crops[1::2], threads)
-    worst = max(row["loss_db"] for row in record["shares"].values())
-    if not worst <= MAX_LOSS_DB:
-        raise BundleError(
-            f"{path}: its decoder in int8 loses {worst:.3f} dB, at most {MAX_LOSS_DB} dB are allowed; "
-            "nothing was written"
-        )
-    file = f"{GRAPH}.{INT8}.onnx"
+    feeds = graph_inputs(bundle, crops[::2], threads)
+    candidates: dict[GraphName, bytes] = {
+        name: bytes(quantized(bundle, name, feeds[name]).SerializeToString()) for name in INT8_GRAPHS
+    }
+    speed = {name: times(bundle, name, data, feeds[name][-1], threads) for name, data in candidates.items()}
+    chosen, rows, refused = choose(candidates, speed, Checker(bundle, crops[1::2], threads))
+    if not chosen:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in refused.items())
+        raise BundleError(f"{path}: no graph passes in int8 ({reasons}); nothing was written")
+    record = {
+        "pictures": len(crops[1::2]),
+        "keeps": rows,
+        "graphs": {name: {key: round(value, 3) for key, value in row.items()} for name, row in speed.items()},
+        "fp32": refused,
+        "threads": threads,
+    }
+    contents = {f"{name}.{INT8}.onnx": data for name, data in chosen.items()}
     section = {
-        "files": {GRAPH: {"file": file, "sha256": hashlib.sha256(data).hexdigest()}},
+        "files": {
+            name: {"file": f"{name}.{INT8}.onnx", "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in chosen.items()
+        },
         "check": record,
         "onnxruntime": ort.__version__,
     }
-    add_section(bundle, INT8, section, file, data)
+    add_section(bundle, INT8, section, contents)
     return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = part_parser("tatok_edge.export.bundle.int8", "Add an int8 decoder to a bundle.")
+    parser = part_parser("tatok_edge.export.bundle.int8", "Add int8 graphs to a bundle.")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
     return run_tool(lambda: add_int8(args.bundle, args.pictures, threads=args.threads))

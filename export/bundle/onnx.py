@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -33,7 +34,17 @@ from tatok_edge.export.bundle.tool import run_tool
 from tatok_edge.export.bundle.traced import OPSET, trace
 from tatok_edge.format.entropy import save_tables
 from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
-from tatok_edge.model.bundle import ENTROPY, FORMAT_VERSION, GRAPHS, MANIFEST, REFINER, content_tag
+from tatok_edge.model.bundle import (
+    ENTROPY,
+    FORMAT_VERSION,
+    GRAPHS,
+    MANIFEST,
+    REFINER,
+    SCORE_ONE,
+    SCORES,
+    content_tag,
+    save_scores,
+)
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.training.checkpoint import CheckpointError, load_model
 from tatok_edge.training.model import (
@@ -71,37 +82,52 @@ class _GlobalEncoder(nn.Module):
         return self.fsq.codes(self.network(cells), 1).to(torch.int32)
 
 
-class _Context(nn.Module):
+class _CellContext(nn.Module):
     def __init__(self, model: TaTok) -> None:
         super().__init__()
         self.network: Context = model.context
         self.fsq = model.fsq
 
-    def forward(self, codes: Tensor) -> tuple[Tensor, ...]:
-        prior = self.network(self.fsq.values(codes.float(), 1))
-        return prior.context, prior.mean, prior.log2_probs, prior.entropy[:, 0], prior.expected
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.cells(self.fsq.values(codes.float(), 1))
+
+
+class _Context(nn.Module):
+    def __init__(self, model: TaTok) -> None:
+        super().__init__()
+        self.network: Context = model.context
+
+    def forward(self, coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
+        prior = self.network.patches(coarse, smooth)
+        return prior.context, prior.mean, prior.log2_probs, prior.entropy, prior.expected
 
 
 class _PatchEncoder(nn.Module):
-    """Takes one flat feature row per patch, as the runtime gathers it; the skip reads it through merged weights."""
+    """Takes one flat feature row per patch, as the runtime gathers it, and gives the codes of the whole stack."""
 
     def __init__(self, model: TaTok) -> None:
         super().__init__()
-        network: PatchEncoder = model.patch_encoder
-        self.network = network
+        self.network: PatchEncoder = model.patch_encoder
+        self.refinements = model.refinements
+        self.local = model.local
         self.fsq = model.fsq
-        features = WINDOW_PIXELS + model.config.context_width + PIXELS
-        self.skip = nn.Linear(features, model.config.dims)
-        with torch.no_grad():
-            self.skip.weight.zero_()
-            self.skip.weight[:, network.centre] = network.skip.weight
-            self.skip.weight[:, -PIXELS:] = -network.skip.weight
-            self.skip.bias.copy_(network.skip.bias)
+        self.depth = model.config.depth
 
     def forward(self, features: Tensor) -> Tensor:
         network = self.network
         hidden = torch.relu(network.blocks(network.stem(features)))
-        return self.fsq.codes(self.skip(features) + network.out(hidden), 1).to(torch.int32)
+        # Slices, not the indices of the centre: an engine copies rows much faster than single values.
+        windows = features[:, :WINDOW_PIXELS].reshape(-1, WINDOW, WINDOW * 3)
+        low, high = (WINDOW - PATCH) // 2, (WINDOW + PATCH) // 2
+        centre = windows[:, low:high, 3 * low : 3 * high].reshape(-1, PIXELS)
+        left = centre - features[:, -PIXELS:]
+        codes = [self.fsq.codes(network.first(left, hidden), 1)]
+        values = [self.fsq.values(codes[0], 1)]
+        for number in range(1, self.depth):
+            left = left - self.local[number - 1](values[-1])
+            codes.append(self.fsq.codes(self.refinements[number - 1](left, hidden, torch.cat(values, -1)), 1))
+            values.append(self.fsq.values(codes[-1], 1))
+        return torch.cat(codes, 1).to(torch.int32)
 
 
 class _Decoder(nn.Module):
@@ -127,7 +153,6 @@ def _graphs(model: TaTok) -> dict[str, _Graph]:
     config = model.config
     cells = {0: "batch", 2: "cell_rows", 3: "cell_columns"}
     patches = {0: "batch", 2: "patch_rows", 3: "patch_columns"}
-    flat = {0: "batch", 1: "patch_rows", 2: "patch_columns"}
     features = WINDOW_PIXELS + config.context_width + PIXELS
     return {
         "global_encoder": _Graph(
@@ -137,17 +162,25 @@ def _graphs(model: TaTok) -> dict[str, _Graph]:
             ("codes",),
             {"cells": cells, "codes": cells},
         ),
-        "context": _Graph(
-            _Context(model),
+        "cell_context": _Graph(
+            _CellContext(model),
             (torch.zeros(1, config.dims, 3, 4, dtype=torch.int32),),
             ("codes",),
+            ("coarse", "smooth"),
+            {"codes": cells, "coarse": patches, "smooth": patches},
+        ),
+        "context": _Graph(
+            _Context(model),
+            (torch.zeros(1, config.context_width, 12, 16), torch.zeros(1, PIXELS, 12, 16)),
+            ("coarse", "smooth"),
             ("context", "mean", "log2_probs", "entropy", "expected"),
             {
-                "codes": cells,
+                "coarse": patches,
+                "smooth": patches,
                 "context": patches,
                 "mean": patches,
                 "log2_probs": patches,
-                "entropy": flat,
+                "entropy": patches,
                 "expected": patches,
             },
         ),
@@ -156,12 +189,12 @@ def _graphs(model: TaTok) -> dict[str, _Graph]:
             (torch.zeros(5, features),),
             ("features",),
             ("codes",),
-            {"features": {0: "tokens"}, "codes": {0: "tokens"}},
+            {"features": {0: "patches"}, "codes": {0: "patches"}},
         ),
         "decoder": _Graph(
             _Decoder(model),
             (
-                torch.zeros(1, config.dims + 2, 12, 16),
+                torch.zeros(1, config.depth * (config.dims + 2), 12, 16),
                 torch.zeros(1, config.context_width, 12, 16),
                 torch.zeros(1, PIXELS, 12, 16),
             ),
@@ -201,7 +234,7 @@ def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict
     global_codes = encoded.global_codes.int().numpy()
     got = session.run("global_encoder", {"cells": cells.contiguous().numpy()})["codes"]
     equal, total = int((got == global_codes).sum()), got.size
-    outputs = session.run("context", {"codes": global_codes})
+    outputs = session.run("context", dict(session.run("cell_context", {"codes": global_codes})))
     difference = 0.0
     for name in ("mean", "expected"):  # both in -1 to 1
         difference = _larger(difference, outputs[name], getattr(prior, name))
@@ -226,6 +259,14 @@ def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict
 def _larger(difference: float, got: NDArray[Any], expected: Tensor) -> float:
     """The larger of ``difference`` and the difference of two arrays in -1 to 1; NaN if either is NaN."""
     return float(np.maximum(difference, np.abs(got - expected.numpy()).max() / 2))
+
+
+def score_arrays(model: TaTok) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """The arrays of the scores: the basis of :meth:`TaTok.score_basis` in integers, and the local reconstruction."""
+    basis = np.round(model.score_basis().numpy() * SCORE_ONE).astype(np.int16)
+    layers = [cast(nn.Linear, layer) for layer in model.local]
+    local = np.stack([torch.cat([layer.weight, layer.bias[:, None]], 1).detach().numpy() for layer in layers])
+    return np.ascontiguousarray(basis), local
 
 
 # --- the bundle ---------------------------------------------------------------------------------------
@@ -259,10 +300,11 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
         raise ExportError(f"pixels differ from PyTorch by {parity['pixel_difference']:.2e}, at most 2e-3 is allowed")
     contents = {f"{name}.onnx": data for name, data in graphs.items()}
     contents["entropy.npz"] = save_tables(tables)
+    contents["scores.npz"] = save_scores(*score_arrays(model))
     files = {
         Path(name).stem: {"file": name, "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
     }
-    assert set(files) == {*GRAPHS, ENTROPY}
+    assert set(files) == {*GRAPHS, ENTROPY, SCORES}
     try:
         contents[refiner.FILE], section = refiner.make_refiner(model, samples)
     except BundleError as error:
@@ -272,6 +314,7 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
         "name": model.config.name,
         "tag": content_tag(files).hex(),
         "levels": list(model.config.levels),
+        "depth": model.config.depth,
         "context_width": model.config.context_width,
         "geometry": {"patch": PATCH, "window": WINDOW, "cell": CELL, "thumbnail": THUMBNAIL},
         "files": files,
@@ -321,8 +364,8 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
     lines = [
         f"# {manifest['name']}",
         "",
-        f"TaTok image tokenizer: {manifest['config']['levels']} FSQ levels, one global token per 32x32 pixels, "
-        "patch tokens per 8x8 pixels of which Dynamic Token Filtering keeps those that carry information.",
+        f"TaTok image tokenizer: {manifest['config']['levels']} FSQ levels, one global token per 32x32 pixels, up to "
+        f"{manifest['depth']} patch tokens per 8x8 pixels. Dynamic Token Filtering keeps those that carry information.",
         f"Parameters: {training.get('parameters', 0):,}. Content tag: `{manifest['tag']}`.",
         "",
         "## Training",
@@ -337,17 +380,20 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
     lines += [f"  - {source}: {count:,}" for source, count in sorted(training.get("sources", {}).items())]
     lines += [
         "",
-        "## Quality on held-out pictures (256x256 centre crops, mean PSNR)",
+        "## Quality on held-out pictures (256x256 centre crops, mean PSNR in dB)",
         "",
-        "| kept | PSNR (dB) |",
-        "|---|---|",
+        "| tokens per patch | score `residual` | score `visual` | random |",
+        "|---|---|---|---|",
     ]
     for key, value in quality.items():
-        if key.startswith("psnr_information_"):
-            lines.append(f"| {float(key.rsplit('_', 1)[1]):.0%} | {value:.2f} |")
+        if key.startswith("psnr_residual_"):
+            share = key.rsplit("_", 1)[1]
+            others = [quality.get(f"psnr_{name}_{share}") for name in ("visual", "random")]
+            lines.append(f"| {share} | {value:.2f} | {' | '.join('' if v is None else f'{v:.2f}' for v in others)} |")
     if "psnr_globals_only" in quality:
-        lines.append(f"| globals only | {quality['psnr_globals_only']:.2f} |")
-    lines += ["", f"Information per patch token: {quality.get('bits_per_token', float('nan')):.1f} bits.", ""]
+        lines.append(f"| 0 | {quality['psnr_globals_only']:.2f} | | |")
+    bits = ", ".join(f"{quality.get(f'bits_of_token_{k + 1}', math.nan):.1f}" for k in range(manifest["depth"]))
+    lines += ["", f"Information of the tokens of a stack, from the first on: {bits} bits.", ""]
     parity = manifest["parity"]
     lines += [
         f"Exported graphs against PyTorch: {parity['code_agreement']:.4%} of the codes equal, "

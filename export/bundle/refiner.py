@@ -52,7 +52,7 @@ class Refiner(nn.Module):
 
     Takes the decoder's ``state``, ``context`` and ``mean``, the ``target`` pixels ``(B, 192, h, w)`` in [-1, 1] and
     their ``weight`` (1, or 0 outside the image). Returns ``error`` ``(B, h, w)``, the weighted squared error of each
-    patch, and ``slope`` ``(B, D, h, w)``, the derivative of the sum of all errors by the code values.
+    patch, and ``slope`` ``(B, K * D, h, w)``, the derivative of the sum of all errors by the code values of the stacks.
     """
 
     def __init__(self, decoder: Decoder, dims: int) -> None:
@@ -100,9 +100,9 @@ def export_refiner(model: TaTok) -> bytes:
     Every weight is stored once, in float16; the engine transposes the weights on loading.
     """
     config = model.config
-    refiner = Refiner(model.decoder, config.dims).eval()
+    refiner = Refiner(model.decoder, config.depth * config.dims).eval()
     grid = (1, -1, 8, 12)
-    shapes = {"state": config.dims + 2, "context": config.context_width, "mean": PIXELS}
+    shapes = {"state": config.depth * (config.dims + 2), "context": config.context_width, "mean": PIXELS}
     shapes |= {"target": PIXELS, "weight": PIXELS}
     example = tuple(torch.zeros(1, channels, *grid[2:]) for channels in shapes.values())
     patches = {0: "batch", 2: "patch_rows", 3: "patch_columns"}
@@ -178,7 +178,7 @@ def difference_from_autograd(model: TaTok, graph: bytes, images: Tensor) -> floa
     (slope,) = torch.autograd.grad(error.sum(), state)
     outputs = session.run("refiner", {k: v.detach().contiguous().numpy() for k, v in inputs.items()})
     worst = 0.0
-    for name, expected in (("error", error.detach()), ("slope", slope[:, : model.config.dims])):
+    for name, expected in (("error", error.detach()), ("slope", slope[:, : model.config.depth * model.config.dims])):
         distance = np.linalg.norm(outputs[name] - expected.numpy()) / np.linalg.norm(expected.numpy())
         worst = float(np.maximum(worst, distance))  # NaN stays
     return worst
@@ -186,7 +186,7 @@ def difference_from_autograd(model: TaTok, graph: bytes, images: Tensor) -> floa
 
 @torch.no_grad()
 def curvature(model: TaTok, images: Tensor) -> list[float]:
-    """Squared norm of the decoder's response to one code, per dimension and squared change of the code's value.
+    """Squared norm of the decoder's response to one code, per dimension of a stack and squared change of the value.
 
     The mean over patches whose responses do not overlap. It is half of the second derivative of the error: a decoder of
     ReLUs is linear nearly everywhere.
@@ -198,7 +198,7 @@ def curvature(model: TaTok, images: Tensor) -> list[float]:
     moved = torch.zeros_like(everything[:, 0])
     moved[:, LATTICE // 2 :: LATTICE, LATTICE // 2 :: LATTICE] = STEP
     result = []
-    for dim in range(model.config.dims):
+    for dim in range(model.config.depth * model.config.dims):
         state = inputs["state"].clone()
         # Towards the middle: the outermost values are as far as codes go.
         state[:, dim] -= torch.sign(state[:, dim]) * moved
@@ -246,7 +246,7 @@ def add_refiner(path: Path, pictures: Path) -> dict[str, Any]:
     bundle = open_folder(path)
     images = torch.from_numpy(np.stack(read_crops(pictures))).permute(0, 3, 1, 2).float() / 127.5 - 1
     data, section = make_refiner(load_from_bundle(bundle), images)
-    add_section(bundle, REFINER, section, FILE, data)
+    add_section(bundle, REFINER, section, {FILE: data})
     return section
 
 

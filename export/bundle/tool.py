@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,15 @@ def run_tool(work: Callable[[], dict[str, Any]], *errors: type[Exception]) -> in
     return 0
 
 
-def add_section(bundle: Bundle, key: str, section: dict[str, Any], file: str, data: bytes) -> None:
-    """Puts a file into a bundle folder, and its section into the manifest.
+def add_section(bundle: Bundle, key: str, section: dict[str, Any], contents: Mapping[str, bytes]) -> None:
+    """Puts files into a bundle folder, and their section into the manifest.
 
-    The manifest is replaced last, so every reader sees both or neither.
+    The manifest is replaced last, so every reader sees all of them or none. Files of an earlier section that are not
+    replaced are deleted.
     """
     manifest = (json.dumps({**bundle.manifest, key: section}, indent=1) + "\n").encode()
-    replace_files(bundle.path, {file: data, MANIFEST: manifest})
+    before = bundle.manifest.get(key, {}).get("files", {})
+    replace_files(bundle.path, {**contents, MANIFEST: manifest})
+    for info in before.values():
+        if info["file"] not in contents:
+            (bundle.path / info["file"]).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import zipfile
@@ -12,20 +13,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tatok_edge.errors import BundleError
 from tatok_edge.format.entropy import IntegerEntropyModel, load_tables
+from tatok_edge.geometry import PATCH_VALUES
+from tatok_edge.runtime.session import GraphName
+from tatok_edge.tokens.checks import MAX_DEPTH
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-GRAPHS = ("global_encoder", "context", "patch_encoder", "decoder")
+GRAPHS = ("global_encoder", "cell_context", "context", "patch_encoder", "decoder")
 ENTROPY = "entropy"
+SCORES = "scores"
+"""Entry of the manifest for the arrays of the scores."""
+SCORE_ONE = 1 << 14
+"""Length of a direction of the score basis, in integers."""
+MAX_SCORE_BYTES = 1 << 22
+"""Largest size of the arrays of the scores, unpacked."""
 INT8 = "int8"
-"""Key of the manifest for the int8 decoder. The tag leaves it out: a decoder does not change the tokens."""
+"""Key of the manifest for the graphs in int8. The tag leaves it out: both precisions decode the tokens of both."""
+INT8_GRAPHS: tuple[GraphName, ...] = ("decoder", "context", "patch_encoder")
+"""Graphs that may be there in int8."""
 REFINER = "refiner"
 """Key of the manifest for the refiner. The tag leaves it out: refined tokens are ordinary tokens."""
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""Precisions of the decoder on a CPU."""
+"""Precisions of the graphs on a CPU."""
 DEFAULT_MODEL = "tatok-s8"
 MODELS = Path(__file__).parents[1] / "models"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -46,6 +61,8 @@ class Bundle:
     """Eight bytes that name the content; packets carry them."""
     levels: tuple[int, ...]
     """FSQ levels per code dimension."""
+    depth: int
+    """Most tokens of a patch."""
     context_width: int
     """Channels of the context map."""
 
@@ -54,10 +71,10 @@ class Bundle:
         return self._read(self.manifest["files"][entry])
 
     def graphs(self, precision: Precision = "fp32") -> dict[str, bytes]:
-        """The four graphs by name, checked against their hashes.
+        """The graphs by name, checked against their hashes.
 
         Args:
-            precision: ``"fp32"`` (as exported), or ``"int8"``: the decoder that ``tatok_edge.export.bundle.int8``
+            precision: ``"fp32"`` (as exported), or ``"int8"``: with those graphs that ``tatok_edge.export.bundle.int8``
                 added.
 
         Raises:
@@ -67,7 +84,7 @@ class Bundle:
         if precision == INT8:
             if INT8 not in self.manifest:
                 raise BundleError(
-                    f"{self.path} has no int8 decoder: add one with "
+                    f"{self.path} has no int8 graphs: add them with "
                     f"'python -m tatok_edge.export.bundle.int8 {self.path} --pictures DIR', or use precision fp32"
                 )
             graphs |= {name: self._read(info) for name, info in self.manifest[INT8]["files"].items()}
@@ -99,8 +116,12 @@ class Bundle:
 
     def entropy_model(self) -> IntegerEntropyModel:
         """The integer entropy model."""
-        tables = load_tables(self.read(ENTROPY), self.levels, str(self.path))
-        return IntegerEntropyModel(self.levels, self.tag, tables)
+        tables = load_tables(self.read(ENTROPY), self.levels, self.depth, str(self.path))
+        return IntegerEntropyModel(self.levels, self.depth, self.tag, tables)
+
+    def score_basis(self) -> NDArray[np.int16]:
+        """Directions that the tokens of a stack add, int16 ``(K, D, 192)``, as ``kernels.patch_scores`` takes them."""
+        return load_scores(self.read(SCORES), len(self.levels), self.depth, str(self.path))[0]
 
 
 def list_models() -> list[str]:
@@ -152,9 +173,9 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def content_tag(files: Mapping[str, Mapping[str, str]]) -> bytes:
-    """The model tag: eight bytes from the hashes of the graphs and the entropy model."""
+    """The model tag: eight bytes from the hashes of the graphs, the entropy model and the scores."""
     digest = hashlib.sha256()
-    for entry in (*GRAPHS, ENTROPY):
+    for entry in (*GRAPHS, ENTROPY, SCORES):
         digest.update(bytes.fromhex(files[entry]["sha256"]))
     return digest.digest()[:8]
 
@@ -173,7 +194,7 @@ def _check(path: Path, manifest: Any) -> Bundle:
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise BundleError(f"{where}: 'files' is missing")
-    for entry in (*GRAPHS, ENTROPY):
+    for entry in (*GRAPHS, ENTROPY, SCORES):
         _check_file(where, entry, files.get(entry))
     if INT8 in manifest:
         _check_int8(where, manifest[INT8])
@@ -188,12 +209,15 @@ def _check(path: Path, manifest: Any) -> Bundle:
         raise BundleError(f"{where}: 'levels' must be 1 to 16 integers between 2 and 64")
     if math.prod(levels) >= 1 << 31:
         raise BundleError(f"{where}: 'levels' make {math.prod(levels)} token ids, more than an int32 holds")
+    depth = manifest.get("depth")
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_DEPTH:
+        raise BundleError(f"{where}: 'depth' must be an integer from 1 to {MAX_DEPTH}")
     if REFINER in manifest:
-        _check_refiner(where, manifest[REFINER], len(levels))
+        _check_refiner(where, manifest[REFINER], depth * len(levels))
     width = manifest.get("context_width")
     if not isinstance(width, int) or not 1 <= width <= 4096:
         raise BundleError(f"{where}: 'context_width' must be an integer between 1 and 4096")
-    return Bundle(path, manifest, name, content_tag(files), tuple(levels), width)
+    return Bundle(path, manifest, name, content_tag(files), tuple(levels), depth, width)
 
 
 def _check_file(where: str, entry: str, info: Any) -> None:
@@ -207,15 +231,17 @@ def _check_file(where: str, entry: str, info: Any) -> None:
 
 
 def _check_int8(where: str, section: Any) -> None:
-    """Check the graphs in int8: only the decoder is allowed, because the encoders decide the tokens."""
+    """Check the graphs in int8."""
     files = section.get("files") if isinstance(section, dict) else None
-    if not isinstance(files, dict) or set(files) != {"decoder"}:
-        raise BundleError(f"{where}: {INT8!r} must hold 'files' with the entry 'decoder' and no other")
-    _check_file(where, "decoder", files["decoder"])
+    if not isinstance(files, dict) or not files or not set(files) <= set(INT8_GRAPHS):
+        names = ", ".join(INT8_GRAPHS)
+        raise BundleError(f"{where}: {INT8!r} must hold 'files' with entries of {names}, at least one and no other")
+    for name, info in files.items():
+        _check_file(where, name, info)
 
 
 def _check_refiner(where: str, section: Any, dims: int) -> None:
-    """Check the refiner's graph, and that there is one curvature per code dimension."""
+    """Check the refiner's graph, and that there is one curvature for each code dimension of a stack."""
     files = section.get("files") if isinstance(section, dict) else None
     if not isinstance(files, dict) or set(files) != {REFINER}:
         raise BundleError(f"{where}: {REFINER!r} must hold 'files' with the entry {REFINER!r} and no other")
@@ -227,6 +253,47 @@ def _check_refiner(where: str, section: Any, dims: int) -> None:
         or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in values)
     ):
         raise BundleError(f"{where}: 'curvature' of {REFINER!r} must be {dims} finite numbers above 0")
+
+
+def save_scores(basis: NDArray[np.int16], local: NDArray[np.float32]) -> bytes:
+    """The arrays of the scores as an ``.npz`` file.
+
+    Args:
+        basis: Orthonormal directions that each token of a stack adds, times 2^14, ``(K, D, 192)``.
+        local: Linear reconstruction of the residual from the code values of each token, ``(K, 192, D + 1)``; the last
+            column is the bias. Training starts from it; the runtime does not need it.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, basis=basis, local=local)
+    return buffer.getvalue()
+
+
+def load_scores(data: bytes, dims: int, depth: int, where: str) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Parse and check the arrays of :func:`save_scores`; never unpickles.
+
+    Raises:
+        BundleError: An array is missing, or has a wrong shape, type or value.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > MAX_SCORE_BYTES:
+            raise ValueError(f"{unpacked} bytes unpacked, at most {MAX_SCORE_BYTES} are allowed")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            basis, local = file["basis"], file["local"]
+    except Exception as error:
+        raise BundleError(f"{where}: the scores cannot be read ({error}); install the model again") from error
+    found = (basis, "int16", (depth, dims, PATCH_VALUES)), (local, "float32", (depth, PATCH_VALUES, dims + 1))
+    for name, (array, dtype, shape) in zip(("basis", "local"), found, strict=True):
+        if array.dtype != np.dtype(dtype) or array.shape != shape:
+            raise BundleError(
+                f"{where}: array {name!r} of the scores must be {dtype} {shape}, got {array.dtype} {array.shape}"
+            )
+    # Longer directions would leave the integers that the kernel sums in.
+    longest = np.square(basis.astype(np.int64)).sum(2).max()
+    if longest > (SCORE_ONE + 64) ** 2:
+        raise BundleError(f"{where}: the directions of the scores must have a length of 2^14, got {longest**0.5:.0f}")
+    return np.ascontiguousarray(basis), local
 
 
 def _exists(path: Path) -> bool:

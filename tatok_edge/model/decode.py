@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import Bundle
@@ -9,13 +12,14 @@ from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import DecodeRequest
 from tatok_edge.tokens.frame import TokenFrame
+from tatok_edge.tokens.held import check_depth
 
 
 def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock) -> DecodeRequest:
     """The codes of a frame, for :func:`decode_on_cpu` or a session that decodes frames.
 
     Raises:
-        InputError: The frame is of another model, or has ids outside the vocabulary.
+        InputError: The frame is of another model, has ids outside the vocabulary, or stacks deeper than the model's.
     """
     if frame.model != bundle.tag:
         raise InputError(
@@ -23,6 +27,7 @@ def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock) -
             "decode it with the model that encoded it"
         )
     with clock.stage("ids"):
+        check_depth(frame.depth_map().reshape(-1), bundle.depth)
         try:
             global_codes = kernels.codes_from_ids(frame.global_ids, bundle.levels)
             codes = kernels.codes_from_ids(frame.ids, bundle.levels)
@@ -38,14 +43,22 @@ def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock) -
     )
 
 
-def decode_on_cpu(networks: Networks, request: DecodeRequest, clock: Clock) -> Image:
-    """The picture of tokens, uint8 ``(H, W, 3)``."""
-    height, width = request.size
-    grid = patch_grid(width, height)
+def decoder_inputs(
+    networks: Networks, request: DecodeRequest, clock: Clock
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """What the decoder reads of ``N`` patches: state ``(K * (D + 2), N)``, context ``(Dc, N)``, mean ``(192, N)``."""
     prior = networks.prior(request.global_codes, clock)
     levels = tuple(request.levels)
     with clock.stage("scatter"):
         state = kernels.decoder_state(request.codes, request.positions, prior.expected, prior.entropy, levels)
-    pixels = networks.pixels(state, prior.context, prior.mean, grid, clock)
+    return state, prior.context, prior.mean
+
+
+def decode_on_cpu(networks: Networks, request: DecodeRequest, clock: Clock) -> Image:
+    """The picture of tokens, uint8 ``(H, W, 3)``."""
+    height, width = request.size
+    grid = patch_grid(width, height)
+    state, context, mean = decoder_inputs(networks, request, clock)
+    pixels = networks.pixels(state, context, mean, grid, clock)
     with clock.stage("assemble"):
         return kernels.assemble(pixels, grid[1], height, width, request.bgr)

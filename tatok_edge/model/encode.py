@@ -2,10 +2,11 @@
 
 The global tokens of an image give the prior of its patches. Then
 
-1. *score*: each patch gets a score;
-2. *filter*: the budget keeps the patches with the best scores;
-3. *context*: the pixels and the context of each kept patch are gathered into a feature row;
-4. *code*: the patch encoder turns the rows of all images into codes, in one call.
+1. *score*: each token that a patch can have gets a score, before any code is known;
+2. *filter*: the budget keeps the tokens with the best scores; a patch then has a stack of 0 to K tokens;
+3. *context*: the pixels and the context of each patch with a token are gathered into a feature row;
+4. *code*: the patch encoder turns the rows of all images into the codes of stacks, in one call; each patch takes the
+   tokens that it keeps.
 
 The score ``information`` and refining need the codes of all patches: there, context and code come first.
 """
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import Bundle
-from tatok_edge.model.filtering import filter_patches, fit_bits
+from tatok_edge.model.filtering import filter_tokens, fit_bits, prefix_scores, stack_mask, token_filter
 from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.model.refine import Refiner, RefineTask, rates_of
 from tatok_edge.runtime.cpu import kernels
@@ -39,15 +40,27 @@ class Candidate:
     prior: Prior
     """Prior of its ``N`` patches."""
     every_code: NDArray[np.int32]
-    """Codes of all patches, ``(N, D)``."""
+    """Codes of the stacks of all patches, ``(N, K * D)``."""
     tokens: EncodedFrame
     """The kept tokens."""
     scores: NDArray[np.float32]
-    """Scores of all patches, ``(N,)``."""
+    """Scores of the tokens that the budget allows, ``(N, depth)``."""
 
 
 Refine = Callable[[Candidate], EncodedFrame]
 """Corrects the tokens of an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How a bundle codes patches."""
+
+    levels: tuple[int, ...]
+    """FSQ levels per code dimension."""
+    depth: int
+    """Most tokens of a patch, K."""
+    basis: NDArray[np.int16]
+    """Directions of the scores, ``(K, D, 192)``."""
 
 
 def encode_images(
@@ -55,7 +68,7 @@ def encode_images(
     images: Sequence[Image],
     budget: TokenBudget,
     bgr: bool,
-    levels: tuple[int, ...],
+    coding: Coding,
     clock: Clock,
     refine: Refine | None = None,
 ) -> list[EncodedFrame]:
@@ -66,45 +79,55 @@ def encode_images(
         images: Checked images, uint8 ``(H, W, 3)``, of any sizes.
         budget: Limits of each image; ``max_bits`` is left to the caller.
         bgr: The channels are in BGR order.
-        levels: FSQ levels per code dimension.
+        coding: How the bundle codes patches.
         clock: Adds up the time of each stage.
         refine: Called for each image where the budget asks for refining.
 
     Raises:
-        InputError: The patches cannot be ranked.
+        InputError: The tokens cannot be ranked, or the budget does not go with the depth of the model.
     """
+    filters = [token_filter(patches_of(image), budget, coding.depth) for image in images]
     global_codes, priors = [], []
     for image in images:
         codes = networks.global_codes(image, bgr, clock)
         priors.append(networks.prior(codes, clock))
         global_codes.append(codes)
-    if budget.score != "information" and refine is None:
-        scores = score_patches(images, bgr, priors, budget, clock)
-        with clock.stage("dtf"):
-            kept = [filter_patches(of_image, budget) for of_image in scores]
-        kept_codes = code_patches(networks, images, bgr, priors, kept, clock)
-        return [EncodedFrame(*parts) for parts in zip(global_codes, kept, kept_codes, scores, strict=True)]
-    if budget.score != "information":
-        scores = score_patches(images, bgr, priors, budget, clock)
-    everything = [np.arange(prior.entropy.size, dtype=np.int32) for prior in priors]
-    every_code = code_patches(networks, images, bgr, priors, everything, clock)
+    everything = budget.score == "information" or refine is not None
+    patches: list[NDArray[np.int32]]
+    if everything:
+        patches = [np.arange(patches_of(image), dtype=np.int32) for image in images]
+        stacks = code_patches(networks, images, bgr, priors, patches, coding, clock)
     if budget.score == "information":
-        with clock.stage("score"):
-            scores = [
-                kernels.information(prior.log2_probs, codes, positions, levels)
-                for prior, codes, positions in zip(priors, every_code, everything, strict=True)
-            ]
+        scores = [information_scores(*of, budget, coding, clock) for of in zip(priors, stacks, strict=True)]
+    else:
+        scores = score_tokens(images, bgr, priors, budget, coding, clock)
+    with clock.stage("dtf"):
+        kept = [filter_tokens(*of) for of in zip(scores, filters, strict=True)]
+    if not everything:
+        patches = [different(positions) for positions in kept]
+        stacks = code_patches(networks, images, bgr, priors, patches, coding, clock)
     results = []
     for number, prior in enumerate(priors):
-        with clock.stage("dtf"):
-            positions = filter_patches(scores[number], budget)
+        positions = kept[number]
         with clock.stage("ids"):
-            codes = every_code[number][positions]
+            mask = stack_mask(positions, patches[number], coding.depth)
+            codes = stacks[number].reshape(*mask.shape, len(coding.levels))[mask]
         tokens = EncodedFrame(global_codes[number], positions, codes, scores[number])
         if refine is not None:
-            tokens = refine(Candidate(images[number], prior, every_code[number], tokens, scores[number]))
+            tokens = refine(Candidate(images[number], prior, stacks[number], tokens, scores[number]))
         results.append(tokens)
     return results
+
+
+def patches_of(image: Image) -> int:
+    """Number of patches of an image."""
+    rows, columns = patch_grid(image.shape[1], image.shape[0])
+    return rows * columns
+
+
+def different(positions: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The different ones of positions that never fall."""
+    return positions[np.diff(positions, prepend=-1) > 0]
 
 
 def refine_tokens(
@@ -136,19 +159,44 @@ def refine_tokens(
     return EncodedFrame(tokens.global_codes, positions, codes, scores)
 
 
-def score_patches(
-    images: Sequence[Image], bgr: bool, priors: Sequence[Prior], budget: TokenBudget, clock: Clock
+def score_tokens(
+    images: Sequence[Image],
+    bgr: bool,
+    priors: Sequence[Prior],
+    budget: TokenBudget,
+    coding: Coding,
+    clock: Clock,
 ) -> list[NDArray[np.float32]]:
-    """Scores ``(N,)`` of all patches of each image, where the score does not need their codes."""
+    """Scores ``(N, depth)`` of all tokens of each image that the budget allows; not for the score ``information``."""
+    depth = budget.depth(coding.depth)
     with clock.stage("score"):
         if budget.score == "entropy":
-            return [prior.entropy for prior in priors]
+            return [prefix_scores(prior.entropy[:depth]) for prior in priors]
         scores = []
         for image, prior in zip(images, priors, strict=True):
-            everything = np.arange(prior.entropy.size, dtype=np.int32)
+            everything = np.arange(patches_of(image), dtype=np.int32)
             columns = patch_grid(image.shape[1], image.shape[0])[1]
-            scores.append(kernels.patch_residual(image, bgr, prior.mean, everything, everything, columns))
+            basis = coding.basis[:depth]
+            of_image = kernels.patch_scores(image, bgr, prior.mean, everything, everything, columns, basis)
+            if budget.score == "visual":
+                of_image *= kernels.visual_weights(image)[:, None]
+            scores.append(of_image)
         return scores
+
+
+def information_scores(
+    prior: Prior, stacks: NDArray[np.int32], budget: TokenBudget, coding: Coding, clock: Clock
+) -> NDArray[np.float32]:
+    """Bits of the tokens of the stacks ``(N, K * D)`` of an image as scores ``(N, depth)``, never rising over depth."""
+    everything = np.arange(len(stacks), dtype=np.int32)
+    dims, rows = len(coding.levels), sum(coding.levels)
+    with clock.stage("score"):
+        bits = []
+        for token in range(budget.depth(coding.depth)):
+            codes = np.ascontiguousarray(stacks[:, token * dims : (token + 1) * dims])
+            probs = prior.log2_probs[token * rows : (token + 1) * rows]
+            bits.append(kernels.information(probs, codes, everything, coding.levels))
+        return prefix_scores(np.stack(bits))
 
 
 def code_patches(
@@ -156,17 +204,18 @@ def code_patches(
     images: Sequence[Image],
     bgr: bool,
     priors: Sequence[Prior],
-    kept: Sequence[NDArray[np.int32]],
+    patches: Sequence[NDArray[np.int32]],
+    coding: Coding,
     clock: Clock,
 ) -> list[NDArray[np.int32]]:
-    """Codes ``(T, D)`` of the patches ``kept`` of each image, all in one flat batch."""
-    counts = [len(positions) for positions in kept]
+    """Codes of the stacks ``(P, K * D)`` of some patches of each image, all in one flat batch."""
+    counts = [len(positions) for positions in patches]
     if sum(counts) == 0:
-        return [np.zeros((0, len(prior.expected)), np.int32) for prior in priors]
+        return [np.zeros((0, coding.depth * len(coding.levels)), np.int32) for _ in priors]
     with clock.stage("gather"):
         features = networks.features(sum(counts))
         start = 0
-        for image, prior, positions in zip(images, priors, kept, strict=True):
+        for image, prior, positions in zip(images, priors, patches, strict=True):
             columns = patch_grid(image.shape[1], image.shape[0])[1]
             rows = features[start : start + len(positions)]
             kernels.gather_features(image, bgr, prior.context, prior.mean, positions, columns, out=rows)

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from tatok_edge.geometry import PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.session import Session
+from tatok_edge.runtime.session import Session, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class CellContext:
+    """Output of the context network on the grid of cells, for ``N`` patches in raster order."""
+
+    coarse: NDArray[np.float32]
+    """Features ``(Dc, N)``."""
+    smooth: NDArray[np.float32]
+    """Interpolated mean pixels ``(192, N)``."""
 
 
 @dataclass(slots=True)
@@ -25,15 +35,15 @@ class Prior:
     mean: NDArray[np.float32]
     """Mean pixels ``(192, N)`` in [-1, 1], (y, x, rgb) order."""
     log2_probs: NDArray[np.float32]
-    """Log2 probability of each level of each code dimension, ``(sum(levels), N)``."""
+    """Log2 probability of each level of each code dimension of a stack, ``(K * sum(levels), N)``."""
     entropy: NDArray[np.float32]
-    """Conditional entropy in bits, ``(N,)``."""
+    """Conditional entropy of each token of a stack in bits, ``(K, N)``."""
     expected: NDArray[np.float32]
-    """Conditional mean of the code values, ``(D, N)``."""
+    """Conditional mean of the code values of a stack, ``(K * D, N)``; those of the first token first."""
 
 
 class Networks:
-    """Runs the four graphs; safe to call from several threads."""
+    """Runs the graphs; safe to call from several threads."""
 
     def __init__(self, session: Session, context_width: int) -> None:
         self.session = session
@@ -48,25 +58,38 @@ class Networks:
         with clock.stage("global_encoder"):
             return cast("NDArray[np.int32]", self.session.run("global_encoder", {"cells": cells[None]})["codes"][0])
 
+    def cell_context(self, global_codes: NDArray[np.int32], clock: Clock) -> CellContext:
+        """What cells with ``global_codes``, int32 ``(D, rows, columns)``, say of the patches under them."""
+        with clock.stage("cell_context"):
+            outputs = self.session.run("cell_context", {"codes": np.ascontiguousarray(global_codes[None])})
+        return CellContext(**_flat(outputs))
+
     def prior(self, global_codes: NDArray[np.int32], clock: Clock) -> Prior:
         """The prior of the patches under the cells with ``global_codes``, int32 ``(D, rows, columns)``."""
+        return self.prior_of(self.cell_context(global_codes, clock), None, clock)
+
+    def prior_of(self, cells: CellContext, patches: NDArray[np.int32] | None, clock: Clock) -> Prior:
+        """The prior of some patches, in their order; of all of them by default.
+
+        Args:
+            cells: What the cells say of the patches.
+            patches: Columns of ``cells``, int32 ``(P,)``, at least one.
+            clock: Adds up the time.
+        """
         with clock.stage("context"):
-            outputs = self.session.run("context", {"codes": np.ascontiguousarray(global_codes[None])})
-        return Prior(
-            **{
-                name: cast(
-                    "NDArray[np.float32]", value.reshape(value.shape[1], -1) if value.ndim == 4 else value.reshape(-1)
-                )
-                for name, value in outputs.items()
-            }
-        )
+            inputs = {"coarse": cells.coarse, "smooth": cells.smooth}
+            if patches is not None:
+                inputs = {name: value[:, patches] for name, value in inputs.items()}
+            return Prior(
+                **_flat(self.session.run("context", {name: value[None, :, None] for name, value in inputs.items()}))
+            )
 
     def features(self, count: int) -> NDArray[np.float32]:
         """Empty array for the feature rows of ``count`` patches; ``kernels.gather_features`` fills it."""
         return np.empty((count, WINDOW_VALUES + self.context_width + PATCH_VALUES), np.float32)
 
     def patch_codes(self, features: NDArray[np.float32], clock: Clock) -> NDArray[np.int32]:
-        """Codes ``(T, D)`` of patches from any images, one feature row each."""
+        """Codes of the stacks ``(P, K * D)`` of patches from any images, one feature row each."""
         with clock.stage("patch_encoder"):
             return cast("NDArray[np.int32]", self.session.run("patch_encoder", {"features": features})["codes"])
 
@@ -78,12 +101,17 @@ class Networks:
         grid: tuple[int, int],
         clock: Clock,
     ) -> NDArray[np.float32]:
-        """Pixels ``(192, N)`` in [-1, 1] from states ``(D + 2, N)``, context and mean of a whole grid."""
+        """Pixels ``(192, N)`` in [-1, 1] from states ``(K * (D + 2), N)``, context and mean of a whole grid."""
         with clock.stage("decoder"):
             inputs = {"state": state, "context": context, "mean": mean}
             shaped = {name: value.reshape(1, -1, *grid) for name, value in inputs.items()}
             pixels = cast("NDArray[np.float32]", self.session.run("decoder", shaped)["pixels"])
         return pixels.reshape(pixels.shape[1], -1)
+
+
+def _flat(outputs: Tensors) -> dict[str, NDArray[np.float32]]:
+    """Maps ``(1, C, h, w)`` of one image as ``(C, h * w)``."""
+    return {name: cast("NDArray[np.float32]", value.reshape(value.shape[1], -1)) for name, value in outputs.items()}
 
 
 class Clock:

@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, Image, patch_grid
+from tatok_edge.model.filtering import filter_tokens
 from tatok_edge.model.networks import Clock, Prior
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.session import Session
+from tatok_edge.runtime.session import Session, TokenFilter
+from tatok_edge.tokens.checks import depths_of
 
 Rates = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
-"""Takes codes ``(T, D)`` of the patches at positions ``(T,)``. Returns the log2 probability that the entropy model
+"""Takes codes ``(T, D)`` of the tokens at positions ``(T,)``. Returns the log2 probability that the entropy model
 gives each level of each code, ``(sum(levels), T)``."""
 
 RATE_WEIGHT = 0.15
 """Squared error that one bit is worth, summed over pixels in [-1, 1]: about the slope of the rate-distortion curve at
 half of the tokens."""
+LARGE = np.float32(1 << 14)
+"""More than the squared error of any patch, as a gain that keeps a token."""
 DAMPING = 2.5
 """Factor on the curvature. It makes steps smaller, because neighbours move in the same pass."""
 
@@ -58,20 +62,21 @@ class Refiner:
 
     Args:
         session: Runs the graph ``refiner``.
-        curvature: Squared norm of the decoder's response to a code, per dimension and squared change of its value.
+        curvature: Squared norm of the decoder's response to a code, per dimension of a stack and squared change of its
+            value.
         levels: FSQ levels per code dimension.
     """
 
     def __init__(self, session: Session, curvature: Sequence[float], levels: Sequence[int]) -> None:
         self._session = session
-        self._curvature = tuple(curvature)
+        self._curvature = np.array(curvature, np.float32).reshape(-1, len(levels))
         self._levels = tuple(levels)
 
     def refine(
         self,
         task: RefineTask,
         prior: Prior,
-        codes: NDArray[np.int32],
+        stacks: NDArray[np.int32],
         kept: NDArray[np.int32],
         *,
         scores: NDArray[np.float32] | None = None,
@@ -81,47 +86,56 @@ class Refiner:
         Args:
             task: The image; positions for its ``rates`` are those of the image.
             prior: Prior of its ``N`` patches.
-            codes: Codes ``(N, D)`` of all patches; without ``scores``, only those of ``kept`` are read.
-            kept: Patches ``(T,)`` that the budget keeps, ascending.
-            scores: First scores of the patches, ``(N,)``; from 3 passes on, other patches may be kept.
+            stacks: Codes ``(N, K * D)`` of all patches; without ``scores``, only those of ``kept`` are read.
+            kept: Patch of each token ``(T,)`` that the budget keeps, never falling.
+            scores: First scores of the tokens that may be kept, ``(N, depth)``; from 3 passes on, others may be kept.
 
         Returns:
-            Positions ``(T,)``, ascending, and codes ``(T, D)``.
+            Positions ``(T,)``, never falling, and codes ``(T, D)``.
         """
-        count, total = kept.size, len(codes)
+        count = kept.size
         if count == 0:
             return kept, np.empty((0, len(self._levels)), np.int32)
         picture, passes, rates, clock = _Picture(task), task.passes, task.rates, task.clock
-        codes, positions, done = codes.copy(), kept, 0
+        codes = stacks.reshape(len(stacks), -1, len(self._levels)).copy()
+        positions, done = kept, 0
 
         def state_of(positions: NDArray[np.int32]) -> NDArray[np.float32]:
-            chosen = np.ascontiguousarray(codes[positions])
+            chosen = codes[positions, depths_of(positions) - 1]
             return kernels.decoder_state(chosen, positions, prior.expected, prior.entropy, self._levels)
 
-        if scores is not None and count < total and passes >= 3:
-            # Tokens are added in stages: each stage takes the patches that gain most from a token.
+        if scores is not None and count < scores.size and passes >= 3:
+            # Tokens are added in stages: each stage takes the tokens that gain most.
             done = stages = (passes + 2) // 2
-            everything, _ = self._run(picture, state_of(np.arange(total, dtype=np.int32)), clock)
+            allowed = scores.shape[1]
+            everything, _ = self._run(picture, state_of(np.repeat(_all(len(stacks)), allowed)), clock)
             positions = _best(scores, count // stages)
             for stage in range(2, stages + 1):
                 error, slope = self._run(picture, state_of(positions), clock)
                 with clock.stage("refine"):
-                    turn = picture.every_second(positions, stage)
-                    here = positions[turn]
-                    log2_probs = rates(np.ascontiguousarray(codes[positions]), positions)
-                    codes[here] = self._moved(codes[here], log2_probs[:, turn], slope[:, here])
-                    lacking = error - everything
-                    lacking[positions] = np.inf
-                    positions = _best(lacking, count * stage // stages)
-        chosen = codes[positions]
-        self._correct(picture, state_of(positions), positions, chosen, rates, passes - done, clock)
-        return positions, np.ascontiguousarray(chosen)
+                    tokens = depths_of(positions) - 1
+                    chosen = codes[positions, tokens]
+                    codes[positions, tokens] = self._moved(
+                        chosen,
+                        positions,
+                        tokens,
+                        rates(chosen, positions),
+                        slope,
+                        picture.every_second(positions, stage),
+                    )
+                    gains = _gains(scores, error - everything, np.bincount(positions, minlength=len(stacks)))
+                    positions = _best(gains, count * stage // stages)
+        tokens = depths_of(positions) - 1
+        chosen = codes[positions, tokens]
+        self._correct(picture, state_of(positions), positions, tokens, chosen, rates, passes - done, clock)
+        return positions, chosen
 
     def correct(
         self,
         task: RefineTask,
         state: NDArray[np.float32],
         positions: NDArray[np.int32],
+        depths: NDArray[np.int32],
         codes: NDArray[np.int32],
         *,
         hidden: NDArray[np.bool_],
@@ -130,8 +144,9 @@ class Refiner:
 
         Args:
             task: The picture; its ``rates`` are called with ``positions``.
-            state: Input of the decoder, ``(D + 2, N)``; changed in place.
-            positions: Patches ``(T,)`` whose tokens may change.
+            state: Input of the decoder, ``(K * (D + 2), N)``; changed in place.
+            positions: Patch of each token that may change, ``(T,)``, never falling.
+            depths: Depth of these tokens in their stacks, ``(T,)``, from 1.
             codes: Their codes ``(T, D)``, the same as in ``state``.
             hidden: Patches ``(N,)`` whose pixels are not shown.
 
@@ -141,7 +156,7 @@ class Refiner:
         picture = _Picture(task)
         picture.weight[:, hidden] = 0
         codes = codes.copy()
-        self._correct(picture, state, positions, codes, task.rates, task.passes, task.clock)
+        self._correct(picture, state, positions, depths - 1, codes, task.rates, task.passes, task.clock)
         return codes
 
     def _correct(
@@ -149,26 +164,27 @@ class Refiner:
         picture: _Picture,
         state: NDArray[np.float32],
         positions: NDArray[np.int32],
+        tokens: NDArray[np.int32],
         codes: NDArray[np.int32],
         rates: Rates,
         passes: int,
         clock: Clock,
     ) -> None:
-        """As :meth:`correct`, but changes ``state`` and ``codes`` in place."""
+        """As :meth:`correct`, but changes ``state`` and ``codes`` in place; ``tokens`` count from 0."""
         levels = np.array(self._levels, np.float32)
+        rows = tokens[:, None] * len(levels) + np.arange(len(levels))
         for number in range(passes):
             _, slope = self._run(picture, state, clock)
             with clock.stage("refine"):
-                # The first pass moves all codes. Later passes move every second patch, so patches follow neighbours.
+                # The first pass moves all patches. Later passes move every second one, so patches follow neighbours.
                 turn = picture.every_second(positions, passes - number) if number else np.ones(positions.size, np.bool_)
-                here = positions[turn]
-                codes[turn] = self._moved(codes[turn], rates(codes, positions)[:, turn], slope[:, here])
-                state[: levels.size, here] = ((2 * codes[turn] + 1) / levels - 1).T
+                codes[:] = self._moved(codes, positions, tokens, rates(codes, positions), slope, turn)
+                state[rows, positions[:, None]] = (2 * codes + 1) / levels - 1
 
     def _run(
         self, picture: _Picture, state: NDArray[np.float32], clock: Clock
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Squared error ``(N,)`` of each patch, and slope ``(D, N)`` of their sum along the code values."""
+        """Squared error ``(N,)`` of each patch, and slope ``(K * D, N)`` of their sum along the code values."""
         with clock.stage("refine"):
             inputs = {
                 "state": state,
@@ -180,18 +196,27 @@ class Refiner:
             outputs = self._session.run(
                 "refiner", {name: value.reshape(1, -1, *picture.grid) for name, value in inputs.items()}
             )
-        error, slope = outputs["error"].reshape(-1), outputs["slope"].reshape(len(self._levels), -1)
+        error, slope = outputs["error"].reshape(-1), outputs["slope"].reshape(self._curvature.size, -1)
         return cast("NDArray[np.float32]", error), cast("NDArray[np.float32]", slope)
 
     def _moved(
-        self, codes: NDArray[np.int32], log2_probs: NDArray[np.float32], slope: NDArray[np.float32]
+        self,
+        codes: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        log2_probs: NDArray[np.float32],
+        slope: NDArray[np.float32],
+        turn: NDArray[np.bool_],
     ) -> NDArray[np.int32]:
-        """Codes ``(T, D)`` with one dimension of each moved by one level, where error and bits together should fall.
+        """Codes ``(T, D)`` with one dimension of one token of a patch moved by one level, where that should pay.
 
         Args:
             codes: Codes ``(T, D)``.
+            positions: Patch of each token, ``(T,)``, never falling.
+            tokens: Number of each token in its stack, ``(T,)``, from 0.
             log2_probs: Log2 probability of each level, ``(sum(levels), T)``.
-            slope: Slope of the error along the code values, ``(D, T)``.
+            slope: Slope of the error along the code values of all patches, ``(K * D, N)``.
+            turn: Tokens that may move, ``(T,)``.
         """
         best = np.zeros(len(codes), np.float32)
         dims, steps = np.zeros(len(codes), np.intp), np.zeros(len(codes), np.int32)
@@ -202,8 +227,8 @@ class Refiner:
             here = codes[:, dim]
             cost = np.take_along_axis(bits, here[None], 0)[0]
             width = np.float32(2 / level)
-            rise = slope[dim] * width
-            curve = np.float32(DAMPING * self._curvature[dim]) * width * width
+            rise = slope[tokens * len(self._levels) + dim, positions] * width
+            curve = np.float32(DAMPING) * self._curvature[tokens, dim] * width * width
             for step in (1, -1):
                 there = here + step
                 inside = (there >= 0) & (there < level)
@@ -212,6 +237,10 @@ class Refiner:
                 better = inside & (change < best)
                 best[better] = change[better]
                 dims[better], steps[better] = dim, step
+        # One token of a stack moves at a time: they mend the same pixels.
+        begins = np.flatnonzero(np.diff(positions, prepend=-1))
+        least = np.repeat(np.minimum.reduceat(best, begins), np.diff(begins, append=len(codes)))
+        steps[(best > least) | ~turn] = 0
         moved = codes.copy()
         moved[np.arange(len(codes)), dims] += steps
         return moved
@@ -257,6 +286,25 @@ def _target(
     return squares(pixels), squares(np.ones_like(pixels))
 
 
+def _all(count: int) -> NDArray[np.int32]:
+    return np.arange(count, dtype=np.int32)
+
+
+def _gains(scores: NDArray[np.float32], lacking: NDArray[np.float32], depths: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Expected gain of each token, ``(N, depth)``; of those that are kept, more than any.
+
+    Args:
+        scores: First scores of the tokens.
+        lacking: Error of each patch beyond that with all tokens, ``(N,)``: its next tokens share it as their scores.
+        depths: Tokens that each patch keeps, ``(N,)``.
+    """
+    kept = np.arange(scores.shape[1]) < depths[:, None]
+    left = np.where(kept, np.float32(0), scores)
+    share = left / np.maximum(left.sum(1, keepdims=True), np.float32(1e-12))
+    gains: NDArray[np.float32] = np.where(kept, LARGE, share * np.maximum(lacking, 0)[:, None]).astype(np.float32)
+    return gains
+
+
 def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """Indices of the ``count`` highest scores, ascending; of equal scores, the earlier ones are taken."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)
+    """Positions of the ``count`` tokens with the highest scores ``(N, depth)``."""
+    return filter_tokens(scores, TokenFilter(1.0, count, count, 0.0))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,19 @@ from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
-from tatok_edge.model.decode import decode_on_cpu, decode_request
-from tatok_edge.model.encode import encode_images, refine_tokens, token_frame
-from tatok_edge.model.filtering import filter_patches, fit_bits, subset, token_filter
+from tatok_edge.model.decode import decode_on_cpu, decode_request, decoder_inputs
+from tatok_edge.model.encode import Coding, encode_images, refine_tokens, token_frame
+from tatok_edge.model.filtering import filter_tokens, fit_bits, subset, token_filter
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.model.pictures import AnyImage, check_image, on_device
 from tatok_edge.model.refine import Refiner
+from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
 from tatok_edge.runtime.session import Backend, EncodeRequest, Session
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.checks import depths_of
 from tatok_edge.tokens.frame import TokenFrame
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class EncodeResult:
 
     frame: TokenFrame
     scores: NDArray[np.float32]
-    """Scores of the patches, ``(h, w)``: bits, or grey levels squared for the score ``residual``."""
+    """Scores of the tokens of each patch, ``(h, w, depth)``, never rising over depth: bits, or grey levels squared for
+    the scores ``residual`` and ``visual``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time per stage."""
 
@@ -67,12 +70,16 @@ class Tokenizer(Closing):
         """Eight bytes that name the model's content; token frames carry them."""
         self.levels: Final = bundle.levels
         """FSQ levels per code dimension."""
+        self.depth: Final = bundle.depth
+        """Most tokens of a patch."""
         self.vocabulary: Final = math.prod(bundle.levels)
         """Number of different token ids."""
         self.entropy_model: IntegerEntropyModel = bundle.entropy_model()
         """Integer frequencies for packets."""
         self.networks = Networks(session, bundle.context_width)
         """The networks."""
+        self.coding = Coding(bundle.levels, bundle.depth, bundle.score_basis())
+        """How the bundle codes patches."""
         self._refiner: Refiner | None = None
         self._refiner_session: OnnxSession | None = None
         self._opening = threading.Lock()
@@ -95,14 +102,15 @@ class Tokenizer(Closing):
             backend: ``"auto"``, ``"onnxruntime"`` (the CPU), ``"tensorrt"`` or ``"tensorrt-rtx"``. Auto takes TensorRT
                 where ``tatok build`` has made engines for this machine's GPU; :attr:`backend` says which runs and why.
             threads: CPU threads of the networks; by default the cores of this process, at most 8.
-            precision: ``"fp32"``, or ``"int8"``: a decoder in int8, faster on CPUs, for the same tokens. On a GPU,
-                ``tatok build`` chooses the precision of the engines.
+            precision: ``"fp32"``, or ``"int8"``: networks in int8, faster on CPUs. Their tokens differ from those of
+                fp32 but are as good, and both precisions decode both. On a GPU, ``tatok build`` chooses the precision
+                of the engines.
             engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
             stream: CUDA stream to work on, of PyTorch, CuPy, pycuda or cuda-python, or its handle; by default one of
                 the tokenizer's own.
 
         Raises:
-            BundleError: unknown model, damaged bundle, newer format, no int8 decoder in it.
+            BundleError: unknown model, damaged bundle, newer format, no int8 graphs in it.
             InputError: an unknown precision.
             BackendError: the backend cannot run here.
         """
@@ -141,7 +149,8 @@ class Tokenizer(Closing):
         Args:
             image: uint8 ``(H, W, 3)``, RGB, at least 32x32 pixels, any strides. A tokenizer on a GPU also takes arrays
                 on that GPU, through ``__cuda_array_interface__`` or DLPack, without a copy.
-            budget: How many patch tokens to keep; all of them by default.
+            budget: How many patch tokens to keep; all of them by default, which is as many per patch as the model has
+                depth.
             bgr: The channels are in BGR order, as OpenCV delivers them.
             index: Frame number that the result carries.
             timestamp_us: Time in microseconds that the result carries.
@@ -207,19 +216,19 @@ class Tokenizer(Closing):
         refiner = self.refiner() if budget.refine else None
         frames: Sequence[Image | DeviceArray]
         if session is None:
-            for image, name in zip(images, names, strict=True):
-                check_image(image, name)
-            frames = hosted = cast("Sequence[Image]", images)
+            frames = hosted = [check_image(image, name) for image, name in zip(images, names, strict=True)]
             refine = None
             if refiner is not None:
                 refine = partial(refine_tokens, refiner, self.bundle, self.entropy_model, budget, bgr, clock)
-            encoded = encode_images(self.networks, hosted, budget, bgr, self.levels, clock, refine)
+            encoded = encode_images(self.networks, hosted, budget, bgr, self.coding, clock, refine)
         else:
             frames = [on_device(image, name, session.stream) for image, name in zip(images, names, strict=True)]
             patches = [int(np.prod(patch_grid(frame.shape[1], frame.shape[0]))) for frame in frames]
             request = EncodeRequest(
-                filters=[token_filter(count, budget) for count in patches],
+                filters=[token_filter(count, budget, self.depth) for count in patches],
                 levels=self.levels,
+                depth=budget.depth(self.depth),
+                basis=self.coding.basis,
                 score=budget.score,
                 with_scores=detailed or budget.max_bits is not None,
                 bgr=bgr,
@@ -234,7 +243,7 @@ class Tokenizer(Closing):
             if budget.max_bits is not None:
                 with clock.stage("max_bits"):
                     frame = fit_bits(frame, scores, budget.max_bits, self.entropy_model)
-            results.append((frame, scores.reshape(patch_grid(width, height) if scores.size else -1)))
+            results.append((frame, scores.reshape(*patch_grid(width, height), -1) if scores.size else scores))
         return results
 
     def refiner(self) -> Refiner:
@@ -260,19 +269,18 @@ class Tokenizer(Closing):
         """Filter an encoded image again: the tokens that :meth:`encode` would keep with ``budget``.
 
         Args:
-            result: An image encoded with the same ``score``, and with all patches kept.
+            result: An image encoded with the same ``score``, and with all tokens kept.
             budget: The new budget.
 
         Raises:
-            InputError: ``result`` does not hold all patches, or the global tokens alone exceed ``max_bits``.
+            InputError: ``result`` does not hold all tokens, or the global tokens alone exceed ``max_bits``.
         """
-        frame = result.frame
-        if frame.n_tokens != frame.n_patches:
-            raise InputError(
-                f"result holds {frame.n_tokens} of {frame.n_patches} patches; encode with all of them before reducing"
-            )
-        scores = result.scores.reshape(-1)
-        reduced = subset(frame, filter_patches(scores, budget))
+        frame, most = result.frame, result.frame.n_patches * self.depth
+        if frame.n_tokens != most:
+            raise InputError(f"result holds {frame.n_tokens} of {most} tokens; encode with all of them before reducing")
+        scores = np.ascontiguousarray(result.scores.reshape(-1, self.depth)[:, : budget.depth(self.depth)])
+        positions = filter_tokens(scores, token_filter(frame.n_patches, budget, self.depth))
+        reduced = subset(frame, positions * np.int32(self.depth) + depths_of(positions) - 1)
         return reduced if budget.max_bits is None else fit_bits(reduced, scores, budget.max_bits, self.entropy_model)
 
     # --- decode -----------------------------------------------------------------------------------
@@ -317,6 +325,38 @@ class Tokenizer(Closing):
         """As :meth:`decode`, with the wall time of each stage."""
         clock = Clock()
         return self._decode(frame, bgr, clock), clock.seconds
+
+    def values(self, frame: TokenFrame) -> NDArray[np.float32]:
+        """The vectors of the tokens, for policies and probes: float32 ``(T, D)``, in (-1, 1).
+
+        Row ``t`` has the centres of the levels of ``frame.ids[t]``: what the quantizer rounded to. Close codes have
+        close vectors.
+
+        Raises:
+            InputError: the frame has ids outside the vocabulary.
+        """
+        try:
+            codes = kernels.codes_from_ids(frame.ids, self.levels)
+        except ValueError as error:
+            raise InputError(f"the frame does not fit model {self.name}: {error}") from None
+        doubled = (2 * codes + 1).astype(np.float32)
+        values: NDArray[np.float32] = np.subtract(doubled / np.array(self.levels, np.float32), 1, dtype=np.float32)
+        return values
+
+    def features(self, frame: TokenFrame) -> NDArray[np.float32]:
+        """What the decoder knows of every patch, for policies and probes: float32 ``(h, w, C)``.
+
+        The channels of a patch are, for a model of depth K with D code dimensions: ``K * D`` code values, of dropped
+        tokens their conditional mean; K bits, 1 for a kept token; K conditional entropies over 16 bits; the context,
+        which comes from the global tokens; 192 mean pixels in [-1, 1], in (y, x, rgb) order.
+
+        Raises:
+            InputError: the frame belongs to another model, or has ids outside the vocabulary.
+        """
+        clock = Clock()
+        request = decode_request(frame, self.bundle, False, clock)
+        parts = np.concatenate(decoder_inputs(self.networks, request, clock))
+        return np.ascontiguousarray(parts.T).reshape(*frame.grid, -1)
 
     def decode_batch(self, batch: TokenBatch, *, bgr: bool = False) -> list[Image]:
         """Decode every frame of a ragged batch."""

@@ -7,7 +7,7 @@ import torch
 from onnx import numpy_helper
 
 from tatok_edge.errors import BundleError
-from tatok_edge.model.bundle import GRAPHS, Bundle
+from tatok_edge.model.bundle import GRAPHS, SCORES, Bundle, load_scores
 from tatok_edge.training.config import ModelConfig
 from tatok_edge.training.model import TaTok
 
@@ -29,12 +29,16 @@ def load_from_bundle(bundle: Bundle) -> TaTok:
             if node.op_type == "Identity" and node.input[0] in arrays:
                 arrays[node.output[0]] = arrays[node.input[0]]
         for key, array in arrays.items():
-            name = f"{graph}.{key.removeprefix('network.')}"
+            prefix = "context" if graph == "cell_context" else graph
+            shared = graph == "patch_encoder" and key.startswith(("refinements.", "local."))
+            name = key if shared else f"{prefix}.{key.removeprefix('network.')}"
             value = torch.from_numpy(array.copy())
-            if graph == "patch_encoder" and key == "skip.weight":
-                value = value[:, model.patch_encoder.centre]
             if name in state and state[name].shape == value.shape:
                 found[name] = value
+    # No code depends on the local reconstruction of the last token: it is in no graph.
+    _, local = load_scores(bundle.read(SCORES), model.config.dims, model.config.depth, str(bundle.path))
+    found[f"local.{model.config.depth - 1}.weight"] = torch.from_numpy(local[-1, :, :-1].copy())
+    found[f"local.{model.config.depth - 1}.bias"] = torch.from_numpy(local[-1, :, -1].copy())
     missing = sorted(set(state) - set(found))
     if missing:
         raise BundleError(f"{bundle.path}: its graphs lack the weights {', '.join(missing[:3])}; export it again")

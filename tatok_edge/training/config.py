@@ -59,8 +59,6 @@ class ModelConfig:
     """Channel expansion inside a block of the patch encoder."""
     kernel: int = 5
     """Side of the depthwise kernels on the cell grid."""
-    context_kernel: int = 5
-    """Side of the depthwise kernels of the context on the patch grid; at 1, no patch talks to another there."""
     decoder_kernels: tuple[int, ...] = ()
     """Side of the depthwise kernel of each block of the decoder; empty: 5 each."""
     variant: Variant = "tatok"
@@ -71,9 +69,8 @@ class ModelConfig:
             raise ValueError(f"levels must be between 2 and 64 each, got {self.levels}")
         if not 1 <= self.depth <= 8:
             raise ValueError(f"depth must be between 1 and 8, got {self.depth}")
-        for name in ("kernel", "context_kernel"):
-            if getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
         if any(side % 2 == 0 for side in self.decoder_kernels):
             raise ValueError(f"decoder_kernels must be odd, got {self.decoder_kernels}")
         if self.decoder_kernels and len(self.decoder_kernels) != self.decoder_blocks:
@@ -146,32 +143,36 @@ class ModelConfig:
 
 
 def variant_of(config: ModelConfig, variant: Variant) -> ModelConfig:
-    """A model's config as one of its variants, of the same size (``"tatok-s8"``: 2.4 M parameters each).
+    """A model's config as one of its variants, of the same size (``"tatok-s8"``: 3.0 to 3.2 M parameters each).
 
-    A fixed-rate tokenizer has no global encoder and no context. At patch 8 its decoder has more blocks instead, for a
-    fair comparison. At patch 16 its windows and patches, four times larger, take those parameters.
+    A fixed-rate tokenizer has one token per patch, no global encoder and no context. Its decoder has more blocks
+    instead, for a fair comparison. At patch 16 it has fewer than at patch 8: its windows and patches are four times
+    larger.
     """
     if variant not in ("patch8", "patch16"):
         return dataclasses.replace(config, variant=variant)
-    blocks = config.decoder_blocks
+    blocks = config.decoder_blocks + config.depth
     if variant == "patch8":
         blocks += config.global_blocks + config.cell_blocks + config.context_blocks
-    return dataclasses.replace(config, variant=variant, context_width=0, decoder_blocks=blocks, decoder_kernels=())
+    return dataclasses.replace(
+        config, variant=variant, depth=1, context_width=0, decoder_blocks=blocks, decoder_kernels=()
+    )
 
 
 CONFIGS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig(name="tatok-s8"),
         ModelConfig(
-            name="tatok-s8-deep",
+            name="tatok-s8",
             depth=4,
             cell_blocks=4,
-            context_kernel=1,
             decoder_kernels=(3, 3, 3, 3, 1),
         ),
         ModelConfig(
             name="tatok-b8",
+            depth=4,
+            decoder_kernels=(3, 3, 3, 3, 3, 1, 1, 1),
+            refinement_width=256,
             global_width=256,
             global_blocks=3,
             cell_blocks=3,
@@ -185,6 +186,8 @@ CONFIGS: dict[str, ModelConfig] = {
         ),
         ModelConfig(
             name="tatok-tiny",
+            depth=2,
+            refinement_width=16,
             global_width=16,
             global_blocks=1,
             cell_blocks=1,
@@ -202,6 +205,5 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 """The named sizes: ``tatok-s8`` runs in real time on a CPU, ``tatok-b8`` is for GPUs, ``tatok-tiny`` for tests.
 
-``tatok-s8-deep`` gives up to four tokens per patch: its heavy context work is on the cell grid, and its decoder sees
-five patches around a patch.
+The heavy context work of ``tatok-s8`` is on the cell grid, and its decoder sees five patches around a patch.
 """

@@ -24,7 +24,7 @@ def plot_curves(log: Path, evaluations: Path, out: Path) -> None:
     axes[1].plot(steps, [float(row["bits"]) for row in rows], lw=0.8)
     axes[1].set(title="information per patch token (bits)", xlabel="step")
     for key in points[0] if points else ():
-        if key.startswith(("psnr_information", "psnr_residual")) or key == "psnr_globals_only":
+        if key.startswith("psnr_residual") or key == "psnr_globals_only":
             axes[2].plot([int(p["step"]) for p in points], [float(p[key]) for p in points], marker=".", label=key[5:])
     axes[2].set(title="held-out PSNR (dB)", xlabel="step")
     axes[2].legend(fontsize=7)

@@ -22,26 +22,26 @@ from torch import Tensor, nn
 
 from tatok_edge.errors import TaTokError
 from tatok_edge.format.entropy import (
-    GRIDS,
     HIDDEN_MAX,
     HIDDEN_SHIFT,
-    LOGIT_STEP,
-    OUTPUT_SHIFT,
+    LOGIT_BITS,
     PHASES,
     SHARES,
+    NetworkKind,
     exp_table,
     load_tables,
+    network_kinds,
     save_tables,
     share_class,
 )
-from tatok_edge.geometry import PATCH
 from tatok_edge.model.bundle import ENTROPY, MANIFEST, Bundle, content_tag, open_folder, replace_files
-from tatok_edge.runtime.cpu.coder import INPUT_SCALE
+from tatok_edge.runtime.cpu.coder import INPUT_SCALE, input_sizes
 from tatok_edge.training.data import CropSource, DataError, read_pictures
-from tatok_edge.training.model import TaTok, pixels_to_grid
+from tatok_edge.training.filtering import fixed_point, residual_scores
+from tatok_edge.training.model import TaTok
 
-WIDTH = 160
-KEEP_WIDTH = 48
+WIDTHS = {"cells": (96, 64), "depths": (32, 32), "patches": (128, 64), "deeper": (128, 64)}
+"""Hidden units of the two layers of each network."""
 CROP = 256
 REACH = 2
 BATCH = 8
@@ -55,30 +55,51 @@ AFTER = [(y, x) for y in range(REACH + 1) for x in range(-REACH, REACH + 1) if (
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """The codes of ``n`` crops of ``hc`` by ``wc`` cells."""
+    """The codes of ``n`` crops of ``hc`` by ``wc`` cells, by a model of up to ``K`` tokens per patch."""
 
     cells: Tensor
     """uint8 ``(n, hc, wc, D)``."""
     patches: Tensor
-    """uint8 ``(n, 4 * hc, 4 * wc, D)``."""
+    """uint8 ``(n, 4 * hc, 4 * wc, K, D)``."""
     scores: Tensor
-    """Scores of the patches, ``(n, 4 * hc, 4 * wc)``: ``residual``, the default of budgets."""
+    """Scores of the tokens, ``(n, K, 4 * hc, 4 * wc)``: ``residual``, the default of budgets."""
+    earlier: Tensor
+    """Codes of the patches as they may have been in a frame before, uint8 ``(n, 4 * hc, 4 * wc, K, D)``."""
 
 
 @torch.no_grad()
 def collect(model: TaTok, source: CropSource, images: int, seed: int) -> Codes:
     """Codes of random crops."""
     generator = torch.Generator().manual_seed(seed)
+    depth, dims = model.config.depth, model.config.dims
     parts = []
-    for _ in range(max(1, images // 8)):
-        crops = source.crops(8, CROP, generator)
-        encoded = model.encode(crops)
-        codes = (encoded.global_codes, encoded.codes)
-        cells, patches = (part.permute(0, 2, 3, 1).to("cpu", torch.uint8) for part in codes)
-        residual = (pixels_to_grid(crops, PATCH) - encoded.prior.mean).square().sum(1)
-        parts.append((cells, patches, residual.float().cpu()))
-    cells, patches, scores = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Codes(cells, patches, scores)
+
+    def stacks(codes: Tensor) -> Tensor:
+        n, _, h, w = codes.shape
+        return codes.reshape(n, depth, dims, h, w).permute(0, 3, 4, 1, 2).to("cpu", torch.uint8)
+
+    for _ in range(max(1, images // BATCH)):
+        crops = source.crops(BATCH, CROP, generator)
+        encoded, earlier = model.encode(crops), model.encode(disturbed(crops, generator))
+        cells = encoded.global_codes.permute(0, 2, 3, 1).to("cpu", torch.uint8)
+        scores = residual_scores(model, crops, encoded).float().cpu()
+        parts.append((cells, stacks(encoded.codes), scores, stacks(earlier.codes)))
+    return Codes(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def disturbed(crops: Tensor, generator: torch.Generator) -> Tensor:
+    """The crops as a camera may have seen them a moment before: other light, noise, half a pixel aside."""
+    n, device = len(crops), crops.device
+
+    def draw(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)).to(device)
+
+    aside = (crops + torch.roll(crops, 1, 3)) / 2
+    crops = torch.where(draw(0, 1) < 0.4, aside, crops)
+    aside = (crops + torch.roll(crops, 1, 2)) / 2
+    crops = torch.where(draw(0, 1) < 0.4, aside, crops)
+    noise = torch.randn(crops.shape, generator=generator).to(device)
+    return (crops * draw(0.93, 1.07) + draw(-0.04, 0.04) + noise * draw(0.0, 0.03)).clamp(-1, 1)
 
 
 def centres(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -87,43 +108,40 @@ def centres(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     return ((2 * codes.long() + 1) * INPUT_SCALE // size - INPUT_SCALE).float() / INPUT_SCALE
 
 
-def around(values: Tensor, there: Tensor) -> Tensor:
-    """Inputs of a network from the neighbours of every token of a grid.
+def around(values: Tensor, there: Tensor, at: Tensor) -> Tensor:
+    """Inputs of a network from the neighbours of some tokens of a grid.
 
     Args:
         values: :func:`centres` ``(n, h, w, D)``.
         there: Whether there is a token, bool ``(n, h, w)``.
+        at: The tokens, bool ``(n, h, w)``.
 
     Returns:
-        ``(n, h, w, 12 * (D + 1) + 12)``: for each of the 12 neighbours before the token its values and 1, or zeros
+        ``(t, 12 * (D + 1) + 12)``: for each of the 12 neighbours before the token its values and 1, or zeros
         without a token; for each of the 12 neighbours after it, whether it has a token.
     """
-    h, w = values.shape[1:3]
     entry = F.pad(torch.cat([values * there[..., None], there[..., None].float()], -1), (0, 0) + (REACH,) * 4)
-
-    def shifted(y: int, x: int) -> Tensor:
-        return entry[:, REACH + y : REACH + y + h, REACH + x : REACH + x + w]
-
-    return torch.cat([*(shifted(*at) for at in BEFORE), *(shifted(*at)[..., -1:] for at in AFTER)], -1)
+    b, y, x = at.nonzero(as_tuple=True)
+    before = [entry[b, REACH + y + dy, REACH + x + dx] for dy, dx in BEFORE]
+    return torch.cat([*before, *(entry[b, REACH + y + dy, REACH + x + dx, -1:] for dy, dx in AFTER)], -1)
 
 
-def cell_inputs(cells: Tensor, kept: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """First inputs of a network for patches: surrounding cells, share of kept patches, place in the cell.
+def cell_inputs(cells: Tensor, tokens: Tensor, levels: tuple[int, ...], at: Tensor) -> Tensor:
+    """First inputs of a network for some patches: surrounding cells, class of the tokens per patch, place in the cell.
 
     Args:
         cells: Codes ``(n, hc, wc, D)``.
-        kept: Kept patches, bool ``(n, 4 * hc, 4 * wc)``.
+        tokens: Number of tokens of each picture ``(n,)``.
         levels: Values of each code dimension.
+        at: The patches, bool ``(n, 4 * hc, 4 * wc)``.
     """
-    n, hc, wc, _ = cells.shape
+    hc, wc = cells.shape[1:3]
+    b, y, x = at.nonzero(as_tuple=True)
     padded = F.pad(centres(cells, levels).permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)
-    nine = torch.cat([padded[:, y : y + hc, x : x + wc] for y in range(3) for x in range(3)], -1)
-    nine = nine.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    classes = [share_class(count, kept[0].numel()) for count in kept.flatten(1).sum(1).tolist()]
-    share = F.one_hot(torch.tensor(classes), SHARES).float()
-    phase = torch.eye(PHASES).reshape(1, 4, 4, PHASES).tile(1, hc, wc, 1)
-    grid = (n, 4 * hc, 4 * wc, -1)
-    return torch.cat([nine, share[:, None, None].expand(grid), phase.expand(grid)], -1)
+    nine = torch.cat([padded[:, dy : dy + hc, dx : dx + wc] for dy in range(3) for dx in range(3)], -1)
+    classes = torch.tensor([share_class(count, hc * wc * PHASES) for count in tokens.tolist()])
+    phase = torch.eye(PHASES)[y % 4 * 4 + x % 4]
+    return torch.cat([nine[b, y // 4, x // 4], torch.eye(SHARES)[classes[b]], phase], -1)
 
 
 def draw_window(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
@@ -138,14 +156,44 @@ def draw_window(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
     return span(h)[:, :, None] & span(w)[:, None]
 
 
-def draw_kept(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """Kept maps with random shares of kept patches, bool ``(n, h, w)``."""
-    n, h, w = scores.shape
-    share = torch.exp(math.log(0.03) * torch.rand(n, generator=generator))
-    share = torch.where(torch.rand(n, generator=generator) < 0.15, 1.0, share)
-    count = (share * h * w).round().clamp(min=1)
-    rank = scores.flatten(1).argsort(1, descending=True).argsort(1).reshape(n, h, w)
-    return rank < count[:, None, None]
+def ranks_of(scores: Tensor) -> Tensor:
+    """Rank of each token of a picture by the rule of Dynamic Token Filtering, int32, of the shape of the scores."""
+    order = fixed_point(scores).flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+    return ranks.to(torch.int32).reshape(scores.shape)
+
+
+def draw_depths(ranks: Tensor, generator: torch.Generator) -> Tensor:
+    """Depth maps of random budgets ``(n, h, w)``.
+
+    In some pictures, a part has another budget than the rest, as in a stream.
+
+    Args:
+        ranks: Those of :func:`ranks_of`, ``(n, K, h, w)``.
+    """
+    n, depth, h, w = ranks.shape
+
+    def draw() -> Tensor:
+        share = 0.03 * torch.exp(math.log(depth / 0.03) * torch.rand(n, generator=generator))
+        share = torch.where(torch.rand(n, generator=generator) < 0.1, float(depth), share)
+        return (ranks < (share * h * w).round()[:, None, None, None]).sum(1)
+
+    part = draw_window(n, h, w, generator) & (torch.rand(n, 1, 1, generator=generator) < 0.25)
+    return torch.where(part, draw(), draw())
+
+
+def draw_held(codes: Codes, ranks: Tensor, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens that the patches may have held before: codes ``(n, h, w, K, D)`` and depth maps ``(n, h, w)``.
+
+    Half of the pictures hold nothing, as in key packets. In the others, a part of the patches holds the tokens of the
+    same patch in an earlier picture, the rest those of another picture.
+    """
+    other = torch.randint(len(codes.cells), index.shape, generator=generator)
+    n, _, h, w = codes.scores[index].shape
+    same = torch.rand(n, h, w, generator=generator) < 0.2 + 0.8 * torch.rand(n, 1, 1, generator=generator)
+    held = torch.where(same[..., None, None], codes.earlier[index], codes.patches[other])
+    depths = torch.where(same, draw_depths(ranks[index], generator), draw_depths(ranks[other], generator))
+    return held, depths * (torch.rand(n, 1, 1, generator=generator) < 0.5)
 
 
 def draw_cells(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
@@ -158,11 +206,11 @@ def draw_cells(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
 class TokenNet(nn.Module):
     """The float twin of a network in integers: hidden activations in [0, 4), which become 0 to 255."""
 
-    def __init__(self, inputs: int, states: int, width: int = WIDTH) -> None:
+    def __init__(self, inputs: int, states: int, widths: tuple[int, int]) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, width)
-        self.second = nn.Linear(width, width)
-        self.third = nn.Linear(width, states)
+        self.first = nn.Linear(inputs, widths[0])
+        self.second = nn.Linear(widths[0], widths[1])
+        self.third = nn.Linear(widths[1], states)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, sum(levels))``."""
@@ -179,7 +227,7 @@ class TokenNet(nn.Module):
 
     def integers(self) -> dict[str, NDArray[np.integer]]:
         """The weights as arrays of :class:`tatok_edge.runtime.cpu.coder.TokenModel`."""
-        hidden, output = 1 << HIDDEN_SHIFT, (1 << OUTPUT_SHIFT) * LOGIT_STEP
+        hidden, output = 1 << HIDDEN_SHIFT, 1 << LOGIT_BITS
 
         def scaled(values: Tensor, scale: float, dtype: type[np.integer]) -> NDArray[np.integer]:
             limit = np.iinfo(dtype).max
@@ -195,69 +243,101 @@ class TokenNet(nn.Module):
         }
 
 
-@dataclass(frozen=True, slots=True)
 class Networks:
-    """One network for each of :data:`tatok_edge.format.entropy.GRIDS`."""
+    """The networks of :func:`tatok_edge.format.entropy.network_kinds`."""
 
-    cells: TokenNet
-    keep: TokenNet
-    patches: TokenNet
-    levels: tuple[int, ...]
+    def __init__(self, levels: tuple[int, ...], depth: int) -> None:
+        self.levels = levels
+        self.depth = depth
+        self.nets: dict[str, TokenNet] = {}
+        for name, kind in network_kinds(levels, depth).items():
+            inputs = sum(_sizes(kind, levels))
+            self.nets[name] = TokenNet(inputs, sum(kind.levels), WIDTHS[name])
 
     def cells_nats(self, cells: Tensor, there: Tensor) -> Tensor:
         """Mean cost in nats of the cells ``there`` that a packet holds."""
-        return self.cells.nats(around(centres(cells, self.levels), there)[there], cells[there], self.levels)
+        inputs = around(centres(cells, self.levels), there, there)
+        return self.nets["cells"].nats(inputs, cells[there], self.levels)
 
-    def keep_nats(self, cells: Tensor, kept: Tensor, at: Tensor) -> Tensor:
-        """Mean cost in nats of the kept map at the patches ``at``, bool ``(n, h, w)``."""
-        codes = kept[..., None].long()
-        inputs = torch.cat([cell_inputs(cells, kept, self.levels), around(centres(codes, (2,)), kept | True)], -1)
-        return self.keep.nats(inputs[at], codes[at], (2,))
+    def depths_nats(self, cells: Tensor, depths: Tensor, at: Tensor) -> Tensor:
+        """Mean cost in nats of the depth map ``(n, h, w)`` at the patches ``at``, bool ``(n, h, w)``."""
+        codes, levels = depths[..., None].long(), (self.depth + 1,)
+        above = cell_inputs(cells, depths.flatten(1).sum(1), self.levels, at)
+        inputs = torch.cat([above, around(centres(codes, levels), depths >= 0, at)], -1)
+        return self.nets["depths"].nats(inputs, codes[at], levels)
 
-    def patches_nats(self, cells: Tensor, patches: Tensor, kept: Tensor, at: Tensor) -> Tensor:
-        """Mean cost in nats of the codes of the patches ``at``, bool ``(n, h, w)``."""
-        inputs = torch.cat([cell_inputs(cells, kept, self.levels), around(centres(patches, self.levels), kept)], -1)
-        return self.patches.nats(inputs[at], patches[at], self.levels)
+    def patches_nats(
+        self, cells: Tensor, patches: Tensor, depths: Tensor, held: tuple[Tensor, Tensor], of: Tensor, at: Tensor
+    ) -> Tensor:
+        """Mean cost in nats of patch tokens of one depth in each picture.
+
+        Args:
+            cells: Codes ``(n, hc, wc, D)``.
+            patches: Codes ``(n, h, w, K, D)``.
+            depths: Depth maps ``(n, h, w)``.
+            held: Codes and depth maps of the tokens before, of these shapes.
+            of: The depth ``(n,)``: 1 for all pictures, or 2 to K.
+            at: The patches that count, bool ``(n, h, w)``; all of them have a token of that depth.
+        """
+        wide, deeper = of[:, None, None], int(of[0]) > 1
+        b, y, x = at.nonzero(as_tuple=True)
+        values, depth = centres(patches[b, y, x], self.levels), of[b]
+        parts = [cell_inputs(cells, depths.flatten(1).sum(1), self.levels, at)]
+        if deeper:
+            parts.append(F.one_hot(depth - 2, self.depth - 1).float())
+            known = torch.arange(1, self.depth) < depth[:, None]
+            parts.append((values[:, : self.depth - 1] * known[..., None]).flatten(1))
+        before = (held[1][b, y, x] >= depth)[:, None].float()
+        parts += [centres(held[0][b, y, x, depth - 1], self.levels) * before, before]
+        plane = patches[torch.arange(len(of)), :, :, of - 1]
+        parts.append(around(centres(plane, self.levels), depths >= wide, at))
+        net = self.nets["deeper" if deeper else "patches"]
+        return net.nats(torch.cat(parts, -1), plane[at], self.levels)
 
     def tables(self) -> dict[str, NDArray[np.integer]]:
         """Arrays of :func:`tatok_edge.format.entropy.save_tables`."""
         tables: dict[str, NDArray[np.integer]] = {"exp": exp_table()}
-        for grid, net in zip(GRIDS, (self.cells, self.keep, self.patches), strict=True):
-            tables |= {f"{grid}_{name}": array for name, array in net.integers().items()}
+        for name, net in self.nets.items():
+            tables |= {f"{name}_{layer}": array for layer, array in net.integers().items()}
         return tables
+
+
+def _sizes(kind: NetworkKind, levels: tuple[int, ...]) -> tuple[int, ...]:
+    """Inputs of each part of the first layer of a network."""
+    around_patch = (len(levels), SHARES) if kind.of_patches else (0, 0)
+    return input_sizes(len(kind.levels), *around_patch, kind.shallower, kind.held)
 
 
 def fit_networks(codes: Codes, levels: tuple[int, ...], *, steps: int, seed: int) -> Networks:
     """Fit the networks to the codes."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    context, binary = (len(BEFORE) * (dims + 1) + len(AFTER) for dims in (len(levels), 1))
-    above = 9 * len(levels) + SHARES + PHASES
-    nets = Networks(
-        TokenNet(context, sum(levels)),
-        TokenNet(above + binary, 2, KEEP_WIDTH),
-        TokenNet(above + context, sum(levels)),
-        levels,
-    )
-    # There are sixteen times as many patches as cells to learn from.
-    decay = {nets.cells: 1e-2, nets.keep: 1e-3, nets.patches: 1e-3}
-    optimizer = torch.optim.AdamW(
-        [{"params": net.parameters(), "weight_decay": weight} for net, weight in decay.items()], lr=3e-3
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     n, hc, wc, _ = codes.cells.shape
+    depth, ranks = codes.scores.shape[1], ranks_of(codes.scores)
+    nets = Networks(levels, depth)
+    # There are sixteen times as many patches as cells to learn from.
+    groups = [
+        {"params": net.parameters(), "weight_decay": 1e-2 if name == "cells" else 1e-3}
+        for name, net in nets.nets.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+
+    def some(there: Tensor) -> Tensor:
+        return there & (torch.rand(there.shape, generator=generator) < TOKENS / max(1, int(there.sum())))
+
     for _ in range(steps):
         index = torch.randint(n, (BATCH,), generator=generator)
         cells, patches = codes.cells[index], codes.patches[index]
-        kept = draw_kept(codes.scores[index], generator)
-        some = torch.rand(kept.shape, generator=generator) < TOKENS / kept.numel()
-        loss = nets.keep_nats(cells, kept, some)
-        # Delta packets hold tokens of a part of the picture.
-        whole = torch.rand(BATCH, 1, 1, generator=generator) < 0.7
-        held = kept & (whole | draw_window(BATCH, 4 * hc, 4 * wc, generator))
-        some = held & (torch.rand(held.shape, generator=generator) < TOKENS / held.sum())
-        loss = loss + nets.patches_nats(cells, patches, held, some)
-        loss = loss + nets.cells_nats(cells, draw_cells(BATCH, hc, wc, generator))
+        depths = draw_depths(ranks[index], generator)
+        held = draw_held(codes, ranks, index, generator)
+        loss = nets.cells_nats(cells, draw_cells(BATCH, hc, wc, generator))
+        loss = loss + nets.depths_nats(cells, depths, some(depths >= 0))
+        first = torch.ones(BATCH, dtype=torch.long)
+        loss = loss + nets.patches_nats(cells, patches, depths, held, first, some(depths > 0))
+        if depth > 1:
+            of = torch.randint(2, depth + 1, (BATCH,), generator=generator)
+            loss = loss + nets.patches_nats(cells, patches, depths, held, of, some(depths >= of[:, None, None]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -305,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def replace_tables(bundle: Bundle, tables: dict[str, NDArray[np.integer]]) -> bytes:
     """Put other tables into the folder of a bundle; returns its new tag."""
     data = save_tables(tables)
-    load_tables(data, bundle.levels, bundle.name)
+    load_tables(data, bundle.levels, bundle.depth, bundle.name)
     entry = {**bundle.manifest["files"][ENTROPY], "sha256": hashlib.sha256(data).hexdigest()}
     files = {**bundle.manifest["files"], ENTROPY: entry}
     tag = content_tag(files)

@@ -14,10 +14,8 @@ from tatok_edge.training.data import IMAGE_SUFFIXES, DataError, Picture, decode_
 from tatok_edge.training.filtering import residual_scores, select, visual_weights
 from tatok_edge.training.model import TaTok, grid_to_pixels
 
-EVALUATION_SHARES = (1.0, 0.5, 0.35, 0.25, 0.1)
-"""Tokens per patch at which a model of one token per patch is evaluated."""
-STACK_SHARES = (4.0, 2.0, 1.0, 0.35, 0.1)
-"""The same for models of several."""
+SHARES = (4.0, 2.0, 1.0, 0.35, 0.1)
+"""Tokens per patch at which a model is evaluated, up to its depth."""
 
 
 def read_watched(folder: Path) -> list[Tensor]:
@@ -52,7 +50,7 @@ def evaluate_pictures(model: TaTok, images: Sequence[Tensor]) -> dict[str, float
         residual = residual_scores(model, image, encoded)
         scores = {"residual": residual, "visual": residual * visual_weights(image, model.config.patch)}
         target = ((image + 1) * 127.5).round()
-        for share in STACK_SHARES:
+        for share in SHARES:
             if share > model.config.depth:
                 continue
             for name, score in scores.items():
@@ -70,9 +68,7 @@ def evaluate_pictures(model: TaTok, images: Sequence[Tensor]) -> dict[str, float
 def evaluate(model: TaTok, images: Tensor, *, batch: int = 8) -> dict[str, float]:
     """Mean PSNR in dB per kept share, by score and at random, of images in [-1, 1].
 
-    The scores of one token per patch are information and entropy; those of several are residual and visual.
-
-    A fixed-rate tokenizer keeps everything: ``psnr_information_1`` is all that it has.
+    A fixed-rate tokenizer keeps everything: ``psnr_residual_1`` is all that it has.
     """
     results: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(1)
@@ -92,19 +88,17 @@ def evaluate(model: TaTok, images: Tensor, *, batch: int = 8) -> dict[str, float
         depth = model.config.depth
         if model.config.fixed_rate:
             everything = torch.ones_like(encoded.information)
-            add("psnr_information_1", psnr(model.decode(encoded, everything), image))
+            add("psnr_residual_1", psnr(model.decode(encoded, everything), image))
             continue
         noise = torch.rand(encoded.information.shape, generator=generator).to(image.device)
         add("bits_per_token", encoded.information.mean((1, 2, 3)))
         add("entropy_per_token", encoded.prior.entropy.mean((1, 2, 3)))
         add("psnr_mean_only", psnr(grid_to_pixels(encoded.prior.mean, PATCH), image))
-        scores = {"information": encoded.information, "entropy": encoded.prior.entropy}
-        if depth > 1:
-            residual = residual_scores(model, image, encoded)
-            scores = {"residual": residual, "visual": residual * visual_weights(image, model.config.patch)}
-            for number in range(depth):
-                add(f"bits_of_token_{number + 1}", encoded.information[:, number].mean((1, 2)))
-        for share in STACK_SHARES if depth > 1 else EVALUATION_SHARES:
+        residual = residual_scores(model, image, encoded)
+        scores = {"residual": residual, "visual": residual * visual_weights(image, model.config.patch)}
+        for number in range(depth):
+            add(f"bits_of_token_{number + 1}", encoded.information[:, number].mean((1, 2)))
+        for share in SHARES:
             if share > depth:
                 continue
             shares = torch.full((len(image),), share, device=image.device)

@@ -25,12 +25,9 @@ gains 0.006.
 def residual_scores(model: TaTok, image: Tensor, encoded: Encoded) -> Tensor:
     """Squared error that each token can remove, ``(B, K, h, w)``, non-increasing over depth.
 
-    The energy of the residual of the mean in the directions that a token adds to those before it; for a model
-    of one token per patch, the energy of the residual.
+    The energy of the residual of the mean in the directions that a token adds to those before it.
     """
     residual = pixels_to_grid(image, model.config.patch) - encoded.prior.mean
-    if model.config.depth == 1:
-        return residual.pow(2).sum(1, keepdim=True)
     with torch.autocast(image.device.type, enabled=False):
         energies = torch.einsum("kdp,bphw->bkdhw", model.score_basis(), residual.float()).pow(2).sum(2)
     return energies.cummin(1).values

@@ -29,9 +29,6 @@ def training_shares(count: int, depth: int, generator: torch.Generator) -> Tenso
 def training_scores(model: TaTok, image: Tensor, encoded: Encoded, generator: torch.Generator) -> Tensor:
     """Scores ``(B, K, h, w)`` that filter in training; mixed, so that the decoder knows all of them."""
     chance = torch.rand(len(image), generator=generator).to(image.device)[:, None, None, None]
-    if model.config.depth == 1:
-        # A quarter of the images are filtered by entropy.
-        return torch.where(chance < 0.25, encoded.prior.entropy.detach(), encoded.information.detach())
     scores = residual_scores(model, image, encoded).detach()
     return torch.where(chance < 0.5, scores * visual_weights(image, model.config.patch), scores)
 
@@ -65,9 +62,8 @@ def loss(model: TaTok, image: Tensor, options: Options, generator: torch.Generat
     distortion = (mse + options.seam_weight * seams + 1e-5).sqrt() * (2 * math.sqrt(0.003))
     total = distortion + options.mean_weight * mean_mse + (weights * bits).sum(1)
     total = total + options.rate_weight * encoded.slope.mean((2, 3)).sum(1)
-    if encoded.left:
-        local = torch.stack([left.pow(2).mean((1, 2, 3)) / 4 for left in encoded.left]).mean(0)
-        total = total + options.local_weight * local
+    local = torch.stack([left.pow(2).mean((1, 2, 3)) / 4 for left in encoded.left]).mean(0)
+    total = total + options.local_weight * local
     parts = {"mse": mse.mean().detach(), "mean_mse": mean_mse.mean().detach(), "bits": bits.mean().detach()}
     full = (share >= depth).float()
     # NaN where no image keeps all; nothing here waits for the device.

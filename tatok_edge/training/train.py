@@ -46,24 +46,26 @@ def learning_rate(progress: float, step: int, peak: float, hold: float = 0.0) ->
 
 def config_of(options: Options) -> ModelConfig:
     """The config of the model that the options ask for."""
-    config = variant_of(CONFIGS[options.config], options.variant)
-    return config if options.depth is None else replace(config, depth=options.depth)
+    config = CONFIGS[options.config]
+    return variant_of(config if options.depth is None else replace(config, depth=options.depth), options.variant)
 
 
-def new_state(options: Options, source: CropSource, device: torch.device, shallow: TaTok | None = None) -> State:
+def new_state(options: Options, source: CropSource, device: torch.device, start: TaTok | None = None) -> State:
     """A model at its start, with its optimizer.
 
-    The start is analytic, or the weights of ``shallow``, a model of one token per patch.
+    The start is analytic, or the weights of ``start``, a model of the same config or of one token per patch.
     """
     torch.manual_seed(options.seed)
     config = config_of(options)
     model, ema = TaTok(config), TaTok(config)
     generator = torch.Generator().manual_seed(options.seed)
     samples = torch.cat([source.crops(64, options.crop, generator).cpu() for _ in range(4)])
-    if shallow is None:
+    if start is None:
         analytic_start(model, samples)
+    elif start.config == config:
+        model.load_state_dict(start.state_dict())
     else:
-        deepen(model, shallow, samples)
+        deepen(model, start, samples)
     ema.load_state_dict(model.state_dict())
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema.to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
@@ -137,7 +139,7 @@ def record_of(source: CropSource, pictures: list[Picture], state: State, init: P
 
 def for_export(options: Options, state: State, source: CropSource, held: Tensor) -> dict[str, Tensor]:
     """What the export needs beside the weights: the fitted entropy model, and samples to compare the graphs with."""
-    if options.variant != "tatok" or state.model.config.depth > 1:
+    if options.variant != "tatok":
         return {}
     tables = fit_entropy(
         state.ema, source, images=options.entropy_images, steps=options.entropy_steps, seed=options.seed
@@ -169,7 +171,7 @@ def run(
     device: torch.device,
     resume: bool,
     init: Path | None = None,
-    shallow: TaTok | None = None,
+    start: TaTok | None = None,
     watch: Path | None = None,
     checkpoint_minutes: float = 8.0,
     evaluation_minutes: float = 0.0,
@@ -184,7 +186,7 @@ def run(
         device: Where to train.
         resume: Go on from the checkpoint in ``out``.
         init: Checkpoint of the same config whose averaged weights are the start.
-        shallow: Model of one token per patch whose weights are the start of one of several.
+        start: Model whose weights are the start: of the same config, or of one token per patch.
         watch: Folder of whole pictures that are evaluated at every checkpoint, into ``pictures.csv``.
         checkpoint_minutes: Training time between checkpoints.
         evaluation_minutes: Least training time between evaluations; 0: one at every checkpoint.
@@ -197,7 +199,7 @@ def run(
     if checkpoint.exists() and not resume:
         raise CheckpointError(f"{checkpoint} exists: give --resume to go on, or another --out")
     pictures, source, held = training_pictures(options, data, device)
-    state = new_state(options, source, device, None if checkpoint.exists() else shallow)
+    state = new_state(options, source, device, None if checkpoint.exists() else start)
     if checkpoint.exists():
         load_state(checkpoint, state)
         for path in (log_path, evaluation_path, pictures_path):
@@ -243,8 +245,8 @@ def run(
     return summary
 
 
-def load_shallow(bundle: str) -> TaTok:
-    """The weights of a bundle, by name or folder."""
+def load_start(bundle: str) -> TaTok:
+    """The weights of a bundle to start from, by name or folder."""
     from tatok_edge.model.bundle import open_bundle
     from tatok_edge.training.bundle import load_from_bundle  # needs onnx, which training does not
 
@@ -297,7 +299,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--init", type=Path, help="start from the averaged weights of this checkpoint (fine-tuning)")
     parser.add_argument(
-        "--start", help="start from this bundle of one token per patch, by name or folder; with --depth above 1"
+        "--start",
+        help="start from the weights of this bundle, by name or folder; of the same config or one token per patch",
     )
     parser.add_argument(
         "--watch", type=Path, help="folder of whole pictures that are evaluated at every checkpoint, into pictures.csv"
@@ -351,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=pick_device(args.device),
             resume=args.resume,
             init=args.init,
-            shallow=load_shallow(args.start) if args.start else None,
+            start=load_start(args.start) if args.start else None,
             watch=args.watch,
             checkpoint_minutes=args.checkpoint_minutes,
             evaluation_minutes=args.evaluation_minutes,

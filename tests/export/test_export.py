@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 
 from tatok_edge.export.bundle import onnx as export
 from tatok_edge.export.bundle.onnx import ExportError, export_bundle
-from tatok_edge.model.bundle import GRAPHS, open_bundle
+from tatok_edge.model.bundle import ENTROPY, GRAPHS, SCORE_ONE, SCORES, load_scores, open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.training.bundle import load_from_bundle
 from tatok_edge.training.checkpoint import CheckpointError, load_model
+from tatok_edge.training.filtering import residual_scores, select, visual_weights
 from tatok_edge.training.model import (
     TaTok,
     decoder_state,
@@ -80,18 +82,20 @@ def test_the_manifest_tells_all(bundle: Path) -> None:
     opened = open_bundle(bundle)
     manifest: Any = opened.manifest
     assert (opened.name, opened.levels, opened.context_width) == ("tatok-tiny", (8, 8, 8, 5, 5, 5), 16)
+    assert opened.depth == manifest["depth"] == manifest["config"]["depth"] == 2
     assert manifest["tag"] == opened.tag.hex()
     assert manifest["parity"]["code_agreement"] >= 0.999
     assert 0 <= manifest["parity"]["pixel_difference"] <= 2e-3
     assert manifest["training"]["steps"] == 6 and manifest["training"]["options"]["use"] == "ship"
-    assert manifest["quality"]["psnr_information_1"] > 10
+    assert manifest["quality"]["psnr_residual_2"] > manifest["quality"]["psnr_residual_1"] > 10
     assert manifest["config"]["name"] == "tatok-tiny" and manifest["precision"] == "fp32"
-    for entry in (*GRAPHS, "entropy"):
+    for entry in (*GRAPHS, ENTROPY, SCORES):
         opened.read(entry)
     assert {path.name for path in bundle.iterdir()} == {
         "manifest.json",
         "MODEL_CARD.md",
         "entropy.npz",
+        "scores.npz",
         "refiner.onnx",
         *(f"{name}.onnx" for name in GRAPHS),
     }
@@ -104,8 +108,12 @@ def test_the_model_card(bundle: Path) -> None:
     for text in (
         "# tatok-tiny",
         manifest["tag"],
-        f"{manifest['quality']['psnr_information_0.35']:.2f}",
-        "| globals only |",
+        "up to 2 patch tokens per 8x8 pixels",
+        "| tokens per patch | score `residual` | score `visual` | random |",
+        f"| 0.35 | {manifest['quality']['psnr_residual_0.35']:.2f} | {manifest['quality']['psnr_visual_0.35']:.2f} |",
+        f"| 2 | {manifest['quality']['psnr_residual_2']:.2f} |  |  |",
+        f"| 0 | {manifest['quality']['psnr_globals_only']:.2f} |",
+        f"{manifest['quality']['bits_of_token_2']:.1f} bits",
         "use = ship",
         "6 steps of 2 random 64x64 crops",
         "Made of rendered pictures.",
@@ -116,6 +124,21 @@ def test_the_model_card(bundle: Path) -> None:
 def test_the_same_checkpoint_gives_the_same_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     export_bundle(checkpoint, tmp_path / "again", notes="Made of rendered pictures.\n")
     assert contents(tmp_path / "again") == contents(bundle)
+
+
+@torch.no_grad()
+def test_the_scores_hold_directions_and_the_local_reconstruction(bundle: Path, model: TaTok) -> None:
+    basis, local = load_scores(open_bundle(bundle).read(SCORES), 6, 2, "bundle")
+    directions = basis.reshape(12, 192) / SCORE_ONE
+    np.testing.assert_allclose(directions @ directions.T, np.eye(12), atol=2e-3)
+    np.testing.assert_allclose(directions, model.score_basis().reshape(12, 192).numpy(), atol=1 / SCORE_ONE)
+    for layer, array in zip(model.local, local, strict=True):
+        assert np.array_equal(array[:, :-1], layer.weight.numpy()) and np.array_equal(array[:, -1], layer.bias.numpy())
+
+
+def test_the_weights_come_back_from_the_bundle(bundle: Path, model: TaTok) -> None:
+    state, loaded = model.state_dict(), load_from_bundle(open_bundle(bundle)).state_dict()
+    assert [name for name, value in state.items() if not torch.equal(value, loaded[name])] == []
 
 
 def test_the_graphs_are_plain_onnx(bundle: Path) -> None:
@@ -146,19 +169,23 @@ def test_every_size_of_every_graph(bundle: Path, model: TaTok, batch: int, heigh
     codes = session.run("global_encoder", {"cells": image_to_cells(images).contiguous().numpy()})["codes"]
     assert codes.dtype == np.int32 and codes.shape == (batch, 6, height // 32, width // 32)
     assert (codes == encoded.global_codes.numpy()).mean() >= 0.99
-    outputs = session.run("context", {"codes": encoded.global_codes.int().numpy()})
+    maps = dict(session.run("cell_context", {"codes": encoded.global_codes.int().numpy()}))
+    outputs = session.run("context", maps)
     for name in ("context", "mean", "log2_probs", "entropy", "expected"):
         expected = getattr(prior, name).numpy()
-        if name == "entropy":
-            expected = expected[:, 0]  # of the only token
         assert outputs[name].shape == expected.shape and outputs[name].dtype == np.float32
         assert np.abs(outputs[name] - expected).max() < 1e-3, name
+    # No patch reads another: any of them in a row give what they give in their places.
+    flat = {name: value.reshape(*value.shape[:2], 1, -1)[..., ::3] for name, value in maps.items()}
+    some = session.run("context", {name: np.ascontiguousarray(value) for name, value in flat.items()})
+    for name, value in outputs.items():
+        assert np.abs(some[name] - value.reshape(*value.shape[:2], 1, -1)[..., ::3]).max() < 1e-4, name
     rows = [image_to_windows(images), prior.context.permute(0, 2, 3, 1), prior.mean.permute(0, 2, 3, 1)]
     features = torch.cat(rows, -1).flatten(0, 2).numpy()
     expected = encoded.codes.permute(0, 2, 3, 1).flatten(0, 2).numpy()
     for count in (1, 5, len(features)):
         codes = session.run("patch_encoder", {"features": np.ascontiguousarray(features[:count])})["codes"]
-        assert codes.dtype == np.int32 and codes.shape == (count, 6)
+        assert codes.dtype == np.int32 and codes.shape == (count, 12)
         assert (codes == expected[:count]).mean() >= 0.99
     keep = (encoded.information > encoded.information.median()).float()
     state = decoder_state(encoded.values, keep, prior.expected, prior.entropy)
@@ -172,17 +199,26 @@ def test_the_tokenizer_does_what_the_model_does(tiny: Tokenizer, model: TaTok) -
     """Gather, filter, scatter and assembly of the runtime against the same in PyTorch, on a whole image."""
     image = render(Scene(width=160, height=96, seed=4), 9)
     frame = tiny.encode(image)
+    assert (frame.depth_map() == 2).all()
     tensor = torch.from_numpy(image)[None].permute(0, 3, 1, 2).float() / 127.5 - 1
     encoded = model.encode(tensor)
     place = np.cumprod([1, *tiny.levels[:-1]])
     for ids, codes in ((frame.ids, encoded.codes), (frame.global_ids, encoded.global_codes)):
-        expected = (codes[0].flatten(1).T.numpy().astype(int) * place).sum(1)
+        expected = (codes[0].flatten(1).T.numpy().astype(int).reshape(-1, 6) * place).sum(1)  # depth innermost
         assert (ids == expected).mean() >= 0.99
-    for keep in (1.0, 0.3):
-        reduced = tiny.encode(image, budget=TokenBudget(keep=keep))
-        kept = torch.from_numpy(reduced.keep_map())[None, None]
-        pixels = ((model.decode(encoded, kept)[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).numpy()
-        assert np.abs(tiny.decode(reduced) - pixels).mean() < 0.1
+    residual = residual_scores(model, tensor, encoded)
+    of_score = {"residual": residual, "visual": residual * visual_weights(tensor, 8)}
+    for score, expected in of_score.items():
+        scores = tiny.encode_detailed(image, budget=TokenBudget(score=score)).scores  # type: ignore[arg-type]
+        # Of the tokenizer: in grey levels squared, per pixel value.
+        np.testing.assert_allclose(scores, expected[0].permute(1, 2, 0).numpy() * 127.5**2 / 192, rtol=0.02, atol=0.05)
+        for keep in (2.0, 0.8, 0.3):
+            reduced = tiny.encode(image, budget=TokenBudget(keep=keep, score=score))  # type: ignore[arg-type]
+            kept = torch.from_numpy(reduced.depth_map())[None, None] > torch.arange(2)[:, None, None]
+            pixels = ((model.decode(encoded, kept)[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).numpy()
+            assert np.abs(tiny.decode(reduced) - pixels).mean() < 0.1
+            agreement = (select(expected, torch.tensor([keep])) == kept).float().mean()
+            assert agreement > 0.99
 
 
 def test_the_exported_bundle_is_a_tokenizer(tiny: Tokenizer, bundle: Path) -> None:
@@ -294,7 +330,7 @@ def test_parity_sees_a_graph_of_other_weights(model: TaTok, bundle: Path, checkp
 
 @pytest.mark.parametrize("layer", ["ema__decoder__skip__bias", "ema__context__logits__bias"])
 def test_a_model_that_gives_no_numbers(checkpoint: Path, tmp_path: Path, layer: str) -> None:
-    size = 192 if "decoder" in layer else 39
+    size = 192 if "decoder" in layer else 78
     path = rewrite(checkpoint, tmp_path / "nan.safetensors", **{layer: torch.full((size,), float("nan"))})
     with pytest.raises(ExportError, match="pixels differ"):
         export_bundle(path, tmp_path / "out")

@@ -15,31 +15,46 @@ import numpy as np
 import pytest
 
 from tatok_edge.errors import BackendError, BundleError
-from tatok_edge.format.entropy import FORM, load_tables, save_tables
+from tatok_edge.format.entropy import FORM, SHARES, exp_table, load_tables, network_kinds, save_tables
 from tatok_edge.model import bundle as bundle_module
-from tatok_edge.model.bundle import DEFAULT_MODEL, GRAPHS, MODELS, content_tag, list_models, open_bundle
+from tatok_edge.model.bundle import (
+    DEFAULT_MODEL,
+    GRAPHS,
+    MODELS,
+    SCORE_ONE,
+    content_tag,
+    list_models,
+    load_scores,
+    open_bundle,
+    save_scores,
+)
 from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.cpu.coder import input_sizes
 
 LEVELS = (3, 2)
+DEPTH = 2
 Manifest = dict[str, Any]
 
 
 def small_tables() -> dict[str, np.ndarray]:
-    """Entropy tables of the right shapes for ``LEVELS``."""
-    dims, states = len(LEVELS), sum(LEVELS)
-    context = 12 * (dims + 2)
-    tables: dict[str, np.ndarray] = {"exp": np.arange(178, 0, -1, dtype=np.int32)}
-    above = 9 * dims + 7 + 16
-    for grid, inputs, outputs in (
-        ("global", context, states),
-        ("keep", above + 36, 2),
-        ("patch", above + context, states),
-    ):
+    """Entropy tables of the right shapes for ``LEVELS`` and ``DEPTH``."""
+    tables: dict[str, np.ndarray] = {"exp": exp_table()}
+    for net, kind in network_kinds(LEVELS, DEPTH).items():
+        around = (len(LEVELS), SHARES) if kind.of_patches else (0, 0)
+        inputs = sum(input_sizes(len(kind.levels), *around, kind.shallower, kind.held))
+        outputs = sum(kind.levels)
         for name, shape in (("w1", (inputs, 4)), ("w2", (4, 4)), ("w3", (4, outputs))):
-            tables[f"{grid}_{name}"] = np.ones(shape, np.int16)
+            tables[f"{net}_{name}"] = np.ones(shape, np.int16)
         for name, size in (("b1", 4), ("b2", 4), ("b3", outputs)):
-            tables[f"{grid}_{name}"] = np.ones(size, np.int32)
+            tables[f"{net}_{name}"] = np.ones(size, np.int32)
     return tables
+
+
+def small_scores() -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of the scores of the right shapes: each direction is that of one pixel value."""
+    basis = np.zeros((DEPTH, len(LEVELS), 192), np.int16)
+    basis.reshape(DEPTH * len(LEVELS), 192)[:, : DEPTH * len(LEVELS)] = SCORE_ONE * np.eye(DEPTH * len(LEVELS))
+    return basis, np.zeros((DEPTH, 192, len(LEVELS) + 1), np.float32)
 
 
 def write_bundle(folder: Path) -> Manifest:
@@ -47,11 +62,19 @@ def write_bundle(folder: Path) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {name: (f"{name}.onnx", name.encode() * 100) for name in GRAPHS}
     contents["entropy"] = ("entropy.npz", save_tables(small_tables()))
+    contents["scores"] = ("scores.npz", save_scores(*small_scores()))
     files = {}
     for entry, (name, data) in contents.items():
         (folder / name).write_bytes(data)
         files[entry] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"format_version": 1, "name": "small", "levels": list(LEVELS), "context_width": 8, "files": files}
+    manifest = {
+        "format_version": 1,
+        "name": "small",
+        "levels": list(LEVELS),
+        "depth": DEPTH,
+        "context_width": 8,
+        "files": files,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return manifest
 
@@ -85,10 +108,12 @@ def refused(action: Callable[[], object], says: str) -> str:
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_is_the_same_bundle_as_its_folder(folder: Path, tmp_path: Path, method: int) -> None:
     of_folder, of_zip = open_bundle(folder), open_bundle(write_zip(folder, tmp_path / "b.zip", method))
-    for name in ("name", "tag", "levels", "context_width", "manifest"):
+    for name in ("name", "tag", "levels", "depth", "context_width", "manifest"):
         assert getattr(of_folder, name) == getattr(of_zip, name)
-    for entry in (*GRAPHS, "entropy"):
+    for entry in (*GRAPHS, "entropy", "scores"):
         assert of_folder.read(entry) == of_zip.read(entry)
+    assert np.array_equal(of_folder.score_basis(), of_zip.score_basis())
+    assert np.array_equal(of_zip.score_basis(), small_scores()[0])
     tables, others = of_folder.entropy_model().tables, of_zip.entropy_model().tables
     assert tables.keys() == others.keys() and all(np.array_equal(tables[name], others[name]) for name in tables)
 
@@ -122,7 +147,7 @@ def test_the_tag_follows_every_file(folder: Path) -> None:
         changed = copy.deepcopy(files)
         changed[entry]["sha256"] = "0" * 64
         tags.add(content_tag(changed))
-    assert len(tags) == 6 and all(len(tag) == 8 for tag in tags)
+    assert len(tags) == len(GRAPHS) + 3 and all(len(tag) == 8 for tag in tags)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -177,6 +202,12 @@ DAMAGE: dict[str, tuple[Callable[[Manifest], Any], str]] = {
     "a level of a float": (put("levels", [8, 5.0]), "'levels' must be"),
     "too many levels": (put("levels", [2] * 17), "'levels' must be"),
     "more ids than an int32 holds": (put("levels", [64] * 6), "'levels' make 68719476736 token ids"),
+    "no depth": (remove("depth"), "'depth' must be an integer from 1 to 8"),
+    "a depth of 0": (put("depth", 0), "'depth' must be an integer from 1 to 8"),
+    "a depth of 9": (put("depth", 9), "'depth' must be an integer from 1 to 8"),
+    "a depth of a float": (put("depth", 2.0), "'depth' must be an integer from 1 to 8"),
+    "a depth that is true": (put("depth", True), "'depth' must be an integer from 1 to 8"),
+    "no scores": (lambda m: m["files"].pop("scores"), "'files' has no 'scores'"),
     "no context width": (remove("context_width"), "'context_width' must be"),
     "an absurd context width": (put("context_width", 10**9), "'context_width' must be"),
 }
@@ -214,7 +245,7 @@ def test_manifests_that_are_no_manifest(folder: Path, text: bytes) -> None:
     refused(lambda: open_bundle(folder), "manifest.json")
 
 
-@pytest.mark.parametrize("entry", [*GRAPHS, "entropy"])
+@pytest.mark.parametrize("entry", [*GRAPHS, "entropy", "scores"])
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
 def test_a_changed_file_is_refused_by_its_hash(folder: Path, tmp_path: Path, entry: str, packed: bool) -> None:
     file = folder / json.loads((folder / "manifest.json").read_text())["files"][entry]["file"]
@@ -272,7 +303,7 @@ def test_damaged_zips_raise_nothing_else(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(data)
         try:
             opened = open_bundle(path)
-            for entry in (*GRAPHS, "entropy"):
+            for entry in (*GRAPHS, "entropy", "scores"):
                 opened.read(entry)
             outcomes.add("good")
         except BundleError as error:
@@ -300,7 +331,7 @@ class Bomb:
         return (Path.touch, (self.mark,))
 
 
-@pytest.mark.parametrize("field", ["patch_w1", "global_b3", "exp"])
+@pytest.mark.parametrize("field", ["patches_w1", "cells_b3", "exp"])
 def test_nothing_is_unpickled(folder: Path, tmp_path: Path, field: str) -> None:
     mark = tmp_path / "mark"
     tables: dict[str, Any] = dict(small_tables())
@@ -311,17 +342,22 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, field: str) -> None:
     refused(lambda: open_bundle(folder).entropy_model(), "entropy tables cannot be read")
     replace_entry(folder, "entropy", pickle.dumps(Bomb(mark)))
     refused(lambda: open_bundle(folder).entropy_model(), "entropy tables cannot be read")
+    buffer = io.BytesIO()
+    np.savez(buffer, basis=np.array([Bomb(mark)], dtype=object), local=small_scores()[1])
+    for data in (buffer.getvalue(), pickle.dumps(Bomb(mark))):
+        replace_entry(folder, "scores", data)
+        refused(lambda: open_bundle(folder).score_basis(), "the scores cannot be read")
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))
     assert mark.exists()  # so the bomb would have worked
 
 
 def test_tables_that_unpack_into_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = small_tables() | {"patch_w1": np.zeros((1 << 20, 4), np.int16)}
+    tables = small_tables() | {"patches_w1": np.zeros((1 << 20, 4), np.int16)}
     data = save_tables(tables)
     assert len(data) < 100_000
     monkeypatch.setattr("tatok_edge.format.entropy.MAX_TABLE_BYTES", 1 << 20)
-    refused(lambda: load_tables(data, LEVELS, "b"), "bytes unpacked, at most")
+    refused(lambda: load_tables(data, LEVELS, DEPTH, "b"), "bytes unpacked, at most")
 
 
 def broken(field: str, value: object) -> dict[str, np.ndarray]:
@@ -330,18 +366,18 @@ def broken(field: str, value: object) -> dict[str, np.ndarray]:
 
 TABLE_DAMAGE: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "floats": (
-        broken("patch_w1", np.ones((25, 4), np.float32)),
-        "network 'patch': w1 must have dtype int16",
+        broken("patches_w1", np.ones((25, 4), np.float32)),
+        "network 'patches': w1 must have dtype int16",
     ),
     "64 bits": (
-        broken("global_w2", np.ones((4, 4), np.int64)),
-        "network 'global': w2 must have dtype int16",
+        broken("cells_w2", np.ones((4, 4), np.int64)),
+        "network 'cells': w2 must have dtype int16",
     ),
-    "a wrong shape": (broken("global_w3", np.ones((4, 79), np.int16)), "w3 must have shape"),
-    "a scalar": (broken("patch_b1", np.int32(3)), "the entropy tables do not fit"),
-    "no hidden unit": (broken("patch_b1", np.zeros(0, np.int32)), "hidden units"),
-    "of other levels": (broken("global_b3", np.zeros(99, np.int32)), "b3 must have shape"),
-    "sums of 33 bits": (broken("patch_b2", np.full(4, 1 << 30, np.int32) * 2 - 1), "must fit in 32 bits"),
+    "a wrong shape": (broken("cells_w3", np.ones((4, 79), np.int16)), "w3 must have shape"),
+    "a scalar": (broken("patches_b1", np.int32(3)), "the entropy tables do not fit"),
+    "no hidden unit": (broken("deeper_b1", np.zeros(0, np.int32)), "hidden units"),
+    "of other levels": (broken("cells_b3", np.zeros(99, np.int32)), "b3 must have shape"),
+    "sums of 33 bits": (broken("depths_b2", np.full(4, 1 << 30, np.int32) * 2 - 1), "must fit in 32 bits"),
     "a negative weight": (broken("exp", np.array([1] + [-1] * 177, np.int32)), "exp must"),
     "a first weight of zero": (broken("exp", np.zeros(178, np.int32)), "exp must"),
     "a weight too large": (broken("exp", np.full(178, 65537, np.int32)), "exp must"),
@@ -349,28 +385,62 @@ TABLE_DAMAGE: dict[str, tuple[dict[str, np.ndarray], str]] = {
 
 
 @pytest.mark.parametrize(
-    ("form", "says"), [(None, "of an earlier form"), (1, "of an earlier form"), (3, "of a later form")]
+    ("form", "says"), [(None, "of an earlier form"), (FORM - 1, "of an earlier form"), (FORM + 1, "of a later form")]
 )
 def test_tables_of_another_form_name_the_remedy(form: int | None, says: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **small_tables(), **({} if form is None else {"form": np.int32(form)}))
-    refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), says)
-    refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "python -m tatok_edge.training.entropy")
+    refused(lambda: load_tables(buffer.getvalue(), LEVELS, DEPTH, "b"), says)
+    refused(lambda: load_tables(buffer.getvalue(), LEVELS, DEPTH, "b"), "python -m tatok_edge.training.entropy")
 
 
 @pytest.mark.parametrize("case", TABLE_DAMAGE)
 def test_damaged_tables(case: str) -> None:
     tables, says = TABLE_DAMAGE[case]
-    refused(lambda: load_tables(save_tables(tables), LEVELS, "b"), says)
+    refused(lambda: load_tables(save_tables(tables), LEVELS, DEPTH, "b"), says)
 
 
 def test_a_table_that_is_missing() -> None:
     tables = small_tables()
-    del tables["patch_w2"]
+    del tables["deeper_w2"]
     buffer = io.BytesIO()
     np.savez(buffer, **({"form": np.int32(FORM)} | tables))
-    refused(lambda: load_tables(buffer.getvalue(), LEVELS, "b"), "w2")
-    assert load_tables(save_tables(small_tables()), LEVELS, "b").keys() == small_tables().keys()
+    refused(lambda: load_tables(buffer.getvalue(), LEVELS, DEPTH, "b"), "w2")
+    assert load_tables(save_tables(small_tables()), LEVELS, DEPTH, "b").keys() == small_tables().keys()
+
+
+def test_tables_of_another_depth_are_refused() -> None:
+    refused(lambda: load_tables(save_tables(small_tables()), LEVELS, 3, "b"), "the entropy tables do not fit")
+
+
+SCORE_DAMAGE: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
+    "of another depth": (
+        "basis",
+        lambda a: a[:1],
+        r"'basis' of the scores must be int16 \(2, 2, 192\), got int16 \(1,",
+    ),
+    "floats": ("basis", lambda a: a.astype(np.float32), r"'basis' .* must be int16 .*, got float32"),
+    "doubles": ("local", lambda a: a.astype(np.float64), r"'local' .* must be float32 \(2, 192, 3\), got float64"),
+    "of other levels": ("local", lambda a: a[..., :2], r"'local' .* got float32 \(2, 192, 2\)"),
+    "long directions": ("basis", lambda a: a + np.int16(2000), r"must have a length of 2\^14, got \d+"),
+}
+
+
+@pytest.mark.parametrize("case", SCORE_DAMAGE)
+def test_damaged_scores(case: str) -> None:
+    field, change, says = SCORE_DAMAGE[case]
+    arrays = dict(zip(("basis", "local"), small_scores(), strict=True))
+    arrays[field] = change(arrays[field])
+    refused(lambda: load_scores(save_scores(**arrays), len(LEVELS), DEPTH, "b"), says)
+
+
+def test_scores_that_are_missing_or_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, basis=small_scores()[0])
+    refused(lambda: load_scores(buffer.getvalue(), len(LEVELS), DEPTH, "b"), "the scores cannot be read.*local")
+    monkeypatch.setattr(bundle_module, "MAX_SCORE_BYTES", 1000)
+    data = save_scores(*small_scores())
+    refused(lambda: load_scores(data, len(LEVELS), DEPTH, "b"), "bytes unpacked, at most 1000")
 
 
 def test_loading_checks_the_entropy_tables(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from tatok_edge.training.train import new_state, run, train_step
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-TINY = CONFIGS["tatok-tiny"]
-DEEP = replace(TINY, depth=3)
+SHALLOW = replace(CONFIGS["tatok-tiny"], depth=1)
+DEEP = replace(SHALLOW, depth=3)
 
 
 def options(**changes: Any) -> Options:
@@ -54,7 +54,7 @@ def images(source: CropSource) -> Any:
 @pytest.fixture(scope="module")
 def shallow(source: CropSource) -> TaTok:
     torch.manual_seed(0)
-    model = TaTok(TINY).eval()
+    model = TaTok(SHALLOW).eval()
     analytic_start(model, source.crops(64, 64, torch.Generator().manual_seed(6)))
     return model
 
@@ -139,10 +139,22 @@ def test_the_basis_of_scores_is_orthonormal(deep: TaTok) -> None:
 
 
 @torch.no_grad()
-def test_the_score_of_one_token_is_the_residual(shallow: TaTok, images: Any) -> None:
-    encoded = shallow.encode(images)
-    expected = (pixels_to_grid(images, 8) - encoded.prior.mean).pow(2).sum(1)
-    torch.testing.assert_close(residual_scores(shallow, images, encoded)[:, 0], expected)
+def test_a_score_is_the_energy_that_the_token_can_express(shallow: TaTok, deep: TaTok, images: Any) -> None:
+    """What least squares fit to the residual from the directions of the local reconstruction."""
+    for model in (shallow, deep):
+        encoded = model.encode(images)
+        residual = (pixels_to_grid(images, 8) - encoded.prior.mean).permute(0, 2, 3, 1).reshape(-1, 192)
+        scores = residual_scores(model, images, encoded).permute(0, 2, 3, 1).reshape(-1, model.config.depth)
+        weights = torch.cat([layer.weight for layer in model.local], 1)
+        before = torch.zeros(len(residual))
+        least = torch.full((len(residual),), torch.inf)
+        for number in range(model.config.depth):
+            directions = weights[:, : 6 * (number + 1)]
+            fit = directions @ torch.linalg.lstsq(directions, residual.T).solution
+            energy = fit.pow(2).sum(0)
+            least = torch.minimum(least, energy - before)
+            torch.testing.assert_close(scores[:, number], least, atol=1e-3, rtol=1e-3)
+            before = energy
 
 
 def test_an_error_counts_less_beside_texture() -> None:
@@ -161,16 +173,15 @@ def test_an_error_counts_less_beside_texture() -> None:
 
 @torch.no_grad()
 def test_a_model_of_one_token_has_nothing_of_the_others(shallow: TaTok, images: Any) -> None:
-    """What a shipped bundle computes and holds does not change."""
     names = {name.split(".")[0] for name in shallow.state_dict()}
-    assert names == {"global_encoder", "context", "patch_encoder", "decoder"}
+    assert names == {"global_encoder", "context", "patch_encoder", "decoder", "local"}
     encoded = shallow.encode(images)
     prior = encoded.prior
     raw = shallow.patch_encoder(
         image_to_windows(images), prior.context.permute(0, 2, 3, 1), prior.mean.permute(0, 2, 3, 1)
     )
     codes = shallow.fsq.codes(raw.permute(0, 3, 1, 2), 1)
-    assert torch.equal(encoded.codes, codes) and encoded.left == ()
+    assert torch.equal(encoded.codes, codes) and len(encoded.left) == 1
     keep = encoded.information > encoded.information.median()
     held = torch.where(keep, encoded.values, prior.expected)
     state = torch.cat([held, keep.float(), prior.entropy / 16], 1)
@@ -245,7 +256,7 @@ def test_information_and_entropy_are_of_each_token(deep: TaTok, images: Any) -> 
 @torch.no_grad()
 def test_smaller_kernels_and_a_context_per_patch(shallow: TaTok, source: CropSource, images: Any) -> None:
     torch.manual_seed(2)
-    config = replace(DEEP, context_kernel=1, decoder_kernels=(3,), cell_blocks=2)
+    config = replace(DEEP, decoder_kernels=(3,), cell_blocks=2)
     model = TaTok(config).eval()
     deepen(model, shallow, source.crops(32, 64, torch.Generator().manual_seed(7)))
     wide = shallow.state_dict()["decoder.blocks.0.depthwise.weight"]
@@ -267,18 +278,29 @@ def test_smaller_kernels_and_a_context_per_patch(shallow: TaTok, source: CropSou
         deepen(TaTok(replace(DEEP, global_width=32)), shallow, images)
 
 
+def test_only_a_model_of_one_token_per_patch_is_deepened(deep: TaTok, images: Any) -> None:
+    with pytest.raises(ValueError, match="must have one token per patch, or the config of the run, got a depth of 3"):
+        deepen(TaTok(replace(DEEP, depth=4)), deep, images)
+
+
+def test_a_run_can_start_from_the_same_config(source: CropSource, deep: TaTok) -> None:
+    state = new_state(options(), source, CPU, deep)
+    started = state.model.state_dict()
+    assert [name for name, value in deep.state_dict().items() if not torch.equal(value, started[name])] == []
+
+
 def test_configs_of_depth() -> None:
-    deep = CONFIGS["tatok-s8-deep"]
+    deep = CONFIGS["tatok-s8"]
     assert ModelConfig.from_dict(deep.to_dict()) == deep and deep.stack_levels == (8, 8, 8, 5, 5, 5) * 4
-    assert TINY.depth == CONFIGS["tatok-s8"].depth == 1
+    assert CONFIGS["tatok-tiny"].depth == 2
     with pytest.raises(ValueError, match="depth must be between 1 and 8, got 9"):
         ModelConfig(name="x", depth=9)
     with pytest.raises(ValueError, match=r"decoder_kernels must be odd, got \(2,"):
         ModelConfig(name="x", decoder_kernels=(2, 3, 3, 3, 3))
     with pytest.raises(ValueError, match="one side for each of 5 blocks"):
         ModelConfig(name="x", decoder_kernels=(3, 3))
-    with pytest.raises(ValueError, match="context_kernel must be odd, got 4"):
-        ModelConfig(name="x", context_kernel=4)
+    with pytest.raises(ValueError, match="kernel must be odd, got 4"):
+        ModelConfig(name="x", kernel=4)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -323,7 +345,7 @@ def test_a_deep_run_that_was_cut_off_goes_on_exactly(
             raise Stop
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(options(steps=4), pictures, whole, device=CPU, resume=False, shallow=shallow, watch=watch)
+    run(options(steps=4), pictures, whole, device=CPU, resume=False, start=shallow, watch=watch)
     with pytest.raises(Stop):
         run(
             options(steps=4),
@@ -331,13 +353,13 @@ def test_a_deep_run_that_was_cut_off_goes_on_exactly(
             cut,
             device=CPU,
             resume=False,
-            shallow=shallow,
+            start=shallow,
             checkpoint_minutes=0,
             on_step=stop,
         )
     assert checkpoint.read_metadata(cut / "checkpoint.safetensors")["step"] == 2
     # What was to start from is not read again.
-    run(options(steps=4), pictures, cut, device=CPU, resume=True, shallow=None)
+    run(options(steps=4), pictures, cut, device=CPU, resume=True, start=None)
     with (
         safe_open(str(whole / "checkpoint.safetensors"), "pt") as one,
         safe_open(str(cut / "checkpoint.safetensors"), "pt") as two,

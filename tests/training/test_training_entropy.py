@@ -18,6 +18,7 @@ from helpers.training_cases import TINY, tensors
 
 from tatok_edge.errors import FormatError
 from tatok_edge.format.entropy import IntegerEntropyModel, exp_table, load_tables, save_tables
+from tatok_edge.format.protocol import Stacks
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu.coder import RangeEncoder
 from tatok_edge.training import entropy
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_entropy_tables_of_a_run_are_valid(finished_run: Path) -> None:
     found = tensors(finished_run / "checkpoint.safetensors")
     tables = {key[8:]: value.numpy() for key, value in found.items() if key.startswith("entropy.")}
-    loaded = load_tables(save_tables(tables), TINY.levels, "run")
+    loaded = load_tables(save_tables(tables), TINY.levels, TINY.depth, "run")
     assert all(np.array_equal(loaded[name], table) for name, table in tables.items())
     assert found["samples"].dtype == torch.uint8 and found["samples"].shape[1:] == (256, 256, 3)
 
@@ -86,27 +87,32 @@ def test_entropy_models_that_cannot_be_fitted(
 
 
 def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
-    """Their inputs are in the same order, and neighbours that say something make a code cheap."""
+    """Their inputs are in the same order, and known tokens that say something make a code cheap."""
     random = np.random.default_rng(0)
-    levels = (8, 5)
+    levels, depth = (8, 5), 2
     cells = random.integers(0, 5, (12, 4, 5, 2))
     cells[:, :, 1:, 0] = cells[:, :, :1, 0]  # a row of cells has one value
-    patches = random.integers(0, 5, (12, 16, 20, 2))
-    patches[:, 1:, :, 1] = patches[:, :1, :, 1]  # a column of patches has one value
-    patches[..., 0] = cells[..., 1].repeat(4, 1).repeat(4, 2)  # and patches repeat their cell
-    # What is kept are parts of columns.
-    scores = torch.from_numpy((random.random((12, 1, 20)) + 0.1 * random.random((12, 16, 20))).astype(np.float32))
-    codes = entropy.Codes(torch.from_numpy(cells.astype(np.uint8)), torch.from_numpy(patches.astype(np.uint8)), scores)
+    patches = random.integers(0, 5, (12, 16, 20, depth, 2))
+    patches[:, 1:, :, 0, 1] = patches[:, :1, :, 0, 1]  # a column of patches has one value
+    patches[..., 0, 0] = cells[..., 1].repeat(4, 1).repeat(4, 2)  # first tokens repeat their cell
+    patches[..., 1, 0] = patches[..., 0, 1]  # second tokens repeat the first
+    earlier = patches.copy()
+    earlier[..., 0] = random.integers(0, 5, earlier[..., 0].shape)  # and half of the code that was held
+    # What is kept are parts of columns; a second token is worth less.
+    scores = random.random((12, 1, 1, 20)) + 0.1 * random.random((12, 1, 16, 20))
+    scores = torch.from_numpy((scores * np.array([1, 0.6]).reshape(1, 2, 1, 1)).astype(np.float32))
+    bytes_of = [torch.from_numpy(part.astype(np.uint8)) for part in (cells, patches, earlier)]
+    codes = entropy.Codes(bytes_of[0], bytes_of[1], scores, bytes_of[2])
     nets = entropy.fit_networks(codes, levels, steps=150, seed=0)
-    model = IntegerEntropyModel(levels, bytes(8), nets.tables())
-    kept = scores > 0.5
-    encoders = {"cells": RangeEncoder(), "keep": RangeEncoder(), "patches": RangeEncoder()}
-    expected = dict.fromkeys(encoders, 0.0)
+    model = IntegerEntropyModel(levels, depth, bytes(8), nets.tables())
+    depths = (scores > 0.4).sum(1)
+    costs = {"cells": 0.0, "depths": 0.0, "patches": 0.0}
     exp = exp_table().tolist()
 
-    def cost(net: entropy.TokenNet, forward: Callable[[], Any], tokens: Any, levels: tuple[int, ...]) -> float:
+    def cost(name: str, forward: Callable[[], Any], tokens: Any, levels: tuple[int, ...]) -> float:
         """Bits of tokens by what the float network says, with the coder's adaptation to them."""
         logits: list[torch.Tensor] = []
+        net = nets.nets[name]
         with torch.no_grad(), net.register_forward_hook(lambda _net, _inputs, output: logits.append(output)):
             forward()
         adaptation, bits = plain.Adaptation(levels), 0.0
@@ -117,22 +123,31 @@ def test_the_integer_networks_cost_what_their_float_twins_say() -> None:
         return bits
 
     there, everywhere = torch.ones(1, 4, 5, dtype=torch.bool), torch.ones(1, 16, 20, dtype=torch.bool)
+    encoders = {name: RangeEncoder() for name in costs}
     for number in range(12):
-        own = np.ascontiguousarray(cells[number].reshape(-1, 2).astype(np.int32))
-        model.encode_globals(encoders["cells"], own, np.arange(20, dtype=np.int32), (4, 5))
-        keep = kept[number].numpy()
-        model.encode_keep_map(encoders["keep"], keep.view(np.uint8), own)
-        positions = np.flatnonzero(keep).astype(np.int32)
-        of_patches = np.ascontiguousarray(patches[number].reshape(-1, 2)[positions].astype(np.int32))
-        model.encode_patches(encoders["patches"], of_patches, positions, own, (16, 20))
         one = slice(number, number + 1)
-        c, p, k = codes.cells[one], codes.patches[one], kept[one]
-        expected["cells"] += cost(nets.cells, partial(nets.cells_nats, c, there), own, levels)
-        bits_of_map = keep.reshape(-1, 1).astype(int)
-        expected["keep"] += cost(nets.keep, partial(nets.keep_nats, c, k, everywhere), bits_of_map, (2,))
-        expected["patches"] += cost(nets.patches, partial(nets.patches_nats, c, p, k, k), of_patches, levels)
-    ceiling = {"cells": 240 * math.log2(25), "keep": 0.7 * kept.numel(), "patches": int(kept.sum()) * math.log2(25)}
-    for grid, encoder in encoders.items():
+        c, p, d, e = codes.cells[one], codes.patches[one], depths[one], codes.earlier[one]
+        own = np.ascontiguousarray(cells[number].reshape(-1, 2).astype(np.int32))
+        map_of = np.ascontiguousarray(d[0].numpy().astype(np.int32))
+        mask = np.arange(depth) < map_of.reshape(-1, 1)
+        stacks = Stacks(np.ascontiguousarray(patches[number].reshape(-1, depth, 2)[mask].astype(np.int32)), map_of)
+        held = Stacks(np.ascontiguousarray(e[0].numpy().reshape(-1, depth, 2)[mask].astype(np.int32)), map_of)
+        model.encode_globals(encoders["cells"], own, np.arange(20, dtype=np.int32), (4, 5))
+        model.encode_depths(encoders["depths"], map_of, own)
+        model.encode_patches(encoders["patches"], stacks, own, None, held)
+        costs["cells"] += cost("cells", partial(nets.cells_nats, c, there), own, levels)
+        bits_of_map = map_of.reshape(-1, 1)
+        costs["depths"] += cost("depths", partial(nets.depths_nats, c, d, everywhere), bits_of_map, (depth + 1,))
+        for of, name in ((1, "patches"), (2, "deeper")):
+            at = d >= of
+            forward = partial(nets.patches_nats, c, p, d, (e, d), torch.tensor([of]), at)
+            costs["patches"] += cost(name, forward, p[0, :, :, of - 1][at[0]], levels)
+    ceilings = {
+        "cells": 240 * math.log2(25),
+        "depths": depths.numel() * math.log2(3),
+        "patches": int(depths.sum()) * math.log2(25),
+    }
+    for name, encoder in encoders.items():
         bits = 8 * len(encoder.finish())
-        assert bits == pytest.approx(expected[grid], rel=0.03)
-        assert bits < 0.8 * ceiling[grid]
+        assert bits == pytest.approx(costs[name], rel=0.03)
+        assert bits < 0.8 * ceilings[name]

@@ -19,7 +19,7 @@ from tatok_edge.training.data import (
     CropSource,
     Picture,
 )
-from tatok_edge.training.filtering import select
+from tatok_edge.training.filtering import residual_scores, select
 from tatok_edge.training.model import TaTok, analytic_start
 from tatok_edge.training.train import new_state, train_step
 
@@ -28,8 +28,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @torch.no_grad()
 def reconstruction_psnr(model: TaTok, images: Any, share: float = 1.0) -> float:
+    """PSNR of images with a share of their tokens."""
     encoded = model.encode(images)
-    keep = select(encoded.information, torch.full((len(images),), share))
+    keep = select(residual_scores(model, images, encoded), torch.full((len(images),), share * model.config.depth))
     return float(-10 * torch.log10(((model.decode(encoded, keep) - images) / 2).pow(2).mean()))
 
 
@@ -59,7 +60,7 @@ def test_every_variant_starts_as_a_codec_and_learns(
     assert started > flat + 1
     encoded = state.model.encode(images)
     side = 4 if variant == "patch16" else 8
-    assert encoded.codes.shape == (8, 6, side, side)
+    assert encoded.codes.shape == (8, 12 if variant == "no-globals" else 6, side, side)
     assert (encoded.codes.std((0, 2, 3)) > 0.5).all()
     if variant == "no-globals":
         # Whatever the picture, the prior says the same.
@@ -79,7 +80,7 @@ def test_every_variant_starts_as_a_codec_and_learns(
 
 
 def test_variants_are_as_large_as_the_model() -> None:
-    for name, tolerance in (("tatok-s8", 0.03), ("tatok-b8", 0.25)):
+    for name, tolerance in (("tatok-s8", 0.08), ("tatok-b8", 0.35)):
         sizes = {}
         for variant in get_args(Variant):
             with torch.device("meta"):
@@ -98,8 +99,6 @@ def test_configs_travel_as_json() -> None:
         ModelConfig.from_dict({**TINY.to_dict(), "size": 1})
     with pytest.raises(ValueError, match="levels must be between 2 and 64"):
         ModelConfig(name="x", levels=(1, 8))
-    older = {key: value for key, value in TINY.to_dict().items() if key != "variant"}
-    assert ModelConfig.from_dict(older) == TINY
     with pytest.raises(ValueError, match="variant must be one of tatok, patch8, patch16, no-globals, got 'x'"):
         ModelConfig(name="x", variant="x")
     with pytest.raises(ValueError, match="kernel must be odd"):
@@ -134,7 +133,7 @@ def test_the_loss_falls(source: CropSource, monkeypatch: pytest.MonkeyPatch) -> 
     assert last < 0.97 * first
     assert last < assess(state.ema) < first
     moved = {name.split(".")[0] for name, value in state.model.state_dict().items() if not value.equal(before[name])}
-    assert moved == {"global_encoder", "context", "patch_encoder", "decoder"}
+    assert moved == {"global_encoder", "context", "patch_encoder", "refinements", "local", "decoder"}
     assert state.step == 230
 
 
@@ -142,7 +141,7 @@ def test_psnr_of_all_tokens_is_of_those_images_only(source: CropSource, monkeypa
     model = TaTok(TINY)
     images = source.crops(3, 64, torch.Generator().manual_seed(0))
     alone = []
-    for shares in ([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]):
+    for shares in ([2.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 2.0, 2.0]):  # tokens per patch, of two at most
         monkeypatch.setattr(objective, "training_shares", lambda count, depth, generator, s=shares: torch.tensor(s))
         parts = objective.loss(model, images, options(), torch.Generator().manual_seed(0))[1]
         alone.append(float(parts["psnr_all"]))

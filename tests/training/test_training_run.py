@@ -53,11 +53,13 @@ def test_a_finished_run(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["step"] == 6 and summary["pictures"] == 11 and summary["config"] == "tatok-tiny"
     assert sum(summary["sources"].values()) == 11
-    assert all(np.isfinite(summary[f"psnr_information_{share:g}"]) for share in evaluation.EVALUATION_SHARES)
-    assert summary["psnr_information_1"] > summary["psnr_information_0.1"]
+    shares = [share for share in evaluation.SHARES if share <= TINY.depth]
+    assert all(np.isfinite(summary[f"psnr_residual_{share:g}"]) for share in shares) and 2.0 in shares
+    assert summary["psnr_residual_2"] > summary["psnr_residual_1"] > summary["psnr_residual_0.1"]
+    assert {"psnr_visual_1", "psnr_random_1", "bits_of_token_1", "bits_of_token_2"} <= set(summary)
     with (finished_run / "evaluation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows[-1]["step"] == "6" and "psnr_random_0.35" in rows[-1]
+    assert rows[-1]["step"] == "6" and "psnr_random_0.35" in rows[-1] and "psnr_visual_2" not in rows[-1]
     assert (finished_run / "training.csv").read_text().startswith(",".join(LOG_COLUMNS))
     curves = cv2.imread(str(finished_run / "curves.png"))
     assert curves is not None and curves.std() > 1

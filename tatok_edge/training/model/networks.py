@@ -52,7 +52,11 @@ class Prior:
 
 
 class Context(nn.Module):
-    """Global code values ``(B, D, h, w)`` to the :class:`Prior` on the four times finer patch grid."""
+    """Global code values ``(B, D, h, w)`` to the :class:`Prior` on the four times finer patch grid.
+
+    :meth:`cells` works on the grid of cells, where it is cheap; :meth:`patches` on each patch for itself, so that a
+    stream computes it only where something changes.
+    """
 
     group: Tensor
     centres: Tensor
@@ -69,17 +73,14 @@ class Context(nn.Module):
         # A patch is 2x2 thumbnail pixels; 4x4 of them, one more on each side, interpolate it.
         self.upsample = nn.Conv2d(3, PIXELS, 4, stride=2)
         self.from_mean = nn.Conv2d(PIXELS, width, 1)
-        if config.context_kernel == 1:
-            # Each of the 16 places of a cell reads the cell in its own way: nothing else tells patches apart.
-            self.places = nn.Conv2d(cell_width, CELL_SIDE**2 * width, 1)
-        self.blocks = blocks((config.context_kernel,) * config.context_blocks, width, config.expansion)
+        # Each of the 16 places of a cell reads the cell in its own way: nothing else tells patches apart.
+        self.places = nn.Conv2d(cell_width, CELL_SIDE**2 * width, 1)
+        self.blocks = blocks((1,) * config.context_blocks, width, config.expansion)
         self.mean = nn.Conv2d(width, PIXELS, 1)
         self.logits = nn.Conv2d(width, sum(config.stack_levels), 1)
         scale_preserving(self)
-        for layer in (self.thumbnail, self.mean, self.logits):
+        for layer in (self.thumbnail, self.places, self.mean, self.logits):
             zero(layer)
-        if config.context_kernel == 1:
-            zero(self.places)
         self.fsq = FSQ(config.levels)
         group = torch.zeros(len(config.stack_levels), sum(config.stack_levels))
         centres = torch.zeros(len(config.stack_levels), sum(config.stack_levels))
@@ -93,19 +94,24 @@ class Context(nn.Module):
         self.register_buffer("centres", centres[:, :, None, None], persistent=False)
 
     def forward(self, values: Tensor) -> Prior:
+        return self.patches(*self.cells(values))
+
+    def cells(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What the cells say of patches: features ``(B, Dc, 4h, 4w)`` and interpolated pixels ``(B, 192, 4h, 4w)``."""
         cells = self.cell_blocks(self.stem(values))
         active = F.relu(cells)
         pixels = self.thumbnail_skip(values) + self.thumbnail(active)
         thumbnail = F.pixel_shuffle(pixels, CELL // THUMBNAIL)
         thumbnail = torch.cat([thumbnail[:, :, :1], thumbnail, thumbnail[:, :, -1:]], 2)
         thumbnail = torch.cat([thumbnail[:, :, :, :1], thumbnail, thumbnail[:, :, :, -1:]], 3)
-        mean = self.upsample(thumbnail)
         coarse = F.interpolate(self.to_patches(active), scale_factor=4.0, mode="bilinear", align_corners=False)
-        if self.config.context_kernel == 1:
-            coarse = coarse + F.pixel_shuffle(self.places(active), CELL_SIDE)
-        context = self.blocks(coarse + self.from_mean(mean))
+        return coarse + F.pixel_shuffle(self.places(active), CELL_SIDE), self.upsample(thumbnail)
+
+    def patches(self, coarse: Tensor, smooth: Tensor) -> Prior:
+        """The prior of patches from what :meth:`cells` says of them. No patch reads another: any set of them goes."""
+        context = self.blocks(coarse + self.from_mean(smooth))
         active = F.relu(context)
-        mean = mean + self.mean(active)
+        mean = smooth + self.mean(active)
         logits = LOGIT_RANGE * torch.tanh(self.logits(active).float() / LOGIT_RANGE)
         log2_probs, entropy, expected = self.distribution(logits)
         return Prior(context, mean.float(), log2_probs, entropy, expected)

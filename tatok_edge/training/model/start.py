@@ -1,4 +1,4 @@
-"""How training starts: a PCA codec, or the weights of a model of fewer tokens per patch."""
+"""How training starts: a PCA codec, or the weights of a model of one token per patch."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def analytic_start(model: TaTok, images: Tensor) -> None:
     model.decoder.skip.weight[:, :dims] = weight[:, :, None, None]
     assert model.decoder.skip.bias is not None
     model.decoder.skip.bias.copy_(bias)
-    if model.config.depth > 1:
-        start_refinements(model, images)
+    start_refinements(model, images)
 
 
 @torch.no_grad()
@@ -50,7 +49,15 @@ def deepen(model: TaTok, shallow: TaTok, images: Tensor) -> None:
     Token 1 is the code of ``shallow``; tokens 2 to K start as PCA of what the tokens before them leave
     of ``images`` ``(B, 3, H, W)``. What ``shallow`` does not have (new inputs and outputs, further blocks) starts at
     zero; depthwise kernels that are smaller keep the middle of those of ``shallow``.
+
+    Raises:
+        ValueError: ``shallow`` has several tokens per patch, or other widths.
     """
+    if shallow.config.depth != 1:
+        raise ValueError(
+            "the model to start from must have one token per patch, or the config of the run, "
+            f"got a depth of {shallow.config.depth}"
+        )
     state = model.state_dict()
     for name, old in shallow.state_dict().items():
         state[name] = _widened(name, old, state[name], model)
@@ -82,7 +89,10 @@ def _widened(name: str, old: Tensor, new: Tensor, model: TaTok) -> Tensor:
 
 @torch.no_grad()
 def start_refinements(model: TaTok, images: Tensor, *, batch: int = 16) -> None:
-    """Make tokens 2 to K PCA codecs of what the tokens before them leave; their learned branches stay as they are."""
+    """Make tokens 2 to K PCA codecs of what the tokens before them leave; their learned branches stay as they are.
+
+    Fits the linear local reconstruction of all tokens.
+    """
     dims, depth = model.config.dims, model.config.depth
     residuals, decoded, firsts = [], [], []
     for start in range(0, len(images), batch):

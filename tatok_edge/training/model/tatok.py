@@ -45,9 +45,8 @@ class Encoded:
     """``(B, K, H/8, W/8)`` bits: ``-log2 q(code | globals)`` of each token."""
     slope: Tensor
     """``(B, K, H/8, W/8)`` zeros whose gradient is that of the information with respect to the codes."""
-    left: tuple[Tensor, ...] = ()
-    """What a linear reconstruction of tokens 1 to k leaves of the residual, ``(B, H/8, W/8, 192)`` for each k; only of
-    a model of several tokens per patch."""
+    left: tuple[Tensor, ...]
+    """What a linear reconstruction of tokens 1 to k leaves of the residual, ``(B, H/8, W/8, 192)`` for each k."""
 
 
 class TaTok(nn.Module):
@@ -72,13 +71,12 @@ class TaTok(nn.Module):
             self.context = Context(config)
         self.patch_encoder = PatchEncoder(config)
         self.decoder = Decoder(config)
-        if config.depth > 1:
-            self.refinements = nn.ModuleList(Refinement(config, number) for number in range(1, config.depth))
-            # Linear local reconstruction of each token: what the next token need not say.
-            self.local = nn.ModuleList(nn.Linear(config.dims, 3 * config.patch**2) for _ in range(config.depth))
-            for layer in self.local:
-                nn.init.zeros_(cast(nn.Linear, layer).weight)
-                nn.init.zeros_(cast(nn.Linear, layer).bias)
+        self.refinements = nn.ModuleList(Refinement(config, number) for number in range(1, config.depth))
+        # Linear local reconstruction of each token: what the next token need not say.
+        self.local = nn.ModuleList(nn.Linear(config.dims, 3 * config.patch**2) for _ in range(config.depth))
+        for layer in self.local:
+            nn.init.zeros_(cast(nn.Linear, layer).weight)
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
 
     def global_tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and values ``(B, D, H/32, W/32)`` of the global tokens; no rows for a fixed-rate tokenizer."""
@@ -127,8 +125,7 @@ class TaTok(nn.Module):
             so_far = torch.cat([values for _, values, _ in quantized], -1)
             raw = self.refinements[number - 1](left[-1], hidden, so_far)
             quantized.append(self.fsq(raw.float(), 3))
-        if config.depth > 1:
-            left.append(self.local_left(config.depth, left[-1], quantized[-1][1]))
+        left.append(self.local_left(config.depth, left[-1] if left else residual, quantized[-1][1]))
         codes, values, soft = (torch.cat(parts, -1).permute(0, 3, 1, 2) for parts in zip(*quantized, strict=True))
         return codes, values, soft, tuple(left)
 
