@@ -1,16 +1,18 @@
 """Dynamic Token Filtering as ONNX: one plugin node, or standard operators only.
 
-Both forms take scores (B, N), float32 or float16, and give dense int32 indices (B, N), ascending and padded with -1,
-and int32 counts (B,); an image with a score that is negative or not finite keeps nothing and has the count ``-1 - i``,
-where ``i`` is its first such score. Both equal the specification (``runtime/reference.py``) bit for bit.
+Both forms take scores (B, N, K), float32 or float16, and give the kept tokens in raster order, depth innermost: dense
+int32 positions (B, N * K), padded with -1; their depths (B, N * K), from 1 and padded with 0; and int32 counts (B,). An
+image with a score that is negative or not finite keeps nothing and has the count ``-1 - i``, where ``i`` is its first
+such score in (N, K). Both equal the specification (``runtime/reference.py``) bit for bit.
 
 The plugin-free form sorts nothing and compares no pairs, so it needs neither TopK (3,840 elements at most in TensorRT)
 nor memory that grows with N squared: eight rounds, each with fifteen candidates, find the fixed-point score at which
 the kept prefix ends, four bits a round. A fixed-point score has at most 24 significant bits, since it comes from a
-float32, so float32 holds it exactly. Its sums are matrix products of zeros and ones with bytes: every partial sum is an
-integer below 2^24 for up to 2^16 tokens, so float32 (and TF32, which keeps 11 bits of a factor) adds them exactly in
-any order. Only the few sums themselves, per image, are put together as int64. Operators and types are those that
-TensorRT 10.3 takes (opset 17).
+float32, so float32 holds it exactly. Its sums are matrix products of zeros and ones with digits of 4 bits: every
+partial sum is an integer below 2^23 for up to 2^19 tokens, so float32 (and TF32, which keeps 11 bits of a factor) adds
+them exactly in any order. Only the few sums themselves, per image, are put together as int64. Tokens stand by depth,
+then by position, as ties are taken; only the outputs are in raster order. Operators and types are those that TensorRT
+10.3 takes (opset 17).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits
+from tatok_edge.runtime.cuda.kernels import MAX_DEPTH, MAX_PATCHES, DtfLimits
 from tatok_edge.runtime.tensorrt.plugin import NAMESPACE, PLUGIN_NAME, PLUGIN_VERSION, plugin_attributes
 
 OPSET = 17
@@ -33,7 +35,7 @@ DOMAIN = NAMESPACE
 _DIGIT = 4
 _ROUNDS = 8  # of 4 bits: saturated scores stand at 2^31
 _SATURATED = float(1 << 31)
-_BYTES = (1, 1 << 8, 1 << 16, 1 << 24)
+_DIGITS = tuple(1 << (_DIGIT * digit) for digit in range(_ROUNDS))
 _TAU_ONE = 1 << 30
 
 
@@ -74,13 +76,22 @@ class GraphBuilder:
         return self.op("Cast", value, to=to)
 
 
-def plugin_node(scores: str, indices: str, counts: str, limits: DtfLimits, *, name: str = "dtf") -> onnx.NodeProto:
+@dataclass(frozen=True, slots=True)
+class FilterOutputs:
+    """Names of the outputs of token filtering."""
+
+    positions: str = "positions"
+    depths: str = "depths"
+    counts: str = "counts"
+
+
+def plugin_node(scores: str, outputs: FilterOutputs, limits: DtfLimits, *, name: str = "dtf") -> onnx.NodeProto:
     """The plugin ``TaTokDTF`` as one node; a model with it imports :data:`DOMAIN`, version 1."""
     attributes: dict[str, Any] = dict(plugin_attributes(limits))
     return helper.make_node(
         PLUGIN_NAME,
         [scores],
-        [indices, counts],
+        [outputs.positions, outputs.depths, outputs.counts],
         name=name,
         domain=DOMAIN,
         plugin_version=PLUGIN_VERSION,
@@ -90,44 +101,46 @@ def plugin_node(scores: str, indices: str, counts: str, limits: DtfLimits, *, na
 
 
 def standard_nodes(
-    scores: str, indices: str, counts: str, limits: DtfLimits, *, prefix: str = "dtf_"
+    scores: str, depth: int, outputs: FilterOutputs, limits: DtfLimits, *, prefix: str = "dtf_"
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Dynamic Token Filtering in standard operators, for up to 65,536 tokens.
+    """Dynamic Token Filtering in standard operators, for up to 65,536 patches.
 
     Args:
-        scores: Name of the scores (B, N), float32 or float16.
-        indices: Name that the indices (B, N) get.
-        counts: Name that the counts (B,) get.
+        scores: Name of the scores (B, N, K), float32 or float16.
+        depth: K, from 1 to 8.
+        outputs: Names that the outputs get.
         limits: Limits of the kept tokens.
         prefix: Prefix of the names of all other values.
 
     Returns:
         Nodes in topological order, and initializers.
     """
-    g = _FilterBuilder(prefix, limits=limits)
+    g = _FilterBuilder(prefix, limits=limits, depth=depth)
     good, fixed = g.fixed_point(scores)
     g.tabulate(fixed)
     size, total = g.totals(g.op("Unsqueeze", g.ones, g.constant([1], np.int64)))
     target = g.share_of(total)
     least, most = g.count_limits(size)
     threshold = g.find_threshold(least, most, target)
-    chosen = g.choose(threshold, least, most, target)
+    chosen = g.raster_order(g.choose(threshold, least, most, target))
     kept, number, first_bad, fine = g.refuse_bad(good, chosen)
-    g.write_outputs(kept, number, first_bad, fine, indices=indices, counts=counts)
+    g.write_outputs(kept, number, first_bad, fine, outputs)
     return g.nodes, list(g.constants.values())
 
 
 @dataclass(slots=True)
 class _FilterBuilder(GraphBuilder):
-    """The steps of :func:`standard_nodes`. ``B`` images, ``N`` tokens, ``K`` masks."""
+    """The steps of :func:`standard_nodes`. ``B`` images, ``T = K * N`` tokens by depth, then position, ``M`` masks."""
 
     limits: DtfLimits = field(default_factory=DtfLimits.make)
+    depth: int = 1
+    """Scores per patch, ``K``."""
     ones: str = ""
-    """A one for each token, (B, N)."""
+    """A one for each token, (B, T)."""
     table: str = ""
-    """For each token the four bytes of its score, a one to count with, and whether it is saturated: (B, N, 6)."""
+    """For each token the digits of its score, a one to count with, and whether it is saturated: (B, T, 10)."""
     row: str = ""
-    """Fixed-point scores (B, 1, N)."""
+    """Fixed-point scores (B, 1, T)."""
 
     def mask(self, condition: str) -> str:
         """A condition as zeros and ones."""
@@ -138,9 +151,9 @@ class _FilterBuilder(GraphBuilder):
         return self.cast(value, TensorProto.INT64)
 
     def fixed_point(self, scores: str) -> tuple[str, str]:
-        """Whether scores are good, and ``round(score * 2^16)``, ties to even; bad scores count as 0.
+        """Whether scores are good, (B, T) in raster order; and ``round(score * 2^16)``, (B, T), smallest up to a depth.
 
-        2^31 stands for the saturated 2^31 - 1.
+        Ties are rounded to even; bad scores count as 0; 2^31 stands for the saturated 2^31 - 1.
         """
         raw = self.cast(scores, TensorProto.FLOAT)
         good = self.op(
@@ -153,12 +166,26 @@ class _FilterBuilder(GraphBuilder):
             "Min", valid, self.constant(65536.0, np.float32)
         )  # before the product, which must not overflow
         scaled = self.op("Round", self.op("Mul", capped, self.constant(65536.0, np.float32)))
-        return good, self.op("Min", scaled, self.constant(_SATURATED, np.float32))
+        columns = self.split(self.op("Min", scaled, self.constant(_SATURATED, np.float32)), self.depth, axis=2)
+        for shallower, k in enumerate(range(1, self.depth)):
+            columns[k] = self.op("Min", columns[shallower], columns[k])
+        rows = self.op("Concat", *columns, axis=1)
+        return self.op("Reshape", good, self._flat()), self.op("Reshape", rows, self._flat())
+
+    def _flat(self) -> str:
+        """The shape (B, T)."""
+        return self.constant([0, -1], np.int64)
+
+    def raster_order(self, mask: str) -> str:
+        """A mask (B, 1, T) by depth, then position, as one by position, then depth."""
+        planes = self.op("Reshape", mask, self.constant([0, self.depth, -1], np.int64))
+        stacks = self.op("Transpose", planes, perm=[0, 2, 1])
+        return self.op("Reshape", stacks, self.constant([0, 1, -1], np.int64))
 
     def tabulate(self, fixed: str) -> None:
-        """Fill :attr:`ones`, :attr:`table` and :attr:`row` from the fixed-point scores (B, N)."""
+        """Fill :attr:`ones`, :attr:`table` and :attr:`row` from the fixed-point scores (B, T)."""
         columns, rest = [], fixed
-        for weight in reversed(_BYTES):
+        for weight in reversed(_DIGITS):
             digit = self.op("Floor", self.op("Mul", rest, self.constant(1 / weight, np.float32)))
             rest = self.op("Sub", rest, self.op("Mul", digit, self.constant(weight, np.float32)))
             columns.append(digit)
@@ -170,13 +197,13 @@ class _FilterBuilder(GraphBuilder):
         self.row = self.op("Unsqueeze", fixed, self.constant([1], np.int64))
 
     def totals(self, chosen: str) -> tuple[str, str]:
-        """Count and exact sum, int64 (B, K, 1), of the tokens in the masks ``chosen`` (B, K, N)."""
+        """Count and exact sum, int64 (B, M, 1), of the tokens in the masks ``chosen`` (B, M, T)."""
         sums = self.op("MatMul", chosen, self.table)
-        parts = self.split(self.big(sums), 6, axis=2)
-        total = parts[0]
-        for part, weight in zip(parts[1:4], _BYTES[1:], strict=True):
-            total = self.op("Add", total, self.op("Mul", part, self.constant(weight, np.int64)))
-        return parts[4], self.op("Sub", total, parts[5])
+        *digits, count, saturated = self.split(self.big(sums), len(_DIGITS) + 2, axis=2)
+        total = digits[0]
+        for digit, weight in zip(digits[1:], _DIGITS[1:], strict=True):
+            total = self.op("Add", total, self.op("Mul", digit, self.constant(weight, np.int64)))
+        return count, self.op("Sub", total, saturated)
 
     def share_of(self, total: str) -> str:
         """``ceil(share * total / 2^30)``: the product of 77 bits in two parts, as in dtf.hpp."""
@@ -222,7 +249,7 @@ class _FilterBuilder(GraphBuilder):
         return threshold
 
     def choose(self, threshold: str, least: str, most: str, target: str) -> str:
-        """A mask (B, 1, N): all tokens above the threshold, and the first of the equal ones, as many as are needed."""
+        """A mask (B, 1, T): all tokens above the threshold, and the first of the equal ones, as many as are needed."""
         is_above = self.op("Greater", self.row, threshold)
         is_equal = self.op("Equal", self.row, threshold)
         count, total_above = self.totals(self.mask(is_above))
@@ -234,16 +261,16 @@ class _FilterBuilder(GraphBuilder):
         ties = self.op("Max", needed, self.constant(1, np.int64))
         ties = self.op("Min", ties, self.op("Sub", most, count))
         ties = self.op("Max", ties, self.op("Sub", least, count))
-        # (B, 1, N): the place of every token among the equal ones, from 1 on.
+        # (B, 1, T): the place of every token among the equal ones, from 1 on.
         place = self.op("CumSum", self.mask(is_equal), self.constant(2, np.int64))
         chosen = self.op("LessOrEqual", place, self.cast(ties, TensorProto.FLOAT))
         return self.mask(self.op("Or", is_above, self.op("And", is_equal, chosen)))
 
     def refuse_bad(self, good: str, kept: str) -> tuple[str, str, str, str]:
-        """Keep nothing of an image with a bad score.
+        """Keep nothing of an image with a bad score; everything is in raster order.
 
         Returns:
-            The mask (B, 1, N); the numbers of all tokens, from 1 on; the number of the first bad score, or a number
+            The mask (B, 1, T); the numbers of all tokens, from 1 on; the number of the first bad score, or a number
             above all; and whether the image has no bad score.
         """
         bad = self.mask(self.op("Not", self.op("Unsqueeze", good, self.constant([1], np.int64))))
@@ -255,62 +282,76 @@ class _FilterBuilder(GraphBuilder):
         fine = self.op("GreaterOrEqual", first_bad, far)
         return self.op("Mul", kept, self.mask(fine)), number, first_bad, fine
 
-    def write_outputs(self, kept: str, number: str, first_bad: str, fine: str, *, indices: str, counts: str) -> None:
+    def write_outputs(self, kept: str, number: str, first_bad: str, fine: str, outputs: FilterOutputs) -> None:
         """Kept tokens to the front, the others behind them: a permutation, so no two updates meet."""
         kept_up_to = self.op("CumSum", kept, self.constant(2, np.int64))
         kept_all = self.op("ReduceSum", kept, self.constant([2], np.int64), keepdims=1)
         behind = self.op("Sub", self.op("Add", kept_all, number), kept_up_to)
         is_kept = self.op("Greater", kept, self.constant(0.5, np.float32))
-        one = self.constant(1, np.float32)
-        slot = self.op("Sub", self.op("Where", is_kept, kept_up_to, behind), one)
-        update = self.op("Where", is_kept, self.op("Sub", number, one), self.constant(-1, np.float32))
+        one, half = self.constant(1, np.float32), self.constant(0.5, np.float32)
         flat = self.constant([1], np.int64)
-        updates = self.op("Squeeze", update, flat)
+        slot = self.op("Sub", self.op("Where", is_kept, kept_up_to, behind), one)
         slots = self.cast(self.op("Squeeze", slot, flat), TensorProto.INT32)
-        scattered = self.op("ScatterElements", updates, slots, updates, axis=1)
-        self.op("Cast", scattered, name=indices, to=TensorProto.INT32)
+        # Half a token more, so that no rounding of the quotient gets below a whole number.
+        size = self.constant(self.depth, np.float32)
+        quotient = self.op("Mul", self.op("Sub", number, half), self.constant(1 / self.depth, np.float32))
+        position = self.op("Floor", quotient)
+        depth = self.op("Sub", number, self.op("Mul", position, size))
+        for value, padding, name in ((position, -1, outputs.positions), (depth, 0, outputs.depths)):
+            update = self.op("Where", is_kept, value, self.constant(padding, np.float32))
+            updates = self.op("Squeeze", update, flat)
+            scattered = self.op("ScatterElements", updates, slots, updates, axis=1)
+            self.op("Cast", scattered, name=name, to=TensorProto.INT32)
         refused = self.op("Sub", self.constant(0, np.float32), first_bad)
         result = self.op("Squeeze", self.op("Where", fine, kept_all, refused), self.constant([1, 2], np.int64))
-        self.op("Cast", result, name=counts, to=TensorProto.INT32)
+        self.op("Cast", result, name=outputs.counts, to=TensorProto.INT32)
 
 
 def dtf_model(
     limits: DtfLimits,
     *,
     form: Literal["plugin", "onnx"],
+    depth: int,
     dtype: Any = np.float32,
-    shape: Sequence[int | str] = ("batch", "tokens"),
+    shape: Sequence[int | str] = ("batch", "patches"),
 ) -> onnx.ModelProto:
-    """A whole model of token filtering: ``scores`` (B, N) to ``indices`` (B, N) and ``counts`` (B,).
+    """A whole model of token filtering: ``scores`` (B, N, K) to ``positions``, ``depths`` (B, N * K) and ``counts``.
 
     Args:
         limits: Limits of the kept tokens.
         form: The plugin node, or standard operators.
+        depth: K, scores per patch.
         dtype: ``numpy.float32`` or ``numpy.float16``, of the scores.
-        shape: Shape of the scores; a string is a dynamic axis of that name.
+        shape: B and N; a string is a dynamic axis of that name.
 
     Raises:
-        ValueError: an unknown form or dtype, or too many tokens.
+        ValueError: an unknown form or dtype, too many patches, or a depth out of range.
     """
     if form not in ("plugin", "onnx"):
         raise ValueError(f"form must be 'plugin' or 'onnx', got {form!r}")
     if np.dtype(dtype) not in (np.float32, np.float16):
         raise ValueError(f"dtype must be float32 or float16, got {np.dtype(dtype)}")
-    batch, tokens = shape
-    if isinstance(tokens, int) and not 1 <= tokens <= MAX_PATCHES:
-        raise ValueError(f"token filtering takes 1 to {MAX_PATCHES} tokens, got {tokens}")
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ValueError(f"token filtering takes 1 to {MAX_DEPTH} scores per patch, got {depth}")
+    batch, patches = shape
+    if isinstance(patches, int) and not 1 <= patches <= MAX_PATCHES:
+        raise ValueError(f"token filtering takes 1 to {MAX_PATCHES} patches, got {patches}")
     constants: list[onnx.TensorProto] = []
+    outputs = FilterOutputs()
     if form == "plugin":
-        nodes = [plugin_node("scores", "indices", "counts", limits)]
+        nodes = [plugin_node("scores", outputs, limits)]
     else:
-        nodes, constants = standard_nodes("scores", "indices", "counts", limits)
+        nodes, constants = standard_nodes("scores", depth, outputs, limits)
+    tokens = patches * depth if isinstance(patches, int) else "tokens"
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         nodes,
         "dtf",
-        [helper.make_tensor_value_info("scores", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [batch, tokens])],
+        [helper.make_tensor_value_info("scores", element, [batch, patches, depth])],
         [
-            helper.make_tensor_value_info("indices", TensorProto.INT32, [batch, tokens]),
-            helper.make_tensor_value_info("counts", TensorProto.INT32, [batch]),
+            helper.make_tensor_value_info(outputs.positions, TensorProto.INT32, [batch, tokens]),
+            helper.make_tensor_value_info(outputs.depths, TensorProto.INT32, [batch, tokens]),
+            helper.make_tensor_value_info(outputs.counts, TensorProto.INT32, [batch]),
         ],
         initializer=constants,
     )

@@ -16,7 +16,9 @@ with the fp32 accumulators of tensor cores.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tatok_edge.errors import BackendError
+from tatok_edge.evaluation.metrics import psnr
+from tatok_edge.export.engines.verdict import code_steps
 from tatok_edge.geometry import patch_grid
-from tatok_edge.model.networks import Clock, Networks
+from tatok_edge.model.networks import Clock, Networks, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import GraphName, Session, Tensors
@@ -55,6 +59,8 @@ _FLOAT_ONLY = {"Resize": (1, 2)}
 MIN_TOKEN_AGREEMENT = 0.95
 """Smallest accepted share of equal tokens in fp16. Models trained so far have 0.98 to 0.995. Their other tokens differ
 by one level, where fp32 itself is close to rounding the other way."""
+MAX_LOSS_DB = 0.1
+"""Largest accepted loss of PSNR in dB by the tokens of fp16: other tokens may be as good as those of fp32."""
 MAX_PIXEL_DIFFERENCE = 0.02
 """Largest accepted difference of decoded pixels in fp16, as a share of full scale."""
 
@@ -318,6 +324,11 @@ def convert_bundle(
             f"in fp16, {what} agree with fp32, at least {MIN_TOKEN_AGREEMENT:.0%} are needed: build with "
             "--precision fp32"
         )
+    if not record["loss_db"] <= MAX_LOSS_DB:
+        raise BackendError(
+            f"in fp16, pictures lose {record['loss_db']:.2f} dB by other tokens, at most {MAX_LOSS_DB} dB is allowed: "
+            "build with --precision fp32"
+        )
     if not record["pixel_difference"] <= MAX_PIXEL_DIFFERENCE:
         raise BackendError(
             f"in fp16, pixels differ from fp32 by {record['pixel_difference']:.1%} of full scale, at most "
@@ -339,53 +350,96 @@ def compare(
     differences. ``tokens_end_to_end`` is the share of equal patch tokens without this correction.
 
     Returns:
-        ``pictures``, ``global_tokens``, ``patch_tokens``, ``tokens_end_to_end``, ``kept_sets`` (share of patches about
-        which token filtering by entropy at half the information decides alike), ``largest_code_step`` (levels by which
-        a code differs at most), ``pixel_difference`` (largest, share of full scale), ``finite``.
+        ``pictures``, ``global_tokens``, ``patch_tokens`` (share of comparable tokens that are equal, see
+        :func:`.verdict.code_steps`), ``tokens_end_to_end``, ``kept_sets`` (share of tokens about which token filtering
+        by entropy at half the information decides alike), ``largest_code_step`` (levels by which a code differs at
+        most), ``loss_db`` (PSNR that pictures lose by the other tokens, all kept, in dB), ``pixel_difference``
+        (largest, share of full scale), ``finite``.
     """
     networks = [_networks(graphs, width) for graphs in (reference, other)]
-    clock = Clock()
-    equal = dict.fromkeys(("global_tokens", "patch_tokens", "tokens_end_to_end", "kept_sets"), 0)
-    cells = patches = 0
-    difference, finite, step = 0.0, True, 0
+    sums = _Sums()
     for picture in pictures:
-        rows, columns = grid = patch_grid(picture.shape[1], picture.shape[0])
-        everything = np.arange(rows * columns, dtype=np.int32)
-        codes = [network.global_codes(picture, False, clock) for network in networks]
-        priors = [network.prior(codes[0], clock) for network in networks]
-        rough = networks[1].prior(codes[1], clock)
-        features = networks[0].features(len(everything))
-        kernels.gather_features(picture, False, priors[0].context, priors[0].mean, everything, columns, out=features)
-        patch_codes = [network.patch_codes(features, clock) for network in networks]
-        kernels.gather_features(picture, False, rough.context, rough.mean, everything, columns, out=features)
-        alone = networks[1].patch_codes(features, clock)
-        finite = finite and all(
-            bool(np.isfinite(getattr(priors[1], name)).all())
-            for name in ("context", "mean", "log2_probs", "entropy", "expected")
-        )
-        kept = []
-        for prior in priors:
-            indices, _ = kernels.dtf(np.nan_to_num(prior.entropy)[None], tau=0.5)
-            chosen = np.zeros(len(everything), bool)
-            chosen[indices] = True
-            kept.append(chosen)
-        positions = np.flatnonzero(kept[0]).astype(np.int32)
-        state = kernels.decoder_state(
-            np.ascontiguousarray(patch_codes[0][positions]), positions, priors[0].expected, priors[0].entropy, levels
-        )
-        pixels = [network.pixels(state, priors[0].context, priors[0].mean, grid, clock) for network in networks]
-        finite = finite and bool(np.isfinite(pixels[1]).all())
-        difference = float(np.maximum(difference, np.abs(pixels[1] - pixels[0]).max() / 2))
-        step = max(step, *(int(np.abs(a - b).max()) for a, b in (codes, patch_codes)))
-        equal["global_tokens"] += int((codes[0] == codes[1]).all(0).sum())
-        equal["patch_tokens"] += int((patch_codes[0] == patch_codes[1]).all(1).sum())
-        equal["tokens_end_to_end"] += int((patch_codes[0] == alone).all(1).sum())
-        equal["kept_sets"] += int((kept[0] == kept[1]).sum())
-        cells += codes[0][0].size
-        patches += len(everything)
-    shares = {name: round(count / (cells if name == "global_tokens" else patches), 6) for name, count in equal.items()}
-    rest = {"largest_code_step": step, "pixel_difference": round(difference, 6), "finite": finite}
-    return {"pictures": len(pictures), **shares, **rest}
+        _compare_picture(networks, picture, levels, sums)
+    return {"pictures": len(pictures), **sums.report()}
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What :func:`compare` adds up over pictures."""
+
+    equal: Counter[str] = field(default_factory=Counter)
+    counted: Counter[str] = field(default_factory=Counter)
+    step: int = 0
+    difference: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    finite: bool = True
+
+    def count(self, name: str, equal: NDArray[np.bool_]) -> None:
+        """Count which of some things are equal."""
+        self.equal[name] += int(equal.sum())
+        self.counted[name] += equal.size
+
+    def report(self) -> dict[str, Any]:
+        """The figures as :func:`compare` gives them."""
+        return {
+            **{name: round(count / self.counted[name], 6) for name, count in self.equal.items()},
+            "largest_code_step": self.step,
+            "loss_db": round(float(np.mean(self.losses)), 4),
+            "pixel_difference": round(self.difference, 6),
+            "finite": self.finite,
+        }
+
+
+def _compare_picture(
+    networks: Sequence[Networks], picture: NDArray[np.uint8], levels: Sequence[int], sums: _Sums
+) -> None:
+    """One picture of :func:`compare`."""
+    clock, dims = Clock(), len(levels)
+    grid = patch_grid(picture.shape[1], picture.shape[0])
+    everything = np.arange(grid[0] * grid[1], dtype=np.int32)
+    codes = [network.global_codes(picture, False, clock) for network in networks]
+    priors = [network.prior(codes[0], clock) for network in networks]
+    stacks = [_every_stack(network, picture, priors[0], clock) for network in networks]
+    alone = _every_stack(networks[1], picture, networks[1].prior(codes[1], clock), clock)
+    sums.finite &= all(
+        bool(np.isfinite(getattr(priors[1], name)).all())
+        for name in ("context", "mean", "log2_probs", "entropy", "expected")
+    )
+    kept = []
+    for prior in priors:
+        positions, depths, _ = kernels.dtf(np.ascontiguousarray(np.nan_to_num(prior.entropy).T)[None], tau=0.5)
+        kept.append(np.zeros(prior.entropy.T.shape, bool))
+        kept[-1][positions, depths - 1] = True
+    steps = code_steps(stacks[1], stacks[0], dims)
+    sums.count("global_tokens", (codes[0] == codes[1]).all(0))
+    sums.count("patch_tokens", steps == 0)
+    sums.count("tokens_end_to_end", (stacks[0] == alone).reshape(len(alone), -1, dims).all(2))
+    sums.count("kept_sets", kept[0] == kept[1])
+    sums.step = max(sums.step, int(steps.max(initial=0)), int(np.abs(codes[0] - codes[1]).max()))
+
+    def pixels_of(network: Networks, stack: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        chosen = stack.reshape(*mask.shape, dims)[mask]
+        positions = np.repeat(everything, mask.sum(1))
+        state = kernels.decoder_state(chosen, positions, priors[0].expected, priors[0].entropy, levels)
+        return network.pixels(state, priors[0].context, priors[0].mean, grid, clock)
+
+    first, second = (pixels_of(network, stacks[0], kept[0]) for network in networks)
+    sums.finite &= bool(np.isfinite(second).all())
+    sums.difference = float(np.maximum(sums.difference, np.abs(second - first).max() / 2))
+    whole = np.ones_like(kept[0])
+    height, width = picture.shape[:2]
+    decoded = (kernels.assemble(pixels_of(networks[0], stack, whole), grid[1], height, width) for stack in stacks)
+    right, theirs = (min(psnr(picture, image), 100.0) for image in decoded)
+    sums.losses.append(right - theirs)
+
+
+def _every_stack(network: Networks, picture: NDArray[np.uint8], prior: Prior, clock: Clock) -> NDArray[np.int32]:
+    """Codes of the stacks of all patches of a picture, ``(N, K * D)``."""
+    rows, columns = patch_grid(picture.shape[1], picture.shape[0])
+    everything = np.arange(rows * columns, dtype=np.int32)
+    features = network.features(len(everything))
+    kernels.gather_features(picture, False, prior.context, prior.mean, everything, columns, out=features)
+    return network.patch_codes(features, clock)
 
 
 def _networks(graphs: Mapping[str, onnx.ModelProto], width: int) -> Networks:
@@ -421,11 +475,10 @@ def _record_inputs(
         grid = patch_grid(picture.shape[1], picture.shape[0])
         everything = np.arange(grid[0] * grid[1], dtype=np.int32)
         prior = networks.prior(networks.global_codes(picture, False, clock), clock)
-        features = networks.features(len(everything))
-        kernels.gather_features(picture, False, prior.context, prior.mean, everything, grid[1], out=features)
-        codes = networks.patch_codes(features, clock)
+        stacks = _every_stack(networks, picture, prior, clock)
+        depth = stacks.shape[1] // len(levels)
         for count in (len(everything), len(everything) // 2, 0):
-            positions = everything[:count]
-            state = kernels.decoder_state(codes[:count], positions, prior.expected, prior.entropy, levels)
+            positions, codes = np.repeat(everything[:count], depth), stacks[:count].reshape(-1, len(levels))
+            state = kernels.decoder_state(codes, positions, prior.expected, prior.entropy, levels)
             networks.pixels(state, prior.context, prior.mean, grid, clock)
     return recorder.feeds

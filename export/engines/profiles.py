@@ -10,8 +10,8 @@ A profile file is JSON::
      "tokens": [128, 512, 2048, 4800],
      "frames": [{"batch": [1, 1, 4], "height": [32, 480, 480], "width": [32, 640, 640]}]}
 
-``tokens`` holds the edges, ascending; ``frames`` the smallest, best and largest value of each dimension, heights and
-widths being multiples of 32.
+``tokens`` holds the edges, ascending: rows of the patch encoder, one for each patch with tokens. ``frames`` holds the
+smallest, best and largest value of each dimension, heights and widths being multiples of 32.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ def _most_patches(frames: Sequence[FrameRange]) -> int:
 
 def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Profile, ...]]:
     """The TensorRT profiles of each graph of ``bundle``."""
-    dims, width = len(bundle.levels), bundle.context_width
+    dims, depth, width = len(bundle.levels), bundle.depth, bundle.context_width
 
     def grids(channels: Mapping[str, int], step: int) -> tuple[Profile, ...]:
         return tuple(
@@ -342,15 +342,27 @@ def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Prof
             for f in profiles.frames
         )
 
+    def patches(channels: Mapping[str, int]) -> tuple[Profile, ...]:
+        """Patches in one row, from a single one: streams renew few."""
+        counts = [[f.height[i] // PATCH * (f.width[i] // PATCH) for i in range(3)] for f in profiles.frames]
+        return tuple(
+            {
+                name: ShapeRange((f.batch[0], count, 1, 1), *((f.batch[i], count, 1, of[i]) for i in (1, 2)))
+                for name, count in channels.items()
+            }
+            for f, of in zip(profiles.frames, counts, strict=True)
+        )
+
     values = WINDOW_VALUES + width + PATCH_VALUES
     buckets = zip((0, *profiles.tokens), profiles.tokens, strict=False)
     return {
         "global_encoder": grids({"cells": PATCH_VALUES}, CELL),
-        "context": grids({"codes": dims}, CELL),
+        "cell_context": grids({"codes": dims}, CELL),
+        "context": patches({"coarse": width, "smooth": PATCH_VALUES}),
         "patch_encoder": tuple(
             {"features": ShapeRange((low + 1, values), (high, values), (high, values))} for low, high in buckets
         ),
-        "decoder": grids({"state": dims + 2, "context": width, "mean": PATCH_VALUES}, PATCH),
+        "decoder": grids({"state": depth * (dims + 2), "context": width, "mean": PATCH_VALUES}, PATCH),
     }
 
 
@@ -420,7 +432,7 @@ def _frame_counter(
     def encode(image: NDArray[np.uint8]) -> int:
         frame = tokenizer.encode(image, budget=budget)
         # A patch has no information before it is encoded.
-        return frame.n_patches if budget.score == "information" else frame.n_tokens
+        return frame.n_patches if budget.score == "information" else int(np.count_nonzero(frame.depth_map()))
 
     return encode, lambda: 0
 

@@ -179,14 +179,17 @@ def _convert(
     return {name: graph.SerializeToString() for name, graph in converted.items()}, record
 
 
-def dtf_graph(flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, profiles: ProfileSet) -> ExtraGraph:
-    """Dynamic Token Filtering as a graph of its own: ``scores`` (B, N) to ``indices`` (B, N) and ``counts`` (B,).
+def dtf_graph(
+    flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, profiles: ProfileSet, *, depth: int
+) -> ExtraGraph:
+    """Dynamic Token Filtering as a graph of its own: ``scores`` (B, N, K) to dense tokens, see ``dtf_onnx``.
 
     Args:
         flavour: The TensorRT that builds; the plugin is registered with it.
         form: One plugin node, or standard operators.
         tau: Share of the information to keep.
         profiles: Frame sizes to build for.
+        depth: K, most tokens of a patch.
 
     Raises:
         InputError: frames with more patches than token filtering takes.
@@ -204,13 +207,13 @@ def dtf_graph(flavour: Flavour, form: Literal["plugin", "onnx"], tau: float, pro
                 f"token filtering takes {MAX_PATCHES} patches per frame, {frame.width[2]}x{frame.height[2]} pixels "
                 f"have {counts[2]}: build for smaller frames"
             )
-        ranges.append({"scores": ShapeRange(*((frame.batch[i], counts[i]) for i in range(3)))})
+        ranges.append({"scores": ShapeRange(*((frame.batch[i], counts[i], depth) for i in range(3)))})
     plugin = None
     if form == "plugin":
         there = tensorrt_plugin.register(flavour)
         file = str(there.path) if there.path else None
         plugin = PluginRecord(tensorrt_plugin.PLUGIN_NAME, there.version, file, there.sha256)
-    model = dtf_model(DtfLimits.make(tau=tau), form=form)
+    model = dtf_model(DtfLimits.make(tau=tau), form=form, depth=depth)
     return ExtraGraph(model.SerializeToString(), tuple(ranges), plugin)
 
 

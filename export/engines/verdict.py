@@ -135,8 +135,28 @@ class Verification:
         }
 
 
+def code_steps(codes: NDArray[np.int32], expected: NDArray[np.int32], dims: int) -> NDArray[np.int64]:
+    """By how many levels the codes of each comparable token differ at most.
+
+    A token codes what the tokens above it leave, so it is comparable where they are all equal: one token that rounds
+    the other way changes all below it.
+
+    Args:
+        codes: Codes of stacks, ``(P, K * D)``.
+        expected: The right ones.
+        dims: Dimensions of a code, ``D``.
+
+    Returns:
+        One number per comparable token, ``(T,)``.
+    """
+    differences = np.abs(codes.astype(np.int64) - expected).reshape(len(codes), codes.shape[1] // dims, dims)
+    steps: NDArray[np.int64] = differences.max(2, initial=0)
+    comparable: NDArray[np.int64] = steps[np.cumsum(steps, axis=1) - steps == 0]
+    return comparable
+
+
 def overlap(mine: NDArray[Any], theirs: NDArray[Any]) -> Overlap:
-    """Sizes of the intersection and the union of two sets of positions."""
+    """Sizes of the intersection and the union of two sets."""
     common = len(np.intersect1d(mine, theirs, assume_unique=True))
     return common, len(mine) + len(theirs) - common
 

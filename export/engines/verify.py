@@ -36,6 +36,7 @@ from tatok_edge.export.engines.verdict import (
     GraphFigures,
     Overlap,
     Verification,
+    code_steps,
     graph_failures,
     overlap,
     overlap_report,
@@ -48,12 +49,13 @@ from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.session import Backend, GraphName, Session
 from tatok_edge.runtime.tensorrt.manifest import Profile
 from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.frame import TokenFrame
 
 Arrays = Mapping[str, NDArray[Any]]
 Score = Literal["residual", "entropy"]
 
-_STEP = {"global_encoder": CELL, "context": CELL, "decoder": PATCH}
-_MAIN_INPUT = {"global_encoder": "cells", "context": "codes", "decoder": "state"}
+_STEP = {"global_encoder": CELL, "cell_context": CELL, "context": PATCH, "decoder": PATCH}
+_MAIN_INPUT = {"global_encoder": "cells", "cell_context": "codes", "decoder": "state"}
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -122,6 +124,7 @@ class _Run:
         self.profiles = profiles
         self.records: dict[GraphName, GraphFigures] = {
             "global_encoder": GraphFigures(),
+            "cell_context": GraphFigures(),
             "context": GraphFigures(),
             "patch_encoder": GraphFigures(),
             "decoder": GraphFigures(),
@@ -136,9 +139,10 @@ class _Run:
             size = (1, *_padded(frame))
             if self.takes_frames(size):
                 found[size] = None
-        for graph, step in _STEP.items():
+        for graph, name in _MAIN_INPUT.items():
+            step = _STEP[graph]
             for profile in self.profiles[graph]:
-                ranges = profile[_MAIN_INPUT[graph]]
+                ranges = profile[name]
                 low, best, high = ((s[0], s[2] * step, s[3] * step) for s in (ranges.min, ranges.opt, ranges.max))
                 for size in (low, best, high, (high[0], *low[1:])):
                     # The decoder's grid has patches, that of the others cells: whole cells fit all.
@@ -152,9 +156,11 @@ class _Run:
 
     def _takes(self, graph: str, size: tuple[int, int, int]) -> bool:
         step = _STEP[graph]
-        batch, height, width = size
+        batch, rows, columns = size[0], size[1] // step, size[2] // step
+        if graph == "context":  # it takes the patches in one row
+            rows, columns = 1, rows * columns
         return any(
-            all(ranges.holds((batch, ranges.max[1], height // step, width // step)) for ranges in profile.values())
+            all(ranges.holds((batch, ranges.max[1], rows, columns)) for ranges in profile.values())
             for profile in self.profiles[graph]
         )
 
@@ -166,33 +172,40 @@ class _Run:
         pairs = [(0, len(images) - 1)] if len(images) > 1 else []
         cells = np.stack([cpu_kernels.image_to_cells(image, False) for image in images])
         codes = self._run("global_encoder", {"cells": cells}, pairs, size)["codes"]
-        prior, other = self._both("context", {"codes": np.ascontiguousarray(codes)}, pairs, size)
+        cells_say = _in_rows(self._run("cell_context", {"codes": np.ascontiguousarray(codes)}, pairs, size))
+        prior, other = self._both("context", cells_say, pairs, size)
+        if self._takes("context", (1, PATCH, PATCH)):  # a single patch, as in a stream
+            self._both("context", {k: np.ascontiguousarray(v[:1, :, :, :1]) for k, v in cells_say.items()}, [], None)
         rows, columns = patch_grid(width, height)
         everything = np.arange(rows * columns, dtype=np.int32)
+        basis = self.bundle.score_basis()
         states: list[NDArray[np.float32]] = []
         for number, image in enumerate(images):
-            entropy, mean = prior["entropy"][number].reshape(-1), prior["mean"][number].reshape(PATCH_VALUES, -1)
-            kept = [_kept(prior["entropy"][number])]
+            entropy, mean, expected = (
+                np.ascontiguousarray(prior[name][number, :, 0]) for name in ("entropy", "mean", "expected")
+            )
+            kept = [_kept(entropy.T)]
             if other is not None:
-                theirs = other["mean"][number].reshape(mean.shape)
-                kept.append(_kept(other["entropy"][number]))
+                kept.append(_kept(other["entropy"][number, :, 0].T))
                 self._add_kept("entropy", *kept)
-                residuals = [
-                    cpu_kernels.patch_residual(image, False, np.ascontiguousarray(m), everything, everything, columns)
-                    for m in (mean, np.nan_to_num(theirs))
+                theirs = np.ascontiguousarray(other["mean"][number, :, 0])
+                scores = [
+                    cpu_kernels.patch_scores(image, False, of, everything, everything, columns, basis)
+                    for of in (mean, theirs)
                 ]
-                self._add_kept("residual", *map(_kept, residuals))
+                self._add_kept("residual", *map(_kept, scores))
             if len(images) > 1 and number == len(images) - 1:
                 states.append(states[0])
                 continue
-            positions = np.flatnonzero(kept[0]).astype(np.int32)
-            features = self._features(image, prior, number, positions)
-            chosen = cast("NDArray[np.int32]", self.reference.run("patch_encoder", {"features": features})["codes"])
-            expected = np.ascontiguousarray(prior["expected"][number].reshape(len(levels), -1))
-            state = cpu_kernels.decoder_state(chosen, positions, expected, np.ascontiguousarray(entropy), levels)
+            positions, tokens = np.nonzero(kept[0])
+            different, row = np.unique(positions.astype(np.int32), return_inverse=True)
+            features = self._features(image, prior, number, different)
+            stacks = cast("NDArray[np.int32]", self.reference.run("patch_encoder", {"features": features})["codes"])
+            chosen = stacks.reshape(len(different), -1, len(levels))[row, tokens]
+            state = cpu_kernels.decoder_state(chosen, positions.astype(np.int32), expected, entropy, levels)
             states.append(state.reshape(-1, rows, columns))
-        inputs = {"state": np.stack(states), "context": prior["context"], "mean": prior["mean"]}
-        self._run("decoder", inputs, pairs, size)
+        maps = {name: prior[name].reshape(len(images), -1, rows, columns) for name in ("context", "mean")}
+        self._run("decoder", {"state": np.stack(states), **maps}, pairs, size)
 
     def rows(self, frames: Sequence[Image], most: int) -> NDArray[np.float32]:
         """Rows for the patch encoder, from as many frames as hold ``most`` patches."""
@@ -201,8 +214,9 @@ class _Run:
         for frame in frames:
             cells = cpu_kernels.image_to_cells(frame, False)
             codes = self.reference.run("global_encoder", {"cells": cells[None]})["codes"]
-            prior = self.reference.run("context", {"codes": np.ascontiguousarray(codes)})
-            everything = np.arange(prior["entropy"].size, dtype=np.int32)
+            cells_say = self.reference.run("cell_context", {"codes": np.ascontiguousarray(codes)})
+            prior = self.reference.run("context", _in_rows(cells_say))
+            everything = np.arange(prior["mean"].shape[-1], dtype=np.int32)
             gathered.append(self._features(frame, prior, 0, everything))
             total += len(everything)
             if total >= most:
@@ -257,23 +271,26 @@ class _Run:
         totals = dict.fromkeys(("patch_tokens", "global_tokens", "patches", "cells"), 0)
         differences, quality = [], []
         overlaps: list[Overlap] = []
+        depth = self.bundle.depth
         for picture in pictures:
             right = first.encode(picture, budget=everything)
             try:
                 theirs = second.encode(picture, budget=everything)
-                kept = second.encode(picture, budget=some).positions
+                kept = _places(second.encode(picture, budget=some), depth)
                 image = second.decode(theirs)
                 same = second.decode(right)
             except TaTokError as error:
                 result["errors"].append(one_line(error))
                 continue
-            common, mine, other = np.intersect1d(right.positions, theirs.positions, True, return_indices=True)
-            totals["patch_tokens"] += int((right.ids[mine] == theirs.ids[other]).sum())
+            ids = [_ids_of(frame, depth) for frame in (right, theirs)]
+            equal = ids[0] == ids[1]
+            above = np.cumprod(np.pad(equal[:, :-1], ((0, 0), (1, 0)), constant_values=True), axis=1) > 0
+            comparable = above & (ids[0] >= 0) & (ids[1] >= 0)
+            totals["patch_tokens"] += int((comparable & equal).sum())
             totals["global_tokens"] += int((right.global_ids == theirs.global_ids).sum())
-            totals["patches"] += len(common)
+            totals["patches"] += int(comparable.sum())
             totals["cells"] += right.global_ids.size
-            expected = first.encode(picture, budget=some).positions
-            overlaps.append(overlap(expected, kept))
+            overlaps.append(overlap(_places(first.encode(picture, budget=some), depth), kept))
             decoded = first.decode(right)
             differences.append(float(np.mean((decoded.astype(np.float64) - same) ** 2)))
             quality.append((psnr(picture, decoded), psnr(picture, image)))
@@ -331,10 +348,13 @@ class _Run:
             unequal = sum(_differing(value[i], value[j], scale) for i, j in pairs)
             self._fault(record, "not_equal", unequal, name, where)
         if "codes" in got:
-            difference = np.abs(got["codes"].astype(np.int64) - expected["codes"])
-            record.tokens += difference.size // difference.shape[1]
-            record.equal_tokens += int((difference == 0).all(1).sum())
-            step = int(difference.max(initial=0))
+            dims = len(self.bundle.levels)
+            stacks = [np.moveaxis(of["codes"], 1, -1).reshape(-1, of["codes"].shape[1]) for of in (got, expected)]
+            got_stacks, right_stacks = (cast("NDArray[np.int32]", stack) for stack in stacks)
+            steps = code_steps(got_stacks, right_stacks, dims)
+            record.tokens += steps.size
+            record.equal_tokens += int((steps == 0).sum())
+            step = int(steps.max(initial=0))
             if step > record.code_step:
                 record.code_step = step
                 record.first["code_step"] = where
@@ -394,12 +414,30 @@ def _batch(frames: Sequence[Image], size: tuple[int, int, int]) -> list[Image]:
 
 
 def _kept(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Mask of the patches that token filtering keeps; scores that cannot be ranked are left out."""
-    flat = np.maximum(np.nan_to_num(scores.reshape(1, -1), posinf=0.0, neginf=0.0), 0.0).astype(np.float32)
-    indices, _ = cpu_kernels.dtf(np.ascontiguousarray(flat), tau=TAU)
-    kept = np.zeros(flat.size, np.bool_)
-    kept[indices] = True
+    """Mask (N, K) of the tokens that token filtering keeps; scores that cannot be ranked count as 0."""
+    sound = np.maximum(np.nan_to_num(scores, posinf=0.0, neginf=0.0), 0.0).astype(np.float32)
+    positions, depths, _ = cpu_kernels.dtf(np.ascontiguousarray(sound)[None], tau=TAU)
+    kept = np.zeros(scores.shape, np.bool_)
+    kept[positions, depths - 1] = True
     return kept
+
+
+def _in_rows(maps: Arrays) -> dict[str, NDArray[Any]]:
+    """Maps (B, C, h, w) as (B, C, 1, h * w): the context takes patches in one row."""
+    return {name: value.reshape(*value.shape[:2], 1, -1) for name, value in maps.items()}
+
+
+def _places(frame: TokenFrame, depth: int) -> NDArray[np.int64]:
+    """A number for each kept token that says its patch and depth."""
+    places: NDArray[np.int64] = frame.positions.astype(np.int64) * depth + frame.depths - 1
+    return places
+
+
+def _ids_of(frame: TokenFrame, depth: int) -> NDArray[np.int32]:
+    """The ids of a frame as stacks (N, K), with -1 where no token is kept."""
+    ids = np.full((frame.n_patches, depth), -1, np.int32)
+    ids[frame.positions, frame.depths - 1] = frame.ids
+    return ids
 
 
 def _differing(a: NDArray[Any], b: NDArray[Any], tolerance: float = 0.0) -> int:
@@ -422,9 +460,3 @@ def _wrong_outputs(expected: Arrays, got: Arrays) -> str:
         if (got[name].shape, got[name].dtype) != (value.shape, value.dtype):
             return f"gives {name} as {got[name].dtype} {got[name].shape}, {value.dtype} {value.shape} is needed"
     return ""
-
-
-# --- the verdict ----------------------------------------------------------------------------------
-
-
-# --- the record -----------------------------------------------------------------------------------

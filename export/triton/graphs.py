@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from tatok_edge.export.engines.dtf_onnx import OPSET, GraphBuilder, standard_nodes
-from tatok_edge.geometry import CELL, PATCH, PATCH_VALUES, THUMBNAIL, WINDOW, WINDOW_VALUES
+from tatok_edge.export.engines.dtf_onnx import OPSET, FilterOutputs, GraphBuilder, standard_nodes
+from tatok_edge.geometry import CELL, CELL_SIDE, PATCH, PATCH_VALUES, THUMBNAIL, WINDOW, WINDOW_VALUES
 from tatok_edge.runtime.cuda.kernels import DtfLimits
 
 _TYPES = {"float": TensorProto.FLOAT, "int": TensorProto.INT32, "byte": TensorProto.UINT8}
@@ -43,25 +44,51 @@ def cells_model() -> onnx.ModelProto:
     )
 
 
-def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
-    """The positions of the kept patches of one picture, and their feature rows.
+def rows_model(context_width: int) -> onnx.ModelProto:
+    """``coarse`` (B, Dc, h, w) and ``smooth`` (B, 192, h, w) to ``coarse_rows`` and ``smooth_rows`` (B, ..., 1, h w).
 
-    ``image`` (1, H, W, 3), ``context`` (1, Dc, h, w) and ``mean`` (1, 192, h, w) to ``positions`` (T,) and ``features``
-    (T, 960 + Dc). Patches are ranked by residual.
+    The context takes patches in one row.
+    """
+    g = _Builder()
+    widths = {"coarse": context_width, "smooth": PATCH_VALUES}
+    for name, width in widths.items():
+        g.reshape(name, 0, width, 1, -1, name=f"{name}_rows")
+    grid: Shape = ["patch_rows", "patch_columns"]
+    return g.model(
+        "rows",
+        {name: ("float", ["batch", width, *grid]) for name, width in widths.items()},
+        {f"{name}_rows": ("float", ["batch", width, 1, "patches"]) for name, width in widths.items()},
+    )
+
+
+def select_model(limits: DtfLimits, context_width: int, basis: NDArray[np.int16]) -> onnx.ModelProto:
+    """The kept tokens of one picture, and the feature rows of their patches.
+
+    ``image`` (1, H, W, 3), ``context`` (1, Dc, 1, N) and ``mean`` (1, 192, 1, N) to ``positions`` (T,), where a patch
+    comes as often as it has tokens; ``places`` (T,), where each token is among the P stacks of the patches; and
+    ``features`` (P, 960 + Dc). Tokens are ranked by residual.
 
     Args:
         limits: Limits of Dynamic Token Filtering.
         context_width: Dc.
+        basis: Directions of the scores, (K, D, 192).
     """
     g = _Builder()
     padded, rows, columns = g.padded("image")
     h, w = (g.op("Div", size, g.integers(PATCH)) for size in (rows, columns))
-    _scores(g, padded, h, w)
-    nodes, constants = standard_nodes("scores", "indices", "counts", limits)
+    _scores(g, padded, h, w, basis)
+    depth = len(basis)
+    dense = FilterOutputs("dense_positions", "dense_depths", "counts")
+    nodes, constants = standard_nodes("scores", depth, dense, limits)
     g.nodes += nodes
     g.initializers += constants
-    indices = g.reshape("indices", -1)
-    g.op("Slice", indices, g.constant([0], np.int32), "counts", name="positions")
+    start = g.constant([0], np.int32)
+    g.op("Slice", g.reshape(dense.positions, -1), start, dense.counts, name="positions")
+    depths = g.op("Slice", g.reshape(dense.depths, -1), start, dense.counts)
+    first = g.op("Equal", depths, g.constant(1, np.int32))
+    stack = g.op("CumSum", g.cast(first, TensorProto.INT32), g.constant(0, np.int64))
+    above = g.op("Mul", g.op("Sub", stack, g.constant(1, np.int32)), g.constant(depth, np.int32))
+    g.op("Add", above, g.op("Sub", depths, g.constant(1, np.int32)), name="places")
 
     # Windows overlap: each is made of four 8x8 blocks of the picture with a margin of four pixels around it.
     margin = (WINDOW - PATCH) // 2
@@ -71,9 +98,8 @@ def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
     blocks = g.reshape(around, block_rows, PATCH, block_columns, PATCH, 3)
     blocks = g.op("Transpose", blocks, perm=[0, 2, 1, 3, 4])
     blocks = g.reshape(blocks, -1, PATCH, PATCH, 3)
-    where = g.cast("positions", TensorProto.INT64)
-    first = g.op("Add", where, g.op("Div", where, w))
-    corners = g.reshape(first, -1, 1, 1)
+    where = g.cast(g.op("Compress", "positions", first, axis=0), TensorProto.INT64)
+    corners = g.reshape(g.op("Add", where, g.op("Div", where, w)), -1, 1, 1)
     below = g.op("Concat", g.integers(0), block_columns, axis=0)
     offsets = g.op("Add", g.reshape(below, 2, 1), g.reshape(g.integers(0, 1), 1, 2))
     windows = g.op("Gather", blocks, g.op("Add", corners, offsets), axis=0)
@@ -91,49 +117,54 @@ def select_model(limits: DtfLimits, context_width: int) -> onnx.ModelProto:
         "select",
         {
             "image": ("byte", [1, "height", "width", 3]),
-            "context": ("float", [1, context_width, "patch_rows", "patch_columns"]),
-            "mean": ("float", [1, PATCH_VALUES, "patch_rows", "patch_columns"]),
+            "context": ("float", [1, context_width, 1, "patches"]),
+            "mean": ("float", [1, PATCH_VALUES, 1, "patches"]),
         },
         {
             "positions": ("int", ["tokens"]),
-            "features": ("float", ["tokens", WINDOW_VALUES + context_width + PATCH_VALUES]),
+            "places": ("int", ["tokens"]),
+            "features": ("float", ["stacks", WINDOW_VALUES + context_width + PATCH_VALUES]),
         },
     )
 
 
-def _scores(g: _Builder, padded: str, h: str, w: str) -> None:
-    """The residual of every patch as ``scores`` (1, N)."""
-    half = PATCH // 2
-    quads = g.reshape(padded, h, half, 2, w, half, 2, 3)
-    sums = g.op("ReduceSum", quads, g.integers(2, 5), keepdims=0)
-    sums = g.reshape(g.op("Transpose", sums, perm=[0, 2, 1, 3, 4]), -1, half * half * 3)
-    pairs = [
-        g.op("Add", *g.split(row, 2, axis=3)) for row in g.split(g.reshape("mean", half, 2, half, 2, 3, -1), 2, axis=1)
-    ]
-    expected = g.reshape(g.op("Add", *pairs), half * half * 3, -1)
-    levels = g.op("Mul", expected, g.constant(127.5, np.float32))
-    levels = g.op("Transpose", g.op("Add", levels, g.constant(510, np.float32)), perm=[1, 0])
-    differences = g.op("Mul", g.op("Sub", sums, levels), g.constant(0.25, np.float32))
-    squares = g.split(g.op("Mul", differences, differences), half * half * 3, axis=1)
-    # The sums have the order of the kernel: another order gives other last bits, and sometimes other tokens.
-    total = squares[0]
-    for square in squares[1:]:
-        total = g.op("Add", total, square)
-    g.reshape(g.op("Mul", total, g.constant(1 / 48, np.float32)), 1, -1, name="scores")
+def _scores(g: _Builder, padded: str, h: str, w: str, basis: NDArray[np.int16]) -> None:
+    """The energy of the residual of every patch in the directions of each token, as ``scores`` (1, N, K).
+
+    Integers throughout, as in the kernel: float64 holds all products and their sums exactly.
+    """
+    depth, dims, _ = basis.shape
+    squares = g.op("Transpose", g.reshape(padded, h, PATCH, w, PATCH, 3), perm=[0, 2, 1, 3, 4])
+    pixels = g.op("Mul", g.reshape(squares, -1, PATCH_VALUES), g.constant(16, np.float32))
+    scaled = g.op("Mul", g.reshape("mean", PATCH_VALUES, -1), g.constant(2040, np.float32))
+    sixteenths = g.op("Add", scaled, g.constant(2040, np.float32))
+    known = g.op("Where", g.op("IsNaN", sixteenths), g.constant(-8192, np.float32), sixteenths)
+    clipped = g.op("Clip", known, g.constant(-8192, np.float32), g.constant(8192, np.float32))
+    mean = g.op("Transpose", g.op("Round", clipped), perm=[1, 0])
+    residual = g.op("Clip", g.op("Sub", pixels, mean), g.constant(-4095, np.float32), g.constant(4095, np.float32))
+    directions = g.constant(basis.reshape(-1, PATCH_VALUES).T, np.float64)
+    products = g.op("MatMul", g.cast(residual, TensorProto.DOUBLE), directions)
+    shifted = g.cast(g.op("Floor", g.op("Mul", products, g.constant(1 / 16, np.float64))), TensorProto.INT64)
+    energies = g.reshape(g.op("Mul", shifted, shifted), -1, depth, dims)
+    energy = g.cast(g.op("ReduceSum", energies, g.integers(2), keepdims=0), TensorProto.DOUBLE)
+    scores = g.cast(g.op("Div", energy, g.constant(PATCH_VALUES * 2.0**28, np.float64)), TensorProto.FLOAT)
+    g.reshape(scores, 1, -1, depth, name="scores")
 
 
-def pack_model(levels: Sequence[int]) -> onnx.ModelProto:
-    """``codes`` (T, D) and ``global_codes`` (1, D, hc, wc) to ``ids`` (T,) and ``global_ids`` (G,)."""
+def pack_model(levels: Sequence[int], depth: int) -> onnx.ModelProto:
+    """``codes`` (P, K * D), ``places`` (T,) and ``global_codes`` (1, D, hc, wc) to ``ids`` (T,) and ``global_ids``."""
     g = _Builder()
     place = _places(levels)
-    g.op("ReduceSum", g.op("Mul", "codes", g.constant(place, np.int32)), g.integers(1), keepdims=0, name="ids")
+    tokens = g.op("Gather", g.reshape("codes", -1, len(levels)), "places", axis=0)
+    g.op("ReduceSum", g.op("Mul", tokens, g.constant(place, np.int32)), g.integers(1), keepdims=0, name="ids")
     flat = g.reshape("global_codes", len(levels), -1)
     weighted = g.op("Mul", flat, g.constant(place[:, None], np.int32))
     g.op("ReduceSum", weighted, g.integers(0), keepdims=0, name="global_ids")
     return g.model(
         "pack",
         {
-            "codes": ("int", ["tokens", len(levels)]),
+            "codes": ("int", ["stacks", depth * len(levels)]),
+            "places": ("int", ["tokens"]),
             "global_codes": ("int", [1, len(levels), "cell_rows", "cell_columns"]),
         },
         {"ids": ("int", ["tokens"]), "global_ids": ("int", ["cells"])},
@@ -155,50 +186,90 @@ def codes_model(levels: Sequence[int]) -> onnx.ModelProto:
     )
 
 
-def scatter_model(levels: Sequence[int]) -> onnx.ModelProto:
+def scatter_model(levels: Sequence[int], depth: int, context_width: int) -> onnx.ModelProto:
     """The tokens of several pictures, end to end, to the grids that the decoder takes.
 
-    ``ids`` (K,) and ``positions`` (K,) hold the tokens of all pictures, ``ends`` (B,) the end of each picture's tokens;
-    ``expected`` (B, D, h, w) and ``entropy`` (B, h, w) come from the context. Gives ``state`` (B, D + 2, h, w).
+    ``ids`` and ``positions`` (T,) hold the tokens of all pictures, ``ends`` (B,) the end of each picture's tokens,
+    ``global_ids`` (B, hc, wc) say the size; ``expected`` (B, K * D, 1, N), ``entropy`` (B, K, 1, N), ``context`` and
+    ``mean`` come from the context. Gives ``state`` (B, K * (D + 2), h, w), ``context_grid`` and ``mean_grid``.
+
+    Positions that fall within a picture, or come more than K times, are an error of the server.
     """
     g = _Builder()
     dims = len(levels)
-    h, w = g.size("expected", 2), g.size("expected", 3)
+    h, w = (g.op("Mul", g.size("global_ids", axis), g.integers(CELL_SIDE)) for axis in (1, 2))
     # The number of pictures must equal the number of ends; otherwise the server reports an error.
     batch = g.op("Shape", "ends")
-    patches = g.op("Mul", h, w)
+    stacks = g.op("Mul", batch, g.op("Mul", h, w))
     digits = g.op("Div", g.op("Unsqueeze", "ids", g.integers(1)), g.constant(_places(levels)[None], np.int32))
     codes = g.cast(g.op("Mod", digits, g.constant([levels], np.int32)), TensorProto.FLOAT)
     doubled = g.op("Add", g.op("Mul", codes, g.constant(2, np.float32)), g.constant(1, np.float32))
     values = g.op("Sub", g.op("Div", doubled, g.constant([levels], np.float32)), g.constant(1, np.float32))
 
-    count = g.op("Shape", "ids")
-    number = g.op("Range", g.constant(0, np.int64), g.op("Squeeze", count, g.integers(0)), g.constant(1, np.int64))
-    ends = g.op("Unsqueeze", g.cast("ends", TensorProto.INT64), g.integers(0))
-    passed = g.op("GreaterOrEqual", g.op("Unsqueeze", number, g.integers(1)), ends)
-    owner = g.op("ReduceSum", g.cast(passed, TensorProto.INT64), g.integers(1), keepdims=0)
-    index = g.op("Add", g.op("Mul", owner, patches), g.cast("positions", TensorProto.INT64))
-    index = g.op("Unsqueeze", index, g.integers(1))
-
-    base = g.reshape(g.op("Transpose", "expected", perm=[0, 2, 3, 1]), g.op("Mul", batch, patches), dims)
-    grid = g.reshape(g.op("ScatterND", base, index, values), batch, h, w, dims)
-    grid = g.op("Transpose", grid, perm=[0, 3, 1, 2])
-    nothing = g.op("ConstantOfShape", g.op("Mul", batch, patches))
-    ones = g.op("Expand", g.constant([1], np.float32), count)
-    keep = g.reshape(g.op("ScatterND", nothing, index, ones), batch, 1, h, w)
-    entropy = g.op("Div", g.op("Unsqueeze", "entropy", g.integers(1)), g.constant(16, np.float32))
+    index = g.op("Unsqueeze", _token_index(g, g.op("Mul", h, w), stacks, depth), g.integers(1))
+    parts = g.op("Transpose", g.reshape("expected", 0, depth, dims, -1), perm=[0, 3, 1, 2])
+    scattered = g.op("ScatterND", g.reshape(parts, -1, dims), index, values)
+    grid = g.op("Transpose", g.reshape(scattered, batch, h, w, depth, dims), perm=[0, 3, 4, 1, 2])
+    grid = g.reshape(grid, batch, depth * dims, h, w)
+    nothing = g.op("ConstantOfShape", g.op("Mul", stacks, g.integers(depth)))
+    ones = g.op("Expand", g.constant([1], np.float32), g.op("Shape", "ids"))
+    kept = g.reshape(g.op("ScatterND", nothing, index, ones), batch, h, w, depth)
+    keep = g.op("Transpose", kept, perm=[0, 3, 1, 2])
+    entropy = g.reshape(g.op("Div", "entropy", g.constant(16, np.float32)), batch, depth, h, w)
     g.op("Concat", grid, keep, entropy, axis=1, name="state")
+    g.reshape("context", batch, context_width, h, w, name="context_grid")
+    g.reshape("mean", batch, PATCH_VALUES, h, w, name="mean_grid")
+
+    def rows(channels: int) -> tuple[str, Shape]:
+        return "float", ["batch", channels, 1, "patches"]
+
+    def map_of(channels: int) -> tuple[str, Shape]:
+        return "float", ["batch", channels, "patch_rows", "patch_columns"]
+
     return g.model(
         "scatter",
         {
             "ids": ("int", ["tokens"]),
             "positions": ("int", ["tokens"]),
             "ends": ("int", ["batch"]),
-            "expected": ("float", ["batch", dims, "patch_rows", "patch_columns"]),
-            "entropy": ("float", ["batch", "patch_rows", "patch_columns"]),
+            "global_ids": ("int", ["batch", "cell_rows", "cell_columns"]),
+            "expected": rows(depth * dims),
+            "entropy": rows(depth),
+            "context": rows(context_width),
+            "mean": rows(PATCH_VALUES),
         },
-        {"state": ("float", ["batch", dims + 2, "patch_rows", "patch_columns"])},
+        {
+            "state": map_of(depth * (dims + 2)),
+            "context_grid": map_of(context_width),
+            "mean_grid": map_of(PATCH_VALUES),
+        },
     )
+
+
+def _token_index(g: _Builder, patches: str, stacks: str, depth: int) -> str:
+    """Where each token goes in the stacks of all pictures, (T,): ``depth`` places a patch; outside if it is wrong."""
+    count = g.op("Shape", "ids")
+    number = g.op("Range", g.constant(0, np.int64), g.op("Squeeze", count, g.integers(0)), g.constant(1, np.int64))
+    ends = g.op("Unsqueeze", g.cast("ends", TensorProto.INT64), g.integers(0))
+    passed = g.op("GreaterOrEqual", g.op("Unsqueeze", number, g.integers(1)), ends)
+    owner = g.op("ReduceSum", g.cast(passed, TensorProto.INT64), g.integers(1), keepdims=0)
+    position = g.cast("positions", TensorProto.INT64)
+    outside = g.op("Or", g.op("Less", position, g.integers(0)), g.op("GreaterOrEqual", position, patches))
+    patch = g.op("Add", g.op("Mul", owner, patches), position)
+    before = g.op("Pad", patch, g.integers(depth, 0), g.constant(-1, np.int64))
+    token = ""
+    for back in range(1, depth + 1):
+        start = g.integers(depth - back)
+        other = g.op("Slice", before, start, g.op("Add", count, start))
+        same = g.cast(g.op("Equal", patch, other), TensorProto.INT64)
+        token = g.op("Add", token, same) if token else same
+        if back == 1:
+            falls = g.op("Less", patch, other)
+    deep = g.op("Equal", token, g.constant(depth, np.int64))
+    size = g.constant(depth, np.int64)
+    place = g.op("Add", g.op("Mul", patch, size), token)
+    wrong = g.op("Or", outside, g.op("Or", falls, deep))
+    return g.op("Where", wrong, g.op("Mul", stacks, size), place)
 
 
 def picture_model() -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 ``python -m tatok_edge.export.triton BUNDLE -o model_repository`` writes one.
 
 Clients call two ensembles: ``NAME_encode`` turns a picture into tokens, ``NAME_decode`` tokens into a picture. They
-consist of the four networks of the bundle and small ONNX graphs (``export/triton/graphs.py``); no Python runs in the
+consist of the five networks of the bundle and small ONNX graphs (``export/triton/graphs.py``); no Python runs in the
 server.
 
 No tokens are padded. The batch axis of the patch encoder holds the tokens, so Triton joins the patches of concurrent
@@ -30,6 +30,7 @@ from tatok_edge.export.triton.graphs import (
     codes_model,
     pack_model,
     picture_model,
+    rows_model,
     scatter_model,
     select_model,
 )
@@ -124,10 +125,11 @@ def repository(
     models = [_network(bundle, graph, prefix, engines) for graph in GRAPHS]
     glue = {
         "cells": (cells_model(), pictures),
-        "select": (select_model(limits, bundle.context_width), whole),
-        "pack": (pack_model(levels), whole),
+        "rows": (rows_model(bundle.context_width), pictures),
+        "select": (select_model(limits, bundle.context_width, bundle.score_basis()), whole),
+        "pack": (pack_model(levels, bundle.depth), whole),
         "codes": (codes_model(levels), pictures),
-        "scatter": (scatter_model(levels), pictures),
+        "scatter": (scatter_model(levels, bundle.depth, bundle.context_width), pictures),
         "picture": (picture_model(), pictures),
     }
     models += [_onnx_model(f"{prefix}_{name}", proto, batch) for name, (proto, batch) in glue.items()]
@@ -135,7 +137,7 @@ def repository(
 
 
 def _network(bundle: Bundle, graph: str, prefix: str, engines: Path | None) -> Model:
-    """A network of the bundle. Its batch axis is the pictures, or for the patch encoder the tokens of all of them."""
+    """A network of the bundle. Its batch axis is the pictures, or for the patch encoder the patches of all of them."""
     data = bundle.read(graph)
     batch = MAX_PATCHES if graph == "patch_encoder" else MAX_PICTURES
     model = _onnx_model(f"{prefix}_{graph}", onnx.load_from_string(data), batch, data)
@@ -216,18 +218,18 @@ def _encoder(prefix: str) -> Model:
     steps = [
         _step(prefix, "cells", {"image": "image"}, {"cells": "cells"}),
         _step(prefix, "global_encoder", {"cells": "cells"}, {"codes": "global_codes"}),
-        _step(prefix, "context", {"codes": "global_codes"}, {"context": "context", "mean": "mean"}),
+        *_context(prefix, "global_codes", "context", "mean"),
         _step(
             prefix,
             "select",
             {name: name for name in ("image", "context", "mean")},
-            {"positions": "positions", "features": "features"},
+            {name: name for name in ("positions", "places", "features")},
         ),
         _step(prefix, "patch_encoder", {"features": "features"}, {"codes": "codes"}),
         _step(
             prefix,
             "pack",
-            {"codes": "codes", "global_codes": "global_codes"},
+            {name: name for name in ("codes", "places", "global_codes")},
             {"ids": "ids", "global_ids": "global_ids"},
         ),
     ]
@@ -241,23 +243,33 @@ def _encoder(prefix: str) -> Model:
     return Model(f"{prefix}_encode", config)
 
 
+def _context(prefix: str, codes: str, *outputs: str) -> list[dict[str, Any]]:
+    """The steps from global codes to what the context says of the patches."""
+    maps, rows = ("coarse", "smooth"), ("coarse_rows", "smooth_rows")
+    return [
+        _step(prefix, "cell_context", {"codes": codes}, {name: name for name in maps}),
+        _step(prefix, "rows", {name: name for name in maps}, {name: name for name in rows}),
+        _step(prefix, "context", dict(zip(maps, rows, strict=True)), {name: name for name in outputs}),
+    ]
+
+
 def _decoder(prefix: str) -> Model:
     """The tokens of one picture to the picture, padding included."""
     steps = [
         _step(prefix, "codes", {"global_ids": "global_ids"}, {"codes": "codes"}),
-        _step(
-            prefix,
-            "context",
-            {"codes": "codes"},
-            {name: name for name in ("context", "mean", "entropy", "expected")},
-        ),
+        *_context(prefix, "codes", "context", "mean", "entropy", "expected"),
         _step(
             prefix,
             "scatter",
-            {name: name for name in ("ids", "positions", "expected", "entropy")},
-            {"state": "state"},
+            {name: name for name in ("ids", "positions", "global_ids", "expected", "entropy", "context", "mean")},
+            {name: name for name in ("state", "context_grid", "mean_grid")},
         ),
-        _step(prefix, "decoder", {name: name for name in ("state", "context", "mean")}, {"pixels": "pixels"}),
+        _step(
+            prefix,
+            "decoder",
+            {"state": "state", "context": "context_grid", "mean": "mean_grid"},
+            {"pixels": "pixels"},
+        ),
         _step(prefix, "picture", {"pixels": "pixels"}, {"image": "image"}),
     ]
     config = {

@@ -1,4 +1,4 @@
-// Change between frames, and the residual of patches, with the bits of change.hpp.
+// Change between frames, with the bits of change.hpp.
 #ifndef TATOK_CHANGE_CUH
 #define TATOK_CHANGE_CUH
 
@@ -53,43 +53,6 @@ __global__ void __launch_bounds__(kChangeThreads)
         }
     }
     changes[(b * index_t{2} + r) * patches + static_cast<index_t>(py) * grid_width + px] = total;
-}
-
-constexpr int kResidualRows = static_cast<int>(kPatch) / 2;  // of means of 2x2 pixels in a patch
-constexpr int kResidualThreads = kChangePatches * kResidualRows;
-
-// Residual of every patch of the padded frames to mean (images, 192, patches): residual (images, patches). Grid
-// (ceil(grid_width / 32), grid_height, images); a thread squares the differences of one row of means of a patch, and
-// the first thread of the patch adds them in the order in which the CPU does.
-__global__ void __launch_bounds__(kResidualThreads)
-    residual_kernel(Frames frames, const float* __restrict__ mean, int grid_height, int grid_width,
-                    float* __restrict__ residual) {
-    constexpr int kRun = static_cast<int>(kMeanRun);
-    __shared__ float squares[kResidualRows * kRun][kChangePatches];
-    const int thread = static_cast<int>(threadIdx.x), column = thread % kChangePatches, r = thread / kChangePatches;
-    const int px = static_cast<int>(blockIdx.x) * kChangePatches + column, py = static_cast<int>(blockIdx.y);
-    const int b = static_cast<int>(blockIdx.z);
-    const index_t patches = static_cast<index_t>(grid_height) * grid_width;
-    const index_t patch = static_cast<index_t>(py) * grid_width + px;
-    if (px < grid_width) {
-        std::uint8_t upper[kPatchRun], lower[kPatchRun];
-        load_run<kPatch>(frames, b, py * kPatch + 2 * r, px * kPatch, upper);
-        load_run<kPatch>(frames, b, py * kPatch + 2 * r + 1, px * kPatch, lower);
-        const float* planes = mean + (b * kPatchValues + 2 * r * kPatchRun) * patches + patch;
-        for (int i = 0; i < kRun; ++i) {
-            const int k = i / 3 * 6 + i % 3;
-            const std::int32_t sum = upper[k] + upper[k + 3] + lower[k] + lower[k + 3];
-            const float* plane = planes + k * patches;
-            const float difference = residual_difference(sum, plane[0], plane[3 * patches], plane[kPatchRun * patches],
-                                                         plane[(kPatchRun + 3) * patches]);
-            squares[r * kRun + i][column] = difference * difference;
-        }
-    }
-    __syncthreads();
-    if (px >= grid_width || r > 0) return;
-    float sum = 0.0f;
-    for (int i = 0; i < kResidualRows * kRun; ++i) sum += squares[i][column];
-    residual[b * patches + patch] = mean_residual(sum);
 }
 
 constexpr int kUpdateThreads = 256;

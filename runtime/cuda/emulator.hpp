@@ -181,23 +181,18 @@ T __shfl_up_sync(unsigned, T value, unsigned delta) {
 }
 
 template <typename T>
+T __shfl_sync(unsigned, T value, unsigned lane) {
+    using namespace tatok::emulator;
+    const unsigned slot = exchange(static_cast<std::uint64_t>(value));
+    return static_cast<T>(fibers[current / kWarp * kWarp + lane].slot[slot]);
+}
+
+template <typename T>
 T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     using namespace tatok::emulator;
     const unsigned slot = exchange(static_cast<std::uint64_t>(value));
     return static_cast<T>(fibers[current ^ mask].slot[slot]);
 }
-
-inline unsigned __ballot_sync(unsigned, bool predicate) {
-    using namespace tatok::emulator;
-    const unsigned slot = exchange(predicate), first = current / kWarp * kWarp;
-    unsigned bits = 0;
-    for (unsigned lane = 0; lane < kWarp; ++lane) {
-        bits |= static_cast<unsigned>(fibers[first + lane].slot[slot]) << lane;
-    }
-    return bits;
-}
-
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T atomicAdd(T* target, T value) {

@@ -27,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.runtime.cuda.signatures import MAX_DIMS, SIGNATURES, CFrames, CLevels, CLimits, CScores
 from tatok_edge.runtime.library_command import library_parser, run_library_command
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -35,11 +36,12 @@ SUFFIXES = (".hpp", ".h", ".cu", ".cuh")
 """Endings of the files that the library is compiled from."""
 SMS = ("7.5", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
 """GPU architectures of the product: Turing, Ampere, Orin, Ada, Hopper, Thor and Blackwell desktops."""
-ABI = 2
+ABI = 3
 """Version of the C functions, as in ``cuda/tatok_cuda.h``."""
 MAX_PATCHES = 1 << 16
-"""Largest number of scores per image in token filtering."""
-MAX_DIMS = 16
+"""Largest number of patches per image in token filtering."""
+MAX_DEPTH = 8
+"""Largest number of scores per patch in token filtering."""
 LIBRARY_VARIABLE = "TATOK_CUDA_LIBRARY"
 """Environment variable with the path of the library to load."""
 
@@ -89,6 +91,31 @@ class DtfLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores (images, patches, depth) in memory that the library can read, float32 or float16; strides in elements."""
+
+    pointer: int
+    images: int
+    patches: int
+    depth: int
+    strides: tuple[int, int, int]
+    """Strides of image, patch and depth."""
+    half: bool = False
+
+    @classmethod
+    def packed(cls, pointer: int, images: int, patches: int, depth: int, *, half: bool = False) -> Scores:
+        """Scores (images, patches, depth) without gaps."""
+        return cls(pointer, images, patches, depth, (patches * depth, depth, 1), half)
+
+    @classmethod
+    def planes(
+        cls, pointer: int, images: int, patches: int, depth: int, *, of: int | None = None, half: bool = False
+    ) -> Scores:
+        """The first ``depth`` planes of scores (images, of, patches) without gaps; ``of`` is ``depth`` by default."""
+        return cls(pointer, images, patches, depth, ((of or depth) * patches, 1, patches), half)
+
+
+@dataclass(frozen=True, slots=True)
 class Frames:
     """uint8 frames (images, height, width, 3) in memory that the library can read; strides in bytes."""
 
@@ -106,62 +133,14 @@ class Frames:
         return cls(pointer, images, height, width, (height * width * 3, width * 3, 3, 1), bgr)
 
 
-class _Frames(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("image_stride", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-        ("pixel_stride", ctypes.c_int64),
-        ("channel_stride", ctypes.c_int64),
-        ("images", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("bgr", ctypes.c_int32),
-    )
+def _frames(frames: Frames) -> CFrames:
+    return CFrames(frames.pointer, *frames.strides, frames.images, frames.height, frames.width, int(frames.bgr))
 
 
-class _Limits(ctypes.Structure):
-    _fields_ = (
-        ("share", ctypes.c_int64),
-        ("min_tokens", ctypes.c_int64),
-        ("max_tokens", ctypes.c_int64),
-        ("floor_score", ctypes.c_int32),
-    )
-
-
-class _Levels(ctypes.Structure):
-    _fields_ = (("dims", ctypes.c_int32), ("level", ctypes.c_int32 * MAX_DIMS))
-
-
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
-_SIGNATURES: dict[str, tuple[object, ...]] = {
-    "tatok_dtf": (_POINTER, ctypes.c_int, _INT, _INT, ctypes.POINTER(_Limits), _POINTER, _POINTER, _POINTER),
-    "tatok_flatten": (_POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER),
-    "tatok_cells": (ctypes.POINTER(_Frames), _POINTER, _POINTER),
-    "tatok_features": (ctypes.POINTER(_Frames), _POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER, _POINTER),
-    "tatok_assemble": (_POINTER, _INT, _INT, _INT, ctypes.c_int, _POINTER, _POINTER),
-    "tatok_change": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _POINTER),
-    "tatok_residual": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _POINTER),
-    "tatok_update_reference": (ctypes.POINTER(_Frames), _POINTER, _POINTER, _INT, _POINTER),
-    "tatok_decoder_state": (
-        *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
-        *(ctypes.POINTER(_Levels), _POINTER, _POINTER),
-    ),
-    "tatok_information": (
-        *(_POINTER, _POINTER, _POINTER, _INT, _INT, _INT),
-        *(ctypes.POINTER(_Levels), _POINTER, _POINTER),
-    ),
-}
-
-
-def _frames(frames: Frames) -> _Frames:
-    return _Frames(frames.pointer, *frames.strides, frames.images, frames.height, frames.width, int(frames.bgr))
-
-
-def _levels(levels: Sequence[int]) -> _Levels:
+def _levels(levels: Sequence[int]) -> CLevels:
     if not 1 <= len(levels) <= MAX_DIMS:
         raise InputError(f"levels must hold 1 to {MAX_DIMS} numbers, got {len(levels)}")
-    return _Levels(len(levels), (ctypes.c_int32 * MAX_DIMS)(*levels))
+    return CLevels(len(levels), (ctypes.c_int32 * MAX_DIMS)(*levels))
 
 
 # --- the library ----------------------------------------------------------------------------------
@@ -187,7 +166,7 @@ class Kernels:
             self._library = ctypes.CDLL(str(path))
             abi = int(self._library.tatok_abi())
             self.emulated = bool(self._library.tatok_emulated())
-            for name, types in _SIGNATURES.items():
+            for name, types in SIGNATURES.items():
                 function = getattr(self._library, name)
                 function.argtypes, function.restype = types, ctypes.c_int
         except (OSError, AttributeError) as error:
@@ -209,35 +188,47 @@ class Kernels:
             raise BackendError(f"{name} failed: {text} (CUDA error {error}){hint}")
 
     def dtf(
-        self,
-        scores: int,
-        images: int,
-        patches: int,
-        limits: DtfLimits,
-        indices: int,
-        counts: int,
-        *,
-        half: bool = False,
-        stream: int = 0,
+        self, scores: Scores, limits: DtfLimits, positions: int, depths: int, counts: int, *, stream: int = 0
     ) -> None:
-        """Token filtering of scores (images, patches), float32 or float16: ``reference.dtf``, dense.
+        """Token filtering: ``reference.dtf``, dense.
 
-        ``indices`` int32 (images, patches) gets the kept patches of each image, ascending, then -1. ``counts`` int32
-        (images,) gets their number, or ``-1 - i`` if score ``i`` of the image is the first negative or not finite one.
+        ``positions`` int32 (images, patches * depth) gets the kept tokens of each image in raster order, then -1, and
+        ``depths`` of the same shape their depths from 1, then 0. ``counts`` int32 (images,) gets their number, or
+        ``-1 - i`` if score ``i`` of the image, as (patches, depth), is the first negative or not finite one.
         """
-        if patches > MAX_PATCHES:
-            raise InputError(f"token filtering takes up to {MAX_PATCHES} patches per image, got {patches}")
-        values = _Limits(limits.share, limits.min_tokens, limits.max_tokens, limits.floor_score)
-        self._call("tatok_dtf", scores, int(half), images, patches, ctypes.byref(values), indices, counts, stream)
+        if scores.patches > MAX_PATCHES:
+            raise InputError(f"token filtering takes up to {MAX_PATCHES} patches per image, got {scores.patches}")
+        if not 1 <= scores.depth <= MAX_DEPTH:
+            raise InputError(f"token filtering takes 1 to {MAX_DEPTH} scores per patch, got {scores.depth}")
+        given = CScores(
+            *(scores.pointer, *scores.strides, scores.images, scores.patches, scores.depth, int(scores.half))
+        )
+        values = CLimits(limits.share, limits.min_tokens, limits.max_tokens, limits.floor_score)
+        self._call("tatok_dtf", ctypes.byref(given), ctypes.byref(values), positions, depths, counts, stream)
 
     def flatten(
-        self, indices: int, counts: int, images: int, patches: int, flat: int, cu_seqlens: int, *, stream: int = 0
+        self,
+        positions: int,
+        depths: int,
+        counts: int,
+        images: int,
+        patches: int,
+        depth: int,
+        flat_positions: int,
+        flat_depths: int,
+        cu_seqlens: int,
+        *,
+        stream: int = 0,
     ) -> None:
         """The result of :meth:`dtf` flat over the batch, as ``reference.dtf`` gives it.
 
-        ``flat`` int32 (images * patches) has -1 behind the last position; ``cu_seqlens`` int32 (images + 1,).
+        ``flat_positions`` and ``flat_depths`` int32 (images * patches * depth) have -1 and 0 behind the last token;
+        ``cu_seqlens`` int32 (images + 1,).
         """
-        self._call("tatok_flatten", indices, counts, images, patches, flat, cu_seqlens, stream)
+        self._call(
+            "tatok_flatten",
+            *(positions, depths, counts, images, patches, depth, flat_positions, flat_depths, cu_seqlens, stream),
+        )
 
     def image_to_cells(self, frames: Frames, cells: int, *, stream: int = 0) -> None:
         """``reference.image_to_cells``: float32 (images, 192, hc, wc)."""
@@ -274,9 +265,30 @@ class Kernels:
         """``reference.patch_change``: int32 (images, 2, patches); ``reference`` lies at a multiple of 4 bytes."""
         self._call("tatok_change", ctypes.byref(_frames(frames)), reference, changes, stream)
 
-    def patch_residual(self, frames: Frames, mean: int, residual: int, *, stream: int = 0) -> None:
-        """``reference.patch_residual`` of every patch: float32 (images, patches) from mean (images, 192, patches)."""
-        self._call("tatok_residual", ctypes.byref(_frames(frames)), mean, residual, stream)
+    def patch_scores(
+        self,
+        frames: Frames,
+        mean: int,
+        basis: int,
+        depth: int,
+        dims: int,
+        scores: int,
+        *,
+        weights: int = 0,
+        stream: int = 0,
+    ) -> None:
+        """``reference.patch_scores`` of every patch: float32 (images, patches, depth).
+
+        ``mean`` is float32 (images, 192, patches), ``basis`` int16 (depth, dims, 192). The scores are multiplied by
+        ``weights``, float32 (images, patches), where they are given.
+        """
+        self._call(
+            "tatok_patch_scores", ctypes.byref(_frames(frames)), mean, basis, depth, dims, weights, scores, stream
+        )
+
+    def visual_weights(self, frames: Frames, activity: int, weights: int, *, stream: int = 0) -> None:
+        """``reference.visual_weights``: float32 (images, patches); ``activity`` int64 (images, patches) is scratch."""
+        self._call("tatok_visual_weights", ctypes.byref(_frames(frames)), activity, weights, stream)
 
     def update_reference(self, frames: Frames, reference: int, positions: int, count: int, *, stream: int = 0) -> None:
         """``reference.update_reference`` for flat positions (count,); one outside the batch is skipped."""
@@ -291,18 +303,20 @@ class Kernels:
         entropy: int,
         images: int,
         patches: int,
+        depth: int,
         levels: Sequence[int],
         state: int,
         *,
         stream: int = 0,
     ) -> None:
-        """``reference.decoder_state`` for flat positions (count,): float32 (images, D + 2, patches).
+        """``reference.decoder_state`` for flat positions (count,): float32 (images, depth * (D + 2), patches).
 
-        A position outside the batch, or a code outside its levels, is skipped; positions must differ.
+        Positions never fall. A position outside the batch, a code outside its levels, or a token beyond ``depth`` is
+        skipped.
         """
         self._call(
             "tatok_decoder_state",
-            *(codes, positions, count, expected, entropy, images, patches),
+            *(codes, positions, count, expected, entropy, images, patches, depth),
             *(ctypes.byref(_levels(levels)), state, stream),
         )
 
@@ -314,15 +328,21 @@ class Kernels:
         count: int,
         images: int,
         patches: int,
+        stack: int,
+        depth: int,
         levels: Sequence[int],
         bits: int,
         *,
         stream: int = 0,
     ) -> None:
-        """``reference.information`` for flat positions (count,): float32 (count,); 0 for a wrong position or code."""
+        """``reference.information`` of stacks for flat positions (count,), the smallest up to each depth.
+
+        ``codes`` int32 (count, stack * D), ``log2_probs`` float32 (images, stack * sum(levels), patches), ``bits``
+        float32 (count, depth) for the first ``depth`` tokens; 0 for a wrong position or code.
+        """
         self._call(
             "tatok_information",
-            *(log2_probs, codes, positions, count, images, patches),
+            *(log2_probs, codes, positions, count, images, patches, stack, depth),
             *(ctypes.byref(_levels(levels)), bits, stream),
         )
 

@@ -6,6 +6,7 @@
 #include "codes.cuh"
 #include "dtf.cuh"
 #include "pixels.cuh"
+#include "scores.cuh"
 
 namespace {
 
@@ -67,8 +68,24 @@ Levels levels_of(const tatok_levels& levels) {
     return result;
 }
 
+bool valid_depth(index_t depth) { return depth >= 1 && depth <= kMaxDepth; }
+
 bool valid_batch(index_t images, index_t patches) {
     return images >= 0 && images < 65536 && patches >= 0 && images * patches < kMaxValues;
+}
+
+bool valid_stacks(index_t images, index_t patches, index_t depth) {
+    return patches <= kDtfMaxPatches && valid_depth(depth) && valid_batch(images, patches * depth);
+}
+
+bool valid_scores(const tatok_scores* scores) {
+    return scores != nullptr && valid_stacks(scores->images, scores->patches, scores->depth);
+}
+
+template <typename Score>
+Scores<Score> view_of(const tatok_scores& s) {
+    return Scores<Score>{static_cast<const Score*>(s.data), s.image_stride, s.patch_stride,
+                         s.depth_stride,                    s.patches,      s.depth};
 }
 
 }  // namespace
@@ -91,31 +108,32 @@ const char* tatok_error_text(int error) {
 #endif
 }
 
-int tatok_dtf(const void* scores, int half, int32_t images, int32_t patches, const tatok_dtf_limits* limits,
-              int32_t* indices, int32_t* counts, void* stream) {
-    if (!valid_batch(images, patches) || patches > kDtfMaxPatches || limits == nullptr) return kInvalid;
+int tatok_dtf(const tatok_scores* scores, const tatok_dtf_limits* limits, int32_t* positions, int32_t* depths,
+              int32_t* counts, void* stream) {
+    if (!valid_scores(scores) || limits == nullptr) return kInvalid;
     const DtfLimits l{limits->share, limits->min_tokens, limits->max_tokens, limits->floor_score};
     if (l.share < 1 || l.share > 1 << 30 || l.min_tokens < 0 || l.max_tokens < l.min_tokens || l.floor_score < 0) {
         return kInvalid;
     }
-    if (images == 0) return 0;
-    const dim3 grid(static_cast<unsigned>(images));
-    if (half) {
-        const Half* values = static_cast<const Half*>(scores);
-        TATOK_LAUNCH(dtf_kernel<Half>, grid, kDtfThreads, as_stream(stream), values, patches, l, indices, counts);
+    if (scores->images == 0) return 0;
+    const dim3 grid(static_cast<unsigned>(scores->images));
+    if (scores->half) {
+        const Scores<Half> view = view_of<Half>(*scores);
+        TATOK_LAUNCH(dtf_kernel<Half>, grid, kDtfThreads, as_stream(stream), view, l, positions, depths, counts);
     } else {
-        const float* values = static_cast<const float*>(scores);
-        TATOK_LAUNCH(dtf_kernel<float>, grid, kDtfThreads, as_stream(stream), values, patches, l, indices, counts);
+        const Scores<float> view = view_of<float>(*scores);
+        TATOK_LAUNCH(dtf_kernel<float>, grid, kDtfThreads, as_stream(stream), view, l, positions, depths, counts);
     }
     return launched();
 }
 
-int tatok_flatten(const int32_t* indices, const int32_t* counts, int32_t images, int32_t patches, int32_t* flat,
-                  int32_t* cu_seqlens, void* stream) {
-    if (!valid_batch(images, patches) || images < 1) return kInvalid;
+int tatok_flatten(const int32_t* positions, const int32_t* depths, const int32_t* counts, int32_t images,
+                  int32_t patches, int32_t depth, int32_t* flat_positions, int32_t* flat_depths, int32_t* cu_seqlens,
+                  void* stream) {
+    if (!valid_stacks(images, patches, depth) || images < 1) return kInvalid;
     const dim3 grid(static_cast<unsigned>(images));
-    TATOK_LAUNCH(flatten_kernel, grid, kFlattenThreads, as_stream(stream), indices, counts, images, patches, flat,
-                 cu_seqlens);
+    TATOK_LAUNCH(flatten_kernel, grid, kFlattenThreads, as_stream(stream), positions, depths, counts, images, patches,
+                 patches * depth, flat_positions, flat_depths, cu_seqlens);
     return launched();
 }
 
@@ -162,14 +180,31 @@ int tatok_change(const tatok_frames* frames, const uint8_t* reference, int32_t* 
     return launched();
 }
 
-int tatok_residual(const tatok_frames* frames, const float* mean, float* residual, void* stream) {
+int tatok_patch_scores(const tatok_frames* frames, const float* mean, const int16_t* basis, int32_t depth, int32_t dims,
+                       const float* weights, float* scores, void* stream) {
+    if (!valid_frames(frames) || !valid_depth(depth) || dims < 1 || dims > kMaxDims) return kInvalid;
+    if (frames->images == 0) return 0;
+    const Grid g = grid_of(frames->height, frames->width);
+    const dim3 grid(blocks(g.width, kScorePatches), static_cast<unsigned>(g.height),
+                    static_cast<unsigned>(frames->images));
+    const Frames view = view_of(*frames);
+    TATOK_LAUNCH(scores_kernel, grid, kScoreThreads, as_stream(stream), view, mean, basis, depth, dims, weights,
+                 g.height, g.width, scores);
+    return launched();
+}
+
+int tatok_visual_weights(const tatok_frames* frames, int64_t* activity, float* weights, void* stream) {
     if (!valid_frames(frames)) return kInvalid;
     if (frames->images == 0) return 0;
     const Grid g = grid_of(frames->height, frames->width);
-    const dim3 grid(blocks(g.width, kChangePatches), static_cast<unsigned>(g.height),
+    const dim3 grid(blocks(g.width, kScorePatches), static_cast<unsigned>(g.height),
                     static_cast<unsigned>(frames->images));
     const Frames view = view_of(*frames);
-    TATOK_LAUNCH(residual_kernel, grid, kResidualThreads, as_stream(stream), view, mean, g.height, g.width, residual);
+    TATOK_LAUNCH(activity_kernel, grid, kScoreThreads, as_stream(stream), view, g.height, g.width, activity);
+    const int error = launched();
+    if (error != 0) return error;
+    const dim3 all(blocks(g.patches(), kWeightThreads), static_cast<unsigned>(frames->images));
+    TATOK_LAUNCH(weights_kernel, all, kWeightThreads, as_stream(stream), activity, g.height, g.width, weights);
     return launched();
 }
 
@@ -185,28 +220,32 @@ int tatok_update_reference(const tatok_frames* frames, uint8_t* reference, const
 }
 
 int tatok_decoder_state(const int32_t* codes, const int32_t* positions, int32_t count, const float* expected,
-                        const float* entropy, int32_t images, int32_t patches, const tatok_levels* levels, float* state,
-                        void* stream) {
-    if (!valid_batch(images, patches) || count < 0 || !valid_levels(levels)) return kInvalid;
+                        const float* entropy, int32_t images, int32_t patches, int32_t depth,
+                        const tatok_levels* levels, float* state, void* stream) {
+    if (!valid_batch(images, patches) || count < 0 || !valid_depth(depth) || !valid_levels(levels)) return kInvalid;
     if (images == 0 || patches == 0) return 0;
     const Levels l = levels_of(*levels);
-    const dim3 grid(blocks(patches, kCodesThreads), static_cast<unsigned>(l.dims + 2), static_cast<unsigned>(images));
-    TATOK_LAUNCH(empty_state_kernel, grid, kCodesThreads, as_stream(stream), expected, entropy, patches, l.dims, state);
+    const dim3 grid(blocks(patches, kCodesThreads), static_cast<unsigned>(depth * (l.dims + 2)),
+                    static_cast<unsigned>(images));
+    TATOK_LAUNCH(empty_state_kernel, grid, kCodesThreads, as_stream(stream), expected, entropy, patches, depth, l.dims,
+                 state);
     const int error = launched();
     if (error != 0 || count == 0) return error;
     TATOK_LAUNCH(scatter_kernel, dim3(blocks(count, kCodesThreads)), kCodesThreads, as_stream(stream), codes, positions,
-                 count, images, patches, l, state);
+                 count, images, patches, depth, l, state);
     return launched();
 }
 
 int tatok_information(const float* log2_probs, const int32_t* codes, const int32_t* positions, int32_t count,
-                      int32_t images, int32_t patches, const tatok_levels* levels, float* bits, void* stream) {
+                      int32_t images, int32_t patches, int32_t stack, int32_t depth, const tatok_levels* levels,
+                      float* bits, void* stream) {
     if (!valid_batch(images, patches) || count < 0 || !valid_levels(levels)) return kInvalid;
+    if (!valid_depth(stack) || depth < 1 || depth > stack) return kInvalid;
     if (count == 0) return 0;
     const Levels l = levels_of(*levels);
     int level_sum = 0;
     for (int d = 0; d < l.dims; ++d) level_sum += l.level[d];
     TATOK_LAUNCH(information_kernel, dim3(blocks(count, kCodesThreads)), kCodesThreads, as_stream(stream), log2_probs,
-                 codes, positions, count, images, patches, level_sum, l, bits);
+                 codes, positions, count, images, patches, level_sum, stack, depth, l, bits);
     return launched();
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from tatok_edge.geometry import CELL, CELL_SIDE, PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.cuda.arrays import DeviceArray
 from tatok_edge.runtime.cuda.device import Device
-from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels
+from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits, Frames, Kernels, Scores
 from tatok_edge.runtime.session import DecodeRequest, EncodedFrame, EncodeRequest, Stage, TokenFilter
 from tatok_edge.runtime.tensorrt.choice import smallest_fitting
 from tatok_edge.runtime.tensorrt.programs import PADDED, Programs, Shape
 
-SCORES = ("residual", "entropy", "information")
+SCORES = ("residual", "visual", "entropy", "information")
 """Scores that this session can compute."""
 _CELL_PATCHES = CELL_SIDE * CELL_SIDE
 
@@ -85,19 +86,29 @@ class DeviceFrames:
     def __init__(self, programs: Programs, device: Device, kernels: Kernels, stream: int) -> None:
         self._programs, self._device, self._kernels, self._stream = programs, device, kernels, stream
         self._context, self._encoder = programs.by_name["context"], programs.by_name[PADDED]
-        sizes = [profile["codes"].max for profile in self._context.manifest.profiles]
+        sizes = [profile["codes"].max for profile in programs.by_name["cell_context"].manifest.profiles]
+        state = programs.by_name["decoder"].manifest.profiles[-1]["state"].max
         self._dims = sizes[0][1]
+        self._depth = state[1] // (self._dims + 2)
+        self._stack = self._depth * self._dims  # codes of a patch
         cells = max(rows * columns for _, _, rows, columns in sizes)
         patches = cells * _CELL_PATCHES
         self._edges = [profile["features"].max[0] for profile in self._encoder.manifest.profiles]
         self._row = self._encoder.manifest.profiles[-1]["features"].max[1]
         self._frame = Exchange(device, cells * CELL * CELL * 3)
-        self._scores = Exchange(device, patches * 4)
-        self._positions = Exchange(device, patches * 4, small=True)
+        self._scores = Exchange(device, patches * self._depth * 4)
+        self._entropy = Exchange(device, patches * self._depth * 4, pointer=self._context.pointers["entropy"])
+        self._positions = Exchange(device, patches * self._depth * 4, small=True)
+        self._patches = Exchange(device, patches * 4, small=True)
         self._count = Exchange(device, 4, small=True)
-        self._codes = Exchange(device, patches * self._dims * 4)
-        self._cell_codes = Exchange(device, cells * self._dims * 4, pointer=self._context.pointers["codes"])
-        self._row_codes = Exchange(device, self._edges[-1] * self._dims * 4, pointer=self._encoder.pointers["codes"])
+        self._codes = Exchange(device, patches * self._stack * 4)
+        cell_codes = programs.by_name["cell_context"].pointers["codes"]
+        self._cell_codes = Exchange(device, cells * self._dims * 4, pointer=cell_codes)
+        self._row_codes = Exchange(device, self._edges[-1] * self._stack * 4, pointer=self._encoder.pointers["codes"])
+        self._basis = Exchange(device, self._stack * PATCH_VALUES * 2)
+        self._uploaded: NDArray[np.int16] | None = None  # basis on the device
+        self._depths = device.allocate(patches * self._depth * 4)
+        self._activity, self._weights = device.allocate(patches * 8), device.allocate(patches * 4)
         self._filled = 0
         self._waiting: list[NDArray[np.int32]] = []  # targets for the codes of the filled rows
         self._every = device.allocate(patches * 4)
@@ -115,11 +126,10 @@ class DeviceFrames:
         The frames are filtered one after the other, and the feature rows of their kept patches are collected. The patch
         encoder runs when its largest profile is full, and at the end.
         """
-        score, levels = request.score, request.levels
-        if score not in SCORES:
-            raise InputError(f"unknown score {score!r}: {', '.join(SCORES)} exist")
+        self._check_request(request)
+        levels = request.levels
         grids = [self._check(frame.shape[0], frame.shape[1]) for frame in frames]
-        results = []
+        encoded: list[_Encoded] = []
         self._filled = 0
         self._waiting.clear()
         for frame, (rows, columns), limits in zip(frames, grids, request.filters, strict=True):
@@ -127,33 +137,53 @@ class DeviceFrames:
             with stage("prior"):
                 view = self._take(frame, request.bgr)
                 self._prior(view, rows, columns)
-                self._rank(view, patches, score, levels)
+                ranked = self._rank(view, patches, request)
                 cell_codes = self._cell_codes.download((self._dims, rows, columns), np.int32, self._stream)
                 every = None
-                if score == "information":
-                    every = self._codes.download((patches, self._dims), np.int32, self._stream)
-                scores = self._scores.download((patches,), np.float32, self._stream) if request.with_scores else None
-                positions = self._filter(patches, limits)
-                scores = None if scores is None else scores.copy()
+                if request.score == "information":
+                    every = self._codes.download((patches, self._stack), np.int32, self._stream)
+                scores = self._download_scores(patches, request) if request.with_scores else None
+                positions = self._filter(ranked, limits, request)
+                scores = None if scores is None else _prefix_scores(scores, request)
                 cell_codes = _checked(cell_codes.copy(), np.array(levels)[:, None, None], "global_encoder")
+            chosen = _different(positions)
             if every is not None:
-                codes = _checked(every, np.array(levels), PADDED)[positions]
+                stacks = _checked(every, np.tile(levels, self._depth), PADDED)[chosen]
             else:
-                codes = np.empty((len(positions), self._dims), np.int32)
+                stacks = np.empty((len(chosen), self._stack), np.int32)
+                self._patches.upload(chosen, self._stream)
                 with stage("patch_encoder"):
-                    self._add(view, codes, levels)
-            results.append(EncodedFrame(cell_codes, positions, codes, scores))
+                    self._add(view, stacks, levels)
+            encoded.append(_Encoded(cell_codes, positions, stacks, scores))
         with stage("patch_encoder"):
             self._finish(levels)
-        return results
+        return [one.frame(self._dims) for one in encoded]
+
+    def _check_request(self, request: EncodeRequest) -> None:
+        """Raise unless the request fits the engines; put its basis on the device."""
+        if request.score not in SCORES:
+            raise InputError(f"unknown score {request.score!r}: {', '.join(SCORES)} exist")
+        if not 1 <= request.depth <= self._depth:
+            raise InputError(
+                f"depth must be 1 to {self._depth} tokens per patch for these engines, got {request.depth}"
+            )
+        shape = (self._depth, self._dims, PATCH_VALUES)
+        if request.basis.dtype != np.int16 or request.basis.shape != shape:
+            raise InputError(
+                f"basis must be int16 {shape} for these engines, got {request.basis.dtype} {request.basis.shape}"
+            )
+        if self._uploaded is None or not np.array_equal(self._uploaded, request.basis):
+            self._device.synchronize(self._stream)
+            self._basis.upload(request.basis, self._stream)
+            self._uploaded = request.basis.copy()
 
     def _check(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of cells of a frame that the engines take."""
         rows, columns = -(-height // CELL), -(-width // CELL)
         try:
-            for graph, name, channels in (("global_encoder", "cells", PATCH_VALUES), ("context", "codes", self._dims)):
+            for graph, shapes in self._grid_shapes(rows, columns).items():
                 program = self._programs.by_name[graph]
-                program.profile(program.key({name: (1, channels, rows, columns)}))
+                program.profile(program.key(shapes))
         except InputError as error:
             raise InputError(f"a frame of {width}x{height} pixels does not fit: {error}") from None
         return rows, columns
@@ -169,55 +199,79 @@ class DeviceFrames:
         self._frame.upload(frame, self._stream)
         return Frames.packed(self._frame.pointer, 1, height, width, bgr=bgr)
 
+    def _grid_shapes(self, rows: int, columns: int) -> dict[str, dict[str, Shape]]:
+        """Inputs of the graphs that give the prior of a frame; the context takes its patches in one row."""
+        patches, width = rows * columns * _CELL_PATCHES, self._row - WINDOW_VALUES - PATCH_VALUES
+        return {
+            "global_encoder": {"cells": (1, PATCH_VALUES, rows, columns)},
+            "cell_context": {"codes": (1, self._dims, rows, columns)},
+            "context": {"coarse": (1, width, 1, patches), "smooth": (1, PATCH_VALUES, 1, patches)},
+        }
+
     def _prior(self, view: Frames, rows: int, columns: int) -> None:
         cells = self._programs.by_name["global_encoder"].pointers["cells"]
         self._kernels.image_to_cells(view, cells, stream=self._stream)
-        self._programs.execute("global_encoder", {"cells": (1, PATCH_VALUES, rows, columns)})
-        self._programs.execute("context", {"codes": (1, self._dims, rows, columns)})
+        for graph, shapes in self._grid_shapes(rows, columns).items():
+            self._programs.execute(graph, shapes)
 
-    def _rank(self, view: Frames, patches: int, score: str, levels: Sequence[int]) -> None:
-        """Scores of all patches into their buffer."""
-        pointers, target, stream = self._context.pointers, self._scores.pointer, self._stream
-        if score == "residual":
-            self._kernels.patch_residual(view, pointers["mean"], target, stream=stream)
-        elif score == "entropy":
-            self._device.copy_on_device(target, pointers["entropy"], patches * 4, stream)
-        else:
+    def _rank(self, view: Frames, patches: int, request: EncodeRequest) -> Scores:
+        """Where the scores of all patches will be, (1, patches, depth)."""
+        pointers, target, stream, depth = self._context.pointers, self._scores.pointer, self._stream, request.depth
+        if request.score == "entropy":
+            return Scores.planes(pointers["entropy"], 1, patches, depth, of=self._depth)
+        if request.score == "information":
             self._encode_every(view, patches)
             codes = (self._codes.pointer, self._every, patches)
-            self._kernels.information(pointers["log2_probs"], *codes, 1, patches, levels, target, stream=stream)
+            counts = (1, patches, self._depth, depth)
+            self._kernels.information(pointers["log2_probs"], *codes, *counts, request.levels, target, stream=stream)
+        else:
+            weights = 0
+            if request.score == "visual":
+                weights = self._weights
+                self._kernels.visual_weights(view, self._activity, weights, stream=stream)
+            basis = (self._basis.pointer, depth, self._dims)
+            self._kernels.patch_scores(view, pointers["mean"], *basis, target, weights=weights, stream=stream)
+        return Scores.packed(target, 1, patches, depth)
 
-    def _filter(self, patches: int, limits: TokenFilter) -> NDArray[np.int32]:
-        """Kept positions, on the host and in the buffer of positions. Earlier downloads are complete after it."""
+    def _download_scores(self, patches: int, request: EncodeRequest) -> NDArray[np.float32]:
+        """A view of the scores: (depth, patches) of the score ``entropy``, (patches, depth) of all others."""
+        if request.score == "entropy":
+            return self._entropy.download((request.depth, patches), np.float32, self._stream)
+        return self._scores.download((patches, request.depth), np.float32, self._stream)
+
+    def _filter(self, ranked: Scores, limits: TokenFilter, request: EncodeRequest) -> NDArray[np.int32]:
+        """Patch of each kept token, in raster order. Earlier downloads are complete after it."""
         values = {name: getattr(limits, name) for name in ("tau", "min_tokens", "max_tokens", "floor_bits")}
-        if patches > MAX_PATCHES:  # more than the kernel sorts
-            scores = self._scores.download((patches,), np.float32, self._stream)
+        if ranked.patches > MAX_PATCHES:  # more than the kernel takes
+            view = self._download_scores(ranked.patches, request)
             self._device.synchronize(self._stream)
             try:
-                positions, _ = cpu_kernels.dtf(scores[None], **values)
+                positions, _, _ = cpu_kernels.dtf(_prefix_scores(view, request)[None], **values)
             except ValueError as error:
                 raise self._bad_scores(str(error)) from None
-            self._positions.upload(positions, self._stream)
             return positions
         self._kernels.dtf(
-            *(self._scores.pointer, 1, patches, DtfLimits.make(**values), self._positions.pointer, self._count.pointer),
+            *(ranked, DtfLimits.make(**values), self._positions.pointer, self._depths, self._count.pointer),
             stream=self._stream,
         )
+        most = min(limits.max_tokens, ranked.patches * ranked.depth)
         count_view = self._count.download((1,), np.int32, self._stream)
-        indices = self._positions.download((patches,), np.int32, self._stream)
+        positions = self._positions.download((most,), np.int32, self._stream)
         self._device.synchronize(self._stream)
         count = int(count_view[0])
         if count < 0:
-            scores = self._scores.download((patches,), np.float32, self._stream)
+            view = self._download_scores(ranked.patches, request)
             self._device.synchronize(self._stream)
-            raise self._bad_scores(f"score {-1 - count} is {scores[-1 - count]}")
-        if count > patches:
-            raise BackendError(f"token filtering kept {count} of {patches} patches: the CUDA kernels are broken")
-        return indices[:count].copy()
+            patch, token = divmod(-1 - count, ranked.depth)
+            value = view[token, patch] if request.score == "entropy" else view[patch, token]
+            raise self._bad_scores(f"the score of token {token + 1} of patch {patch} is {value}")
+        if count > most:
+            raise BackendError(f"token filtering kept {count} of {most} tokens: the CUDA kernels are broken")
+        return positions[:count].copy()
 
     def _bad_scores(self, what: str) -> BackendError:
         return BackendError(
-            f"patches cannot be ranked ({what}): an engine gave no number; run 'tatok build --precision fp32'"
+            f"tokens cannot be ranked ({what}): an engine gave no number; run 'tatok build --precision fp32'"
         )
 
     def _encode_every(self, view: Frames, patches: int) -> None:
@@ -226,9 +280,9 @@ class DeviceFrames:
             count = min(self._edges[-1], patches - start)
             self._gather(view, self._every + 4 * start, count, 0)
             self._run_rows(count)
-            target = self._codes.pointer + start * self._dims * 4
+            target = self._codes.pointer + start * self._stack * 4
             source = self._encoder.pointers["codes"]
-            self._device.copy_on_device(target, source, count * self._dims * 4, self._stream)
+            self._device.copy_on_device(target, source, count * self._stack * 4, self._stream)
 
     def _gather(self, view: Frames, positions: int, count: int, first: int) -> None:
         """Feature rows of ``count`` patches, from row ``first`` on."""
@@ -245,11 +299,11 @@ class DeviceFrames:
         self._programs.execute(PADDED, {"features": (edge, self._row)})
 
     def _add(self, view: Frames, target: NDArray[np.int32], levels: Sequence[int]) -> None:
-        """Rows of the patches in the buffer of positions. ``target`` gets their codes, at the latest in finish."""
+        """Rows of the patches in their buffer. ``target`` gets the codes of their stacks, at the latest in finish."""
         done, room = 0, self._edges[-1]
         while done < len(target):
             count = min(room - self._filled, len(target) - done)
-            self._gather(view, self._positions.pointer + 4 * done, count, self._filled)
+            self._gather(view, self._patches.pointer + 4 * done, count, self._filled)
             self._waiting.append(target[done : done + count])
             self._filled += count
             done += count
@@ -261,9 +315,9 @@ class DeviceFrames:
         if not self._filled:
             return
         self._run_rows(self._filled)
-        codes = self._row_codes.download((self._filled, self._dims), np.int32, self._stream)
+        codes = self._row_codes.download((self._filled, self._stack), np.int32, self._stream)
         self._device.synchronize(self._stream)
-        _checked(codes, np.array(levels), PADDED)
+        _checked(codes, np.tile(levels, self._depth), PADDED)
         start = 0
         for target in self._waiting:
             target[:] = codes[start : start + len(target)]
@@ -297,7 +351,7 @@ class DeviceFrames:
         patches, grid = rows * columns * _CELL_PATCHES, (rows * 4, columns * 4)
         prior, decoder = self._context.pointers, self._programs.by_name["decoder"]
         width = self._row - WINDOW_VALUES - PATCH_VALUES
-        channels = {"state": self._dims + 2, "context": width, "mean": PATCH_VALUES}
+        channels = {"state": self._depth * (self._dims + 2), "context": width, "mean": PATCH_VALUES}
         shapes = {name: (1, count, *grid) for name, count in channels.items()}
         decoder.profile(decoder.key(shapes))  # before anything is written
         with stage("upload"):
@@ -305,11 +359,13 @@ class DeviceFrames:
             self._codes.upload(request.codes, self._stream)
             self._positions.upload(request.positions, self._stream)
         with stage("decoder"):
-            self._programs.execute("context", {"codes": (1, self._dims, rows, columns)})
+            graphs = self._grid_shapes(rows, columns)
+            for graph in ("cell_context", "context"):
+                self._programs.execute(graph, graphs[graph])
             tokens = (self._codes.pointer, self._positions.pointer, len(request.positions))
             self._kernels.decoder_state(
                 *(*tokens, prior["expected"], prior["entropy"]),
-                *(1, patches, request.levels, decoder.pointers["state"]),
+                *(1, patches, self._depth, request.levels, decoder.pointers["state"]),
                 stream=self._stream,
             )
             self._programs.execute("decoder", shapes)
@@ -318,6 +374,37 @@ class DeviceFrames:
         """Put the picture on the stream, from the decoder's pixels to ``target``."""
         pixels = self._programs.by_name["decoder"].pointers["pixels"]
         self._kernels.assemble(pixels, 1, *request.size, target, bgr=request.bgr, stream=self._stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A filtered frame, whose stacks are filled when the patch encoder runs."""
+
+    cell_codes: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    stacks: NDArray[np.int32]
+    """Codes of the different patches at ``positions``, (P, K * D)."""
+    scores: NDArray[np.float32] | None
+
+    def frame(self, dims: int) -> EncodedFrame:
+        """The frame with the codes of its kept tokens."""
+        begins = np.flatnonzero(np.diff(self.positions, prepend=-1))
+        counts = np.diff(begins, append=len(self.positions))
+        codes = self.stacks.reshape(len(self.stacks), self.stacks.shape[1] // dims, dims)
+        kept = counts[:, None] > np.arange(codes.shape[1])
+        return EncodedFrame(self.cell_codes, self.positions, codes[kept], self.scores)
+
+
+def _different(positions: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The different ones of positions that never fall."""
+    return positions[np.diff(positions, prepend=-1) > 0]
+
+
+def _prefix_scores(scores: NDArray[np.float32], request: EncodeRequest) -> NDArray[np.float32]:
+    """Downloaded scores as new ones (patches, depth) that never rise over depth."""
+    if request.score == "entropy":
+        return np.ascontiguousarray(np.minimum.accumulate(scores, axis=0).T)
+    return scores.copy()
 
 
 def _checked(codes: NDArray[np.int32], levels: NDArray[Any], graph: str) -> NDArray[np.int32]:

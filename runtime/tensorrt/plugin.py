@@ -25,7 +25,7 @@ import numpy as np
 
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.cuda.kernels import DtfLimits, Kernels
+from tatok_edge.runtime.cuda.kernels import DtfLimits, Kernels, Scores
 from tatok_edge.runtime.library_command import library_parser, run_library_command
 from tatok_edge.runtime.tensorrt.flavour import Flavour, load_plugins, prepare_plugins
 
@@ -191,7 +191,7 @@ def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
             alive.append(self)
             self.limits = limits
             self.plugin_name, self.plugin_version, self.plugin_namespace = PLUGIN_NAME, PLUGIN_VERSION, NAMESPACE
-            self.num_outputs = 2
+            self.num_outputs = 3
             # Kept, because TensorRT reads the values through the fields.
             self._values = [np.array([value], np.int32) for value in plugin_attributes(limits).values()]
 
@@ -202,12 +202,16 @@ def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
             return DtfPlugin(self.limits)
 
         def get_output_data_types(self, input_types: Any) -> Any:
-            return [api.DataType.INT32, api.DataType.INT32]
+            return [api.DataType.INT32] * self.num_outputs
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, expr_builder: Any) -> Any:
-            counts = api.DimsExprs(1)
-            counts[0] = inputs[0][0]
-            return [api.DimsExprs(inputs[0]), counts]
+            images, patches, depth = (inputs[0][axis] for axis in range(3))
+            tokens = expr_builder.operation(api.DimensionOperation.PROD, patches, depth)
+            shapes = [api.DimsExprs(2), api.DimsExprs(2), api.DimsExprs(1)]
+            for shape in shapes:
+                shape[0] = images
+            shapes[0][1] = shapes[1][1] = tokens
+            return shapes
 
         def supports_format_combination(self, pos: int, in_out: Any, num_inputs: int) -> bool:
             tensor = in_out[pos].desc
@@ -221,8 +225,12 @@ def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
             pass
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            if inputs[0].dims[1] > cuda_kernels.MAX_PATCHES:
-                raise InputError(f"{PLUGIN_NAME} takes up to {cuda_kernels.MAX_PATCHES} scores per image")
+            _, patches, depth = inputs[0].dims
+            if patches > cuda_kernels.MAX_PATCHES or not 1 <= depth <= cuda_kernels.MAX_DEPTH:
+                raise InputError(
+                    f"{PLUGIN_NAME} takes scores (B, N, K) with N up to {cuda_kernels.MAX_PATCHES} and K from 1 to "
+                    f"{cuda_kernels.MAX_DEPTH}, got {tuple(inputs[0].dims)}"
+                )
 
         def set_tactic(self, tactic: int) -> None:
             pass
@@ -241,9 +249,9 @@ def _plugin_class(api: Any, kernels: Kernels | None) -> Any:
         ) -> None:
             if kernels is None:
                 raise BackendError(f"{PLUGIN_NAME} has no kernel: {cuda_kernels.HOW_TO_BUILD}")
-            images, patches = input_desc[0].dims
             half = input_desc[0].type == api.DataType.HALF
-            kernels.dtf(inputs[0], images, patches, self.limits, outputs[0], outputs[1], half=half, stream=stream)
+            scores = Scores.packed(inputs[0], *input_desc[0].dims, half=half)
+            kernels.dtf(scores, self.limits, *outputs, stream=stream)
 
     return DtfPlugin
 

@@ -36,7 +36,9 @@ MAX_RECORDED = 64
 """Largest number of CUDA graphs; the least recently used one is dropped first."""
 _MAX_KNOWN = 1024  # shapes whose profile and uses are remembered
 _SHARED = {
-    ("context", "codes"): ("global_encoder", "codes"),
+    ("cell_context", "codes"): ("global_encoder", "codes"),
+    ("context", "coarse"): ("cell_context", "coarse"),
+    ("context", "smooth"): ("cell_context", "smooth"),
     ("decoder", "context"): ("context", "context"),
     ("decoder", "mean"): ("context", "mean"),
 }

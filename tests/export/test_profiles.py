@@ -52,8 +52,10 @@ def test_counts_are_those_of_the_tokenizer(tokenizer: Tokenizer) -> None:
     budget = TokenBudget(tau=0.4, score="entropy")
     counted = count_tokens(VIDEO, tokenizer, budget)
     with open_source(VIDEO) as source:
-        expected = [tokenizer.encode(frame.image, budget=budget).n_tokens for frame in source]
+        frames = [tokenizer.encode(frame.image, budget=budget) for frame in source]
+    expected = [len(set(frame.positions.tolist())) for frame in frames]  # a patch is one row, however many it has
     assert list(counted.counts) == expected and len(expected) == 5
+    assert sum(expected) < sum(frame.n_tokens for frame in frames)
     assert (counted.width, counted.height) == (128, 64)
     assert min(expected) > 0 and max(expected) < 128
     assert count_tokens(VIDEO, tokenizer, budget, frames=2).counts == counted.counts[:2]
@@ -302,10 +304,12 @@ def test_shapes_of_every_graph() -> None:
     bundle = open_bundle("tatok-s8")
     shapes = graph_profiles(parse_profiles(sample(), "x"), bundle)
     assert shapes["global_encoder"][0]["cells"].max == (2, 192, 3, 4)
-    assert shapes["context"][0]["codes"].min == (1, len(bundle.levels), 1, 1)
+    assert shapes["cell_context"][0]["codes"].min == (1, len(bundle.levels), 1, 1)
+    assert shapes["context"][0]["coarse"].min == (1, bundle.context_width, 1, 1)
+    assert shapes["context"][0]["smooth"].max == (2, 192, 1, 192)
     assert [p["features"].min for p in shapes["patch_encoder"]] == [(1, 1056), (65, 1056)]
     assert [p["features"].max for p in shapes["patch_encoder"]] == [(64, 1056), (256, 1056)]
-    assert shapes["decoder"][0]["state"].opt == (1, len(bundle.levels) + 2, 8, 8)
+    assert shapes["decoder"][0]["state"].opt == (1, bundle.depth * (len(bundle.levels) + 2), 8, 8)
     assert shapes["decoder"][0]["context"].max == (2, bundle.context_width, 12, 16)
 
 

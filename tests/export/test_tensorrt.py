@@ -97,8 +97,8 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
         sms=SMS,
         folder=tmp_path,
         extra={
-            "dtf_plugin": tensorrt.dtf_graph(rtx, "plugin", 0.5, profiles),
-            "dtf_onnx": tensorrt.dtf_graph(rtx, "onnx", 0.5, profiles),
+            "dtf_plugin": tensorrt.dtf_graph(rtx, "plugin", 0.5, profiles, depth=bundle.depth),
+            "dtf_onnx": tensorrt.dtf_graph(rtx, "onnx", 0.5, profiles, depth=bundle.depth),
         },
         say=lines.append,
         advance=lambda graph, share: shares.setdefault(graph, []).append(share),
@@ -147,7 +147,7 @@ def test_engines_for_three_architectures(tmp_path: Path, rtx: Flavour, kind: Any
         )
     else:
         assert agreement is None
-    assert built[2].manifest.notes["edges"] == PROFILES["tokens"]
+    assert built[3].manifest.notes["edges"] == PROFILES["tokens"]
     assert any("for SM 8.6, 8.9, 12.0" in line and "usually 2 to 10 seconds" in line for line in lines)
     assert max(max(values) for values in shares.values()) > 0.5
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".part-", ".probe-"))]

@@ -190,11 +190,31 @@ def test_a_request_of_two_pictures_is_an_error_and_not_a_wrong_picture(
     frame = tokenizer.encode(images()[0], budget=TokenBudget(max_tokens=8))
     with pytest.raises(AssertionError):  # the configuration of the ensemble does not take it
         repository.run("tatok-s8_decode", [{name: np.concatenate([v, v]) for name, v in request(frame).items()}])
-    shapes = {"expected": (2, 6, 12, 20), "entropy": (2, 12, 20)}
-    inputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     tokens = {name: np.zeros(4, np.int32) for name in ("ids", "positions")}
     with pytest.raises(Exception, match=r"[Rr]eshape"):
-        repository.call("tatok-s8_scatter", inputs | tokens | {"ends": np.array([4], np.int32)})
+        repository.call("tatok-s8_scatter", maps(2) | tokens | {"ends": np.array([4], np.int32)})
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        pytest.param([3, 3, 3, 3, 3], id="a stack that is too deep"),
+        pytest.param([5, 4], id="positions that fall"),
+        pytest.param([240], id="a patch outside the grid"),
+        pytest.param([-1], id="a negative position"),
+    ],
+)
+def test_tokens_that_no_encoder_makes_are_an_error(repository: Repository, positions: list[int]) -> None:
+    given = {"positions": np.array(positions, np.int32), "ids": np.zeros(len(positions), np.int32)}
+    with pytest.raises(Exception, match="invalid ind"):
+        repository.call("tatok-s8_scatter", maps(1) | given | {"ends": np.array([len(positions)], np.int32)})
+
+
+def maps(pictures: int) -> dict[str, np.ndarray]:
+    """What the scatter step takes beside tokens, for pictures of 160x96 pixels."""
+    widths = {"expected": 24, "entropy": 4, "context": 96, "mean": 192}
+    rows = {name: np.zeros((pictures, width, 1, 240), np.float32) for name, width in widths.items()}
+    return rows | {"global_ids": np.zeros((pictures, 3, 5), np.int32)}
 
 
 def request(frame: TokenFrame) -> dict[str, np.ndarray]:

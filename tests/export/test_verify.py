@@ -180,7 +180,7 @@ def one_far_off(graph: str, outputs: dict[str, Any], call: int) -> Mapping[str, 
 def nan_in(which: str, output: str) -> Change:
     def change(graph: str, outputs: dict[str, Any], call: int) -> Mapping[str, Any]:
         if graph == which:
-            outputs[output].flat[7] = np.nan
+            outputs[output].flat[7 % outputs[output].size] = np.nan
         return outputs
 
     return change
@@ -234,14 +234,14 @@ def without_output(graph: str, outputs: dict[str, Any], call: int) -> Mapping[st
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (one_in_ten, r"patch_encoder: 8\d\.\d\d% of \d+ tokens are those of the reference, at least 99\.9% are needed"),
+        (one_in_ten, r"patch_encoder: \d+\.\d\d% of \d+ tokens are those of the reference, at least 99\.9% are needed"),
         (one_far_off, r"global_encoder: a code is 4 levels off, at most 1 is allowed; first in cells \(1, 192, 1, 1\)"),
         (nan_in("decoder", "pixels"), r"decoder: \d+ of \d+ values are not finite, none may; first in pixels at state"),
         (nan_in("context", "entropy"), r"context: \d+ of \d+ values are not finite, none may; first in entropy at"),
-        (nan_in("context", "mean"), r"context: \d+ of \d+ values are not finite, none may; first in mean at codes"),
+        (nan_in("context", "mean"), r"context: \d+ of \d+ values are not finite, none may; first in mean at coarse"),
         (
             rows_mixed_up,
-            r"context: \d+ of \d+ values differ between equal rows of a batch, none may; first in \w+ at codes \(3, 6",
+            r"context: \d+ of \d+ values differ between equal rows of a batch, none may; first in \w+ at coarse \(3,",
         ),
         (never_the_same, r"decoder: \d+ of \d+ values differ when the same call is made again, none may"),
         (darker, r"decoder: pixels (differ by up to 1\.00% of full scale, at most 0\.2% |agree to 40\.\d dB)"),
@@ -280,11 +280,13 @@ def test_the_weights_of_another_model_are_refused(
     for tensor in other.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.size > 1000:
-            tensor.CopyFrom(numpy_helper.from_array(random.permuted(values, axis=-1), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(random.permuted(values, axis=0), tensor.name))
     session = OnnxSession(graphs | {graph: other.SerializeToString()}, threads=1)
     result = check(bundle, reference, session, frames, "fp16")
     assert not result.ok
-    assert any(text.startswith(f"{graph}: ") and "at least" in text for text in result.failures), result.failures
+    # What the cells say has no limit of its own: it shows in the frames.
+    shown = "whole frames" if graph == "cell_context" else graph
+    assert any(text.startswith(f"{shown}: ") and "at least" in text for text in result.failures), result.failures
     assert {text.split(":")[0] for text in result.failures} <= {graph, "whole frames"}
 
 
@@ -520,7 +522,7 @@ def overflow(graph: str, outputs: dict[str, Any]) -> None:
     ("change", "says"),
     [
         (drop_a_row, r"patch_encoder: \d+\.\d+% of \d+ tokens are those of the reference, at least 99\.9% are needed"),
-        (overflow, r"context: \d+ of \d+ values are not finite, none may; first in mean at codes \(2, 6, 1, 1\)"),
+        (overflow, r"context: \d+ of \d+ values are not finite, none may; first in mean at coarse \(2, 96, 1, 16\)"),
     ],
 )
 def test_bad_engines_on_a_gpu_are_refused(

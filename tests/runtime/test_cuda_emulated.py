@@ -7,13 +7,14 @@ them with host memory. Where nvcc is found, it must compile them for every archi
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import dtf_cases
-from helpers.kernel_cases import LEVELS, SEEDS, guarded
+from helpers.kernel_cases import LEVELS, SEEDS, assert_same, guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from tatok_edge.errors import BackendError, InputError
 from tatok_edge.runtime import reference
 from tatok_edge.runtime.cpu import kernels as cpu_kernels
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
-from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
+from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels, Scores
 
 SIZES = st.tuples(st.integers(1, 100), st.integers(1, 140))
 
@@ -57,103 +58,124 @@ LAYOUTS = st.sampled_from(["packed", "odd", "cut", "planar", "mirrored"])
 # --- dynamic token filtering ----------------------------------------------------------------------
 
 
-def run_dtf(kernels: Kernels, scores: NDArray[Any], limits: DtfLimits) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    images, patches = scores.shape
-    indices, untouched = guarded((images, patches), np.int32)
-    counts, counts_untouched = guarded((images,), np.int32)
-    half = scores.dtype == np.float16
-    kernels.dtf(address(scores), images, patches, limits, address(indices), address(counts), half=half)
-    assert untouched() and counts_untouched()
-    return indices, counts
+def run_dtf(kernels: Kernels, scores: NDArray[Any], limits: DtfLimits, *, planes: bool = False) -> list[NDArray[Any]]:
+    """Positions, depths and counts; ``planes`` gives the kernel the scores as (B, K, N)."""
+    images, patches, depth = scores.shape
+    results = [guarded(shape, np.int32) for shape in ((images, patches * depth), (images, patches * depth), (images,))]
+    memory = np.ascontiguousarray(scores.transpose(0, 2, 1)) if planes else scores
+    layout = Scores.planes if planes else Scores.packed
+    given_scores = layout(address(memory), images, patches, depth, half=scores.dtype == np.float16)
+    kernels.dtf(given_scores, limits, *(address(array) for array, _ in results))
+    assert all(untouched() for _, untouched in results)
+    return [array for array, _ in results]
+
+
+def assert_dense(actual: Sequence[NDArray[Any]], scores: NDArray[Any], limits: dict[str, Any]) -> None:
+    expected = dtf_cases.dense(*reference.dtf(scores.astype(np.float32), **limits), scores.shape)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other)
 
 
 # 200 images per example: mostly small, where the corner cases are; some of frame size and one of the largest.
-PLAN = ((5, 28, -48), (2, 20, -700), (1, 13, 1), (1, 5, -4800), (1, 2, 16384))
-EXAMPLES = 50
+PLAN = ((5, 28, -96), (2, 20, -700), (1, 13, 1), (1, 5, -9600), (1, 2, 32768))
 
 
-@settings(max_examples=EXAMPLES)
-@given(seed=SEEDS)
-def test_token_filtering_equals_specification_in_ten_thousand_cases(kernels: Kernels, seed: int) -> None:
-    assert EXAMPLES * sum(groups * images for groups, images, _ in PLAN) >= 10_000
+@settings(max_examples=5)
+@given(seed=SEEDS, planes=st.booleans())
+def test_token_filtering_equals_specification(kernels: Kernels, seed: int, planes: bool) -> None:
     for scores, limits in dtf_cases.groups(seed, PLAN):
-        indices, counts = run_dtf(kernels, scores, DtfLimits.make(**limits))
-        flat, cu_seqlens = reference.dtf(scores, **limits)
-        cpu_flat, cpu_cu_seqlens = cpu_kernels.dtf(scores, **limits)
-        assert cpu_flat.tobytes() == flat.tobytes() and cpu_cu_seqlens.tobytes() == cu_seqlens.tobytes()
-        expected_indices, expected_counts = dtf_cases.dense(flat, cu_seqlens, scores.shape[1])
-        assert counts.tolist() == expected_counts.tolist()
-        assert indices.tobytes() == expected_indices.tobytes()
+        assert_dense(run_dtf(kernels, scores, DtfLimits.make(**limits), planes=planes), scores, limits)
 
 
 @settings(max_examples=20)
 @given(seed=SEEDS)
 def test_half_scores_are_filtered_as_the_floats_that_they_are(kernels: Kernels, seed: int) -> None:
-    for scores, limits in dtf_cases.groups(seed, ((4, 8, -60), (1, 2, 4800))):
+    for scores, limits in dtf_cases.groups(seed, ((4, 8, -120), (1, 2, 4800))):
         half = np.minimum(scores, 65504).astype(np.float16)
-        indices, counts = run_dtf(kernels, half, DtfLimits.make(**limits))
-        expected = dtf_cases.dense(*reference.dtf(half.astype(np.float32), **limits), scores.shape[1])
-        assert counts.tolist() == expected[1].tolist()
-        assert indices.tobytes() == expected[0].tobytes()
+        assert_dense(run_dtf(kernels, half, DtfLimits.make(**limits)), half, limits)
 
 
 def test_every_half_score_counts_as_its_value(kernels: Kernels) -> None:
     half = np.arange(0x7C00, dtype=np.uint16).view(np.float16)  # every finite one that is not negative
-    single = half.astype(np.float32)
     limits = {"tau": 0.999, "floor_bits": 2.0**-16}
-    for row_half, row in zip(half.reshape(-1, 1024), single.reshape(-1, 1024), strict=True):
-        indices, _ = run_dtf(kernels, row_half[None], DtfLimits.make(**limits))
-        expected, _ = dtf_cases.dense(*reference.dtf(row[None], **limits), 1024)
-        assert indices.tobytes() == expected.tobytes()
+    for row in half.reshape(-1, 1, 1024, 1):
+        assert_dense(run_dtf(kernels, row, DtfLimits.make(**limits)), row, limits)
+
+
+def test_the_first_planes_of_scores_are_filtered_alone(kernels: Kernels) -> None:
+    scores = dtf_cases.scores(np.random.default_rng(8), "entropy", 3, 40, 2)
+    planes = np.full((3, 5, 40), np.nan, np.float32)
+    planes[:, :2] = scores.transpose(0, 2, 1)
+    results = [np.empty(shape, np.int32) for shape in ((3, 80), (3, 80), (3,))]
+    limits = {"tau": 0.5}
+    given_scores = Scores.planes(address(planes), 3, 40, 2, of=5)
+    kernels.dtf(given_scores, DtfLimits.make(**limits), *(address(array) for array in results))
+    assert_dense(results, scores, limits)
 
 
 def test_token_filtering_of_the_largest_grid(kernels: Kernels) -> None:
     rng = np.random.default_rng(5)
+    shape = (1, cuda_kernels.MAX_PATCHES, cuda_kernels.MAX_DEPTH)
     for scores in (
-        np.full((1, 1 << 16), 3e38, np.float32),  # the sum that needs the most bits
-        rng.gamma(0.7, 3.0, (1, 1 << 16)).astype(np.float32),
+        np.full(shape, 3e38, np.float32),  # the sum that needs the most bits
+        np.nextafter(np.full(shape, 32768.0, np.float32), np.float32(0)),  # as many values as possible in a bucket
+        rng.gamma(0.7, 3.0, shape).astype(np.float32),
     ):
-        indices, counts = run_dtf(kernels, scores, DtfLimits.make(tau=0.7))
-        expected = dtf_cases.dense(*reference.dtf(scores, tau=0.7), 1 << 16)
-        assert counts.tolist() == expected[1].tolist()
-        assert indices.tobytes() == expected[0].tobytes()
+        assert_dense(run_dtf(kernels, scores, DtfLimits.make(tau=0.7)), scores, {"tau": 0.7})
     with pytest.raises(InputError, match="up to 65536"):
-        kernels.dtf(0, 1, (1 << 16) + 1, DtfLimits.make(), 0, 0)
+        kernels.dtf(Scores.packed(0, 1, (1 << 16) + 1, 1), DtfLimits.make(), 0, 0, 0)
+    with pytest.raises(InputError, match="1 to 8 scores per patch, got 9"):
+        kernels.dtf(Scores.packed(0, 1, 4, 9), DtfLimits.make(), 0, 0, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-30, -5.0])
 def test_a_bad_score_is_named_and_its_image_refused(kernels: Kernels, bad: float) -> None:
-    scores = np.ones((3, 700), np.float32)
-    scores[1, [613, 640]] = bad
-    indices, counts = run_dtf(kernels, scores, DtfLimits.make())
-    assert counts.tolist() == [700, -1 - 613, 700]
-    assert (indices[1] == -1).all()
-    assert (indices[[0, 2]] == np.arange(700)).all()
+    scores = np.ones((3, 700, 2), np.float32)
+    scores[1, [613, 640], [1, 0]] = bad
+    positions, depths, counts = run_dtf(kernels, scores, DtfLimits.make())
+    assert counts.tolist() == [1400, -1 - 1227, 1400]
+    assert (positions[1] == -1).all() and (depths[1] == 0).all()
+    assert (positions[[0, 2]] == np.arange(1400) // 2).all()
+    assert (depths[[0, 2]] == np.arange(1400) % 2 + 1).all()
 
 
-@given(seed=SEEDS, images=st.integers(1, 20), patches=st.integers(1, 40))
-def test_flat_result_is_that_of_the_cpu(kernels: Kernels, seed: int, images: int, patches: int) -> None:
+def flatten(
+    kernels: Kernels, dense: Sequence[NDArray[np.int32]], patches: int, depth: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    images = len(dense[2])
+    results = [guarded((size,), np.int32) for size in (images * patches * depth,) * 2 + (images + 1,)]
+    kernels.flatten(
+        *(address(array) for array in dense), images, patches, depth, *(address(array) for array, _ in results)
+    )
+    assert all(untouched() for _, untouched in results)
+    return results[0][0], results[1][0], results[2][0]
+
+
+@given(seed=SEEDS, images=st.integers(1, 20), patches=st.integers(1, 40), depth=st.integers(1, 8))
+def test_flat_result_is_that_of_the_cpu(kernels: Kernels, seed: int, images: int, patches: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
-    scores = dtf_cases.scores(rng, "ties", images, patches)
+    scores = dtf_cases.scores(rng, "ties", images, patches, depth)
     limits = dtf_cases.limits(rng, scores)
-    indices, counts = run_dtf(kernels, scores, DtfLimits.make(**limits))
-    flat, untouched = guarded((images * patches,), np.int32)
-    cu_seqlens, cu_untouched = guarded((images + 1,), np.int32)
-    kernels.flatten(address(indices), address(counts), images, patches, address(flat), address(cu_seqlens))
-    assert untouched() and cu_untouched()
-    expected, expected_cu = reference.dtf(scores, **limits)
-    assert cu_seqlens.tobytes() == expected_cu.tobytes()
-    assert flat[: len(expected)].tobytes() == expected.tobytes()
-    assert (flat[len(expected) :] == -1).all()
+    dense = run_dtf(kernels, scores, DtfLimits.make(**limits))
+    positions, depths, cu_seqlens = flatten(kernels, dense, patches, depth)
+    expected, expected_depths, expected_cu = reference.dtf(scores, **limits)
+    assert_same(cu_seqlens, expected_cu)
+    count = len(expected)
+    assert_same(positions[:count], expected)
+    assert_same(depths[:count], expected_depths)
+    assert (positions[count:] == -1).all() and (depths[count:] == 0).all()
 
 
 def test_a_refused_image_has_no_flat_positions(kernels: Kernels) -> None:
-    indices = np.array([[0, 2, -1], [-1, -1, -1], [1, -1, -1]], np.int32)
-    counts = np.array([2, -3, 1], np.int32)
-    flat, cu_seqlens = np.empty(9, np.int32), np.empty(4, np.int32)
-    kernels.flatten(address(indices), address(counts), 3, 3, address(flat), address(cu_seqlens))
-    assert cu_seqlens.tolist() == [0, 2, 2, 3]
-    assert flat.tolist() == [0, 2, 7, -1, -1, -1, -1, -1, -1]
+    dense = (
+        np.array([[0, 0, 1, -1], [-1, -1, -1, -1], [1, -1, -1, -1]], np.int32),
+        np.array([[1, 2, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]], np.int32),
+        np.array([3, -3, 1], np.int32),
+    )
+    positions, depths, cu_seqlens = flatten(kernels, dense, 2, 2)
+    assert cu_seqlens.tolist() == [0, 3, 3, 4]
+    assert positions.tolist() == [0, 0, 1, 5] + [-1] * 8
+    assert depths.tolist() == [1, 2, 1, 1] + [0] * 8
 
 
 @given(
@@ -302,34 +324,77 @@ def test_change_equals_specification(
     assert references.tobytes() == wanted.tobytes()
 
 
-@given(seed=SEEDS, size=SIZES, images=st.integers(1, 3), layout=LAYOUTS, bgr=st.booleans())
-def test_residual_equals_specification(
-    kernels: Kernels, seed: int, size: tuple[int, int], images: int, layout: str, bgr: bool
+# --- scores ---------------------------------------------------------------------------------------
+
+
+@given(
+    seed=SEEDS,
+    size=SIZES,
+    images=st.integers(1, 3),
+    layout=LAYOUTS,
+    bgr=st.booleans(),
+    depth=st.integers(1, 8),
+    dims=st.sampled_from([1, 6, 16]),
+    visual=st.booleans(),
+)
+def test_scores_equal_specification(
+    kernels: Kernels,
+    seed: int,
+    size: tuple[int, int],
+    images: int,
+    layout: str,
+    bgr: bool,
+    depth: int,
+    dims: int,
+    visual: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     batch = make_batch(rng, images, *size, layout)
     rows, columns = (-(-side // 32) * 4 for side in size)
-    mean = rng.uniform(-1.1, 1.1, (images, 192, rows * columns)).astype(np.float32)
-    residual, untouched = guarded((images, rows * columns), np.float32)
-    kernels.patch_residual(frames_of(batch, bgr), address(mean), address(residual))
+    patches = rows * columns
+    mean = rng.uniform(-1.1, 1.1, (images, 192, patches)).astype(np.float32)
+    mean[rng.random(mean.shape) < 0.001] = rng.choice([np.nan, np.inf, -np.inf, 1e30, -0.0])
+    directions = rng.standard_normal((depth, dims, 192))
+    directions *= (1 << 14) / np.linalg.norm(directions, axis=2, keepdims=True)
+    basis = np.round(directions).astype(np.int16)
+    frames = frames_of(batch, bgr)
+    weights, weights_untouched = guarded((images, patches), np.float32)
+    if visual:
+        activity, activity_untouched = guarded((images, patches), np.int64)
+        kernels.visual_weights(frames, address(activity), address(weights))
+        assert activity_untouched() and weights_untouched()
+    scores, untouched = guarded((images, patches, depth), np.float32)
+    arguments = address(mean), address(basis), depth, dims, address(scores)
+    kernels.patch_scores(frames, *arguments, weights=address(weights) if visual else 0)
     assert untouched()
-    every = np.arange(rows * columns, dtype=np.int32)
-    for image, own, values in zip(batch, mean, residual, strict=True):
-        assert values.tobytes() == reference.patch_residual(image, bgr, own, every, every, columns).tobytes()
-        assert values.tobytes() == cpu_kernels.patch_residual(image, bgr, own, every, every, columns).tobytes()
+    every = np.arange(patches, dtype=np.int32)
+    for image, own, weight, values in zip(batch, mean, weights, scores, strict=True):
+        for module in (reference, cpu_kernels):
+            expected = module.patch_scores(image, bgr, own, every, every, columns, basis)
+            if visual:
+                assert_same(weight, module.visual_weights(image))
+                expected = expected * weight[:, None]
+            assert_same(values, expected)
 
 
 # --- codes ----------------------------------------------------------------------------------------
 
 
-@given(seed=SEEDS, images=st.integers(1, 3), patches=st.integers(1, 300), share=st.floats(0, 1))
+@given(
+    seed=SEEDS,
+    images=st.integers(1, 3),
+    patches=st.integers(1, 300),
+    depth=st.integers(1, 8),
+    share=st.floats(0, 1),
+)
 def test_decoder_state_equals_specification(
-    kernels: Kernels, seed: int, images: int, patches: int, share: float
+    kernels: Kernels, seed: int, images: int, patches: int, depth: int, share: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    expected_codes = rng.uniform(-1, 1, (images, 6, patches)).astype(np.float32)
-    entropy = rng.uniform(0, 16, (images, patches)).astype(np.float32)
-    positions = np.flatnonzero(rng.random(images * patches) < share).astype(np.int32)
+    expected_codes = rng.uniform(-1, 1, (images, depth * 6, patches)).astype(np.float32)
+    entropy = rng.uniform(0, 16, (images, depth, patches)).astype(np.float32)
+    stacks = rng.binomial(depth, share, images * patches)
+    positions = np.repeat(np.arange(images * patches, dtype=np.int32), stacks)
     codes = rng.integers(0, LEVELS, (len(positions), 6)).astype(np.int32)
     wanted = np.stack(
         [
@@ -343,35 +408,62 @@ def test_decoder_state_equals_specification(
             for b in range(images)
         ]
     )
-    # What is out of range is skipped.
-    order = rng.permutation(len(positions) + 3)
-    all_positions = np.concatenate([positions, np.array([-1, images * patches, 0], np.int32)])[order]
-    bad_code = np.array([LEVELS, (0,) * 6, (-1, 0, 0, 0, 0, 0)], np.int32)
-    all_codes = np.ascontiguousarray(np.concatenate([codes, bad_code])[order])
+    # What is out of range is skipped: positions outside the batch, and tokens that are too deep.
+    last, full = images * patches - 1, depth - int(stacks[-1])
+    extra = np.array([*[last] * (full + 2), images * patches, 2**31 - 1], np.int32)
+    bad = np.zeros((full, 6), np.int32) - 1  # codes outside their levels, which fill the last stack
+    all_positions = np.concatenate([np.array([-1], np.int32), positions, extra])
+    tail = np.zeros((len(extra) - full, 6), np.int32)
+    all_codes = np.ascontiguousarray(np.concatenate([np.zeros((1, 6), np.int32), codes, bad, tail]))
     state, untouched = guarded(wanted.shape, np.float32)
     kernels.decoder_state(
-        *(address(all_codes), address(all_positions), len(order), address(expected_codes), address(entropy)),
-        *(images, patches, LEVELS, address(state)),
+        *(address(all_codes), address(all_positions), len(all_codes), address(expected_codes), address(entropy)),
+        *(images, patches, depth, LEVELS, address(state)),
     )
     assert untouched()
-    assert state.tobytes() == wanted.tobytes()
+    assert_same(state, wanted)
 
 
-@given(seed=SEEDS, images=st.integers(1, 3), patches=st.integers(1, 300), count=st.integers(0, 300))
-def test_information_equals_specification(kernels: Kernels, seed: int, images: int, patches: int, count: int) -> None:
+@given(
+    seed=SEEDS,
+    images=st.integers(1, 3),
+    patches=st.integers(1, 300),
+    stack=st.integers(1, 8),
+    fewer=st.integers(0, 7),
+    count=st.integers(0, 300),
+)
+def test_information_equals_specification(
+    kernels: Kernels, seed: int, images: int, patches: int, stack: int, fewer: int, count: int
+) -> None:
     rng = np.random.default_rng(seed)
-    log2_probs = -rng.exponential(3, (images, sum(LEVELS), patches)).astype(np.float32)
+    depth, rows = max(1, stack - fewer), sum(LEVELS)
+    log2_probs = -rng.exponential(3, (images, stack * rows, patches)).astype(np.float32)
     positions = rng.integers(0, images * patches, count, np.int32)
-    codes = rng.integers(0, LEVELS, (count, 6)).astype(np.int32)
-    bits, untouched = guarded((count,), np.float32)
+    codes = rng.integers(0, LEVELS * stack, (count, 6 * stack)).astype(np.int32)
+    bits, untouched = guarded((count, depth), np.float32)
     kernels.information(
-        *(address(log2_probs), address(codes), address(positions), count, images, patches, LEVELS, address(bits))
+        *(address(log2_probs), address(codes), address(positions), count),
+        *(images, patches, stack, depth, LEVELS, address(bits)),
     )
     assert untouched()
     for b in range(images):
         own = positions // patches == b
-        wanted = reference.information(log2_probs[b], codes[own], positions[own] % np.int32(patches), LEVELS)
-        assert bits[own].tobytes() == wanted.tobytes()
+        wanted = np.empty((int(own.sum()), depth), np.float32)
+        for k in range(depth):
+            probs, token = log2_probs[b, k * rows : (k + 1) * rows], codes[own, 6 * k : 6 * (k + 1)]
+            wanted[:, k] = reference.information(probs, token, positions[own] % np.int32(patches), LEVELS)
+        assert_same(bits[own], np.minimum.accumulate(wanted, axis=1))
+
+
+def test_information_that_is_no_number_is_kept_for_the_filter(kernels: Kernels) -> None:
+    log2_probs = np.full((1, 2 * sum(LEVELS), 3), -1, np.float32)
+    log2_probs[0, sum(LEVELS) :, 1] = np.nan
+    codes, positions = np.zeros((3, 12), np.int32), np.arange(3, dtype=np.int32)
+    bits = np.empty((1, 3, 2), np.float32)
+    arguments = address(log2_probs), address(codes), address(positions), 3, 1, 3, 2, 2, LEVELS, address(bits)
+    kernels.information(*arguments)
+    assert np.isnan(bits).tolist() == [[[False, False], [False, True], [False, False]]]
+    assert run_dtf(kernels, bits, DtfLimits.make())[2].tolist() == [-1 - 3]
 
 
 # --- the emulation itself -------------------------------------------------------------------------
@@ -407,9 +499,12 @@ def test_sizes_out_of_range_are_refused(kernels: Kernels) -> None:
     with pytest.raises(BackendError, match=r"tatok_cells failed: invalid argument \(CUDA error 1\)"):
         kernels.image_to_cells(Frames.packed(0, 1, 0, 5), 0)
     with pytest.raises(BackendError, match="tatok_decoder_state"):
-        kernels.decoder_state(0, 0, -1, 0, 0, 1, 1, LEVELS, 0)
+        kernels.decoder_state(0, 0, -1, 0, 0, 1, 1, 1, LEVELS, 0)
+    for depth in (0, 9):
+        with pytest.raises(BackendError, match="tatok_patch_scores"):
+            kernels.patch_scores(Frames.packed(0, 1, 32, 32), 0, 0, depth, 6, 0)
     with pytest.raises(InputError, match="1 to 16"):
-        kernels.decoder_state(0, 0, 0, 0, 0, 1, 1, (), 0)
+        kernels.decoder_state(0, 0, 0, 0, 0, 1, 1, 1, (), 0)
 
 
 def test_a_library_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,11 +48,11 @@ def test_shapes_out_of_range_name_tensor_range_and_command(opened: Open) -> None
     tokens = gpu.tokenizer.encode(np.zeros((64, 64, 3), np.uint8))
     assert gpu.tokenizer.decode(tokens).shape == (64, 64, 3)
     wrong: list[tuple[str, dict[str, Any], str]] = [
-        ("context", {}, "context takes the inputs codes, got none"),
-        ("context", {"code": wide}, "context takes the inputs codes, got code"),
-        ("context", {"codes": np.zeros((1, 6, 2, 2), np.int64)}, "codes has dtype int64, the engine takes int32"),
-        ("context", {"codes": np.zeros((1, 5, 2, 2), np.int32)}, r"codes has shape \(1, 5, 2, 2\)"),
-        ("context", {"codes": np.zeros((1, 6, 0, 2), np.int32)}, r"codes has shape \(1, 6, 0, 2\)"),
+        ("cell_context", {}, "cell_context takes the inputs codes, got none"),
+        ("cell_context", {"code": wide}, "cell_context takes the inputs codes, got code"),
+        ("cell_context", {"codes": np.zeros((1, 6, 2, 2), np.int64)}, "codes has dtype int64, the engine takes int32"),
+        ("cell_context", {"codes": np.zeros((1, 5, 2, 2), np.int32)}, r"codes has shape \(1, 5, 2, 2\)"),
+        ("cell_context", {"codes": np.zeros((1, 6, 0, 2), np.int32)}, r"codes has shape \(1, 6, 0, 2\)"),
         ("patch_encoder", {"features": np.zeros((4, 1055), np.float32)}, r"features has shape \(4, 1055\)"),
         ("patch_encoder", {"features": np.zeros(4, np.float32)}, r"features has shape \(4,\)"),
     ]
@@ -70,12 +70,12 @@ def test_outputs_that_are_no_numbers_are_an_error(
 
     def spoil(graph: str, outputs: dict[str, NDArray[Any]]) -> None:
         if graph == "context":
-            outputs["entropy"].reshape(-1)[5] = np.nan
-            outputs["mean"].reshape(192, -1)[:, 3] = np.inf
+            outputs["entropy"].reshape(4, -1)[1, 5] = np.nan
+            outputs["log2_probs"].reshape(4, 39, -1)[0, :, 3] = -np.inf
 
     gpu.api.change_outputs = spoil
-    for score, patch in (("entropy", "score 5 is nan"), ("residual", "score 3 is inf")):
-        with pytest.raises(BackendError, match=rf"patches cannot be ranked \({patch}\).*--precision fp32"):
+    for score, token in (("entropy", "token 2 of patch 5 is nan"), ("information", "token 1 of patch 3 is inf")):
+        with pytest.raises(BackendError, match=rf"tokens cannot be ranked \(.*{token}\).*--precision fp32"):
             gpu.tokenizer.encode(frames[0], budget=TokenBudget(score=score))
 
     def nonsense(graph: str, outputs: dict[str, NDArray[Any]]) -> None:
@@ -94,8 +94,8 @@ def test_outputs_that_are_no_numbers_are_an_error(
             spoil(graph, outputs)
 
     gpu.api.change_outputs = second
-    with pytest.raises(BackendError, match="patches cannot be ranked"):
-        gpu.tokenizer.encode_batch(frames)
+    with pytest.raises(BackendError, match="tokens cannot be ranked"):
+        gpu.tokenizer.encode_batch(frames, budget=TokenBudget(score="entropy"))
     gpu.api.change_outputs = lambda graph, outputs: None
     assert gpu.tokenizer.encode(frames[0]) == cpu.encode(frames[0])  # nothing is left of the first frame
 

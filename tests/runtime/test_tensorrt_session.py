@@ -21,10 +21,11 @@ from helpers.fake_tensorrt import Gpu, Open, install, store_engines
 
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.model.bundle import GRAPHS, open_bundle
+from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cuda import device as device_module
 from tatok_edge.runtime.cuda.kernels import Kernels
-from tatok_edge.runtime.session import EncodeRequest
+from tatok_edge.runtime.session import EncodeRequest, TokenFilter
 from tatok_edge.runtime.tensorrt import frames as device_frames
 from tatok_edge.runtime.tensorrt import programs as tensorrt_programs
 from tatok_edge.runtime.tensorrt import session as tensorrt_session
@@ -33,7 +34,21 @@ from tatok_edge.stream.decoder import StreamDecoder
 from tatok_edge.stream.encoder import StreamEncoder
 from tatok_edge.tokens.budget import TokenBudget
 
-SCORES = ("residual", "entropy", "information")
+SCORES = ("residual", "visual", "entropy", "information")
+
+
+def request(tokenizer: Tokenizer, **changes: Any) -> EncodeRequest:
+    """A request without frames."""
+    values: dict[str, Any] = {
+        "filters": [],
+        "levels": tokenizer.levels,
+        "depth": tokenizer.depth,
+        "basis": tokenizer.coding.basis,
+        "score": "residual",
+        "with_scores": False,
+        "bgr": False,
+    }
+    return EncodeRequest(**(values | changes))
 
 
 # --- the same tokens ------------------------------------------------------------------------------
@@ -48,10 +63,11 @@ def test_tokens_are_those_of_the_cpu(
     budgets = [
         TokenBudget(score=score),
         TokenBudget(score=score, tau=0.5, min_tokens=3),
+        TokenBudget(score=score, tau=0.8, max_depth=2),
         TokenBudget(score=score, keep=0),
     ]
     for number, frame in enumerate(frames):
-        for budget in budgets[: 2 if number else 3]:
+        for budget in budgets[: 3 if number else 4]:
             bgr = number % 2 == 1
             mine = gpu.tokenizer.encode_detailed(frame, budget=budget, bgr=bgr, index=number)
             theirs = cpu.encode_detailed(frame, budget=budget, bgr=bgr, index=number)
@@ -90,7 +106,7 @@ def test_decoded_frames_are_those_of_the_cpu(
 ) -> None:
     gpu = opened(integrated=integrated)
     for number, frame in enumerate(frames):
-        for keep in (0.0, 0.3, 1.0):
+        for keep in (0.0, 0.3, 1.5, 4.0):
             tokens = cpu.encode(frame, budget=TokenBudget(keep=keep))
             bgr = bool(number % 2)
             mine = gpu.tokenizer.decode(tokens, bgr=bgr)
@@ -123,9 +139,36 @@ def test_without_kernels_frames_are_prepared_on_the_cpu(
     tokens = cpu.encode(frames[3])
     assert gpu.tokenizer.decode(tokens).tobytes() == cpu.decode(tokens).tobytes()
     with pytest.raises(BackendError, match="no CUDA kernels"):
-        gpu.session.encode_frames(
-            [], EncodeRequest(filters=[], levels=(8,), score="entropy", with_scores=False, bgr=False), None
-        )
+        gpu.session.encode_frames([], request(cpu), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": "beauty"}, "unknown score 'beauty': residual, visual, entropy, information exist"),
+        ({"depth": 0}, "depth must be 1 to 4 tokens per patch for these engines, got 0"),
+        ({"depth": 5}, "depth must be 1 to 4 tokens per patch for these engines, got 5"),
+        ({"basis": np.zeros((3, 6, 192), np.int16)}, r"basis must be int16 \(4, 6, 192\) .*got int16 \(3, 6, 192\)"),
+        ({"basis": np.zeros((4, 6, 192))}, "basis must be int16 .*got float64"),
+    ],
+)
+def test_requests_that_do_not_fit_are_refused(
+    opened: Open, cpu: Tokenizer, changes: dict[str, Any], message: str
+) -> None:
+    gpu = opened()
+    with pytest.raises(InputError, match=message):
+        gpu.session.encode_frames([], request(cpu, **changes), None)
+
+
+def test_another_basis_gives_other_tokens(opened: Open, cpu: Tokenizer, frames: list[NDArray[np.uint8]]) -> None:
+    gpu = opened()
+    limits = [TokenFilter(1.0, 0, 40, 0.0)]
+    basis = np.ascontiguousarray(cpu.coding.basis[::-1])  # the directions of deep tokens count first
+    kept = []
+    for given in (cpu.coding.basis, basis, cpu.coding.basis):
+        encoded = gpu.session.encode_frames([frames[0]], request(cpu, filters=limits, basis=given), Clock().stage)
+        kept.append(encoded[0].positions.tolist())
+    assert kept[0] == kept[2] != kept[1]
 
 
 def test_pycuda_runs_the_same(opened: Open, cpu: Tokenizer, frames: list[NDArray[np.uint8]]) -> None:
@@ -215,13 +258,13 @@ def test_frames_on_the_gpu_come_in_and_go_out_without_a_copy(
         gpu.tokenizer.encode(wrong[0][0])
     with pytest.raises(InputError, match=r"images\[1\] must have shape \(H, W, 3\)"):
         gpu.tokenizer.encode_batch([given, wrong[1][0]])
-    with pytest.raises(InputError, match=r"image must be a numpy array .*got list"):
+    with pytest.raises(InputError, match=r"image must be uint8 .H, W, 3. in a numpy array.*got list"):
         gpu.tokenizer.encode([1, 2])
     with pytest.raises(
         BackendError, match="decode_into needs a tokenizer that prepares frames on a GPU; this one runs"
     ):
         cpu.decode_into(tokens, out)
-    with pytest.raises(InputError, match="image must be a numpy array"):
+    with pytest.raises(InputError, match=r"image must be uint8 .H, W, 3. in a numpy array"):
         cpu.encode(given)
     for value in (given, cut, out, *(value for value, _ in wrong)):
         value.free()
@@ -295,18 +338,18 @@ def test_the_smallest_profile_that_fits_is_taken(opened: Open) -> None:
     for rows, edges in [(1, [16]), (16, [16]), (17, [64]), (200, [200]), (201, [200, 16]), (700, [200] * 3 + [200])]:
         gpu.api.executed.clear()
         codes = run("patch_encoder", {"features": np.zeros((rows, 1056), np.float32)})["codes"]
-        assert codes.shape == (rows, 6)
+        assert codes.shape == (rows, 24)
         assert [shapes[0][0] for _, _, shapes in gpu.api.executed] == edges
-    assert run("patch_encoder", {"features": np.zeros((0, 1056), np.float32)})["codes"].shape == (0, 6)
+    assert run("patch_encoder", {"features": np.zeros((0, 1056), np.float32)})["codes"].shape == (0, 24)
 
 
 def test_outputs_are_the_callers(opened: Open, cpu: Tokenizer) -> None:
     gpu = opened()
     codes = [np.full((1, 6, 2, 2), value, np.int32) for value in (0, 3)]
-    first = gpu.session.run("context", {"codes": codes[0]})
+    first = gpu.session.run("cell_context", {"codes": codes[0]})
     kept = {name: value.copy() for name, value in first.items()}
-    gpu.session.run("context", {"codes": codes[1]})
-    theirs = cpu.networks.session.run("context", {"codes": codes[0]})
+    gpu.session.run("cell_context", {"codes": codes[1]})
+    theirs = cpu.networks.session.run("cell_context", {"codes": codes[0]})
     for name, value in first.items():
         assert value.tobytes() == kept[name].tobytes() == theirs[name].tobytes()
         assert value.dtype == theirs[name].dtype and value.flags.owndata and value.flags.writeable
@@ -323,9 +366,9 @@ def test_graphs_are_recorded_for_what_comes_again(
         for frame in frames[:2]:  # in turn, so that contexts change their shapes between
             launches, captures = world.launches, world.captures
             assert gpu.tokenizer.encode(frame, budget=budget) == cpu.encode(frame, budget=budget)
-            assert world.captures - captures == (2 if number == 1 else 0)
-            assert world.launches - launches == (1 if number < 2 else 3)
-    assert gpu.api.contexts == contexts + 4  # each recorded shape has its own
+            assert world.captures - captures == (3 if number == 1 else 0)
+            assert world.launches - launches == (1 if number < 2 else 4)
+    assert gpu.api.contexts == contexts + 6  # each recorded shape has its own
 
 
 def test_few_graphs_are_kept(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +459,7 @@ def test_a_closed_session_says_so(opened: Open, frames: list[NDArray[np.uint8]])
     with pytest.raises(BackendError, match="this session is closed; load the tokenizer again"):
         gpu.tokenizer.encode(frames[0])
     with pytest.raises(BackendError, match="this session is closed"):
-        gpu.session.run("context", {"codes": np.zeros((1, 6, 2, 2), np.int32)})
+        gpu.session.run("cell_context", {"codes": np.zeros((1, 6, 2, 2), np.int32)})
 
 
 def test_what_nobody_closes_is_freed(
@@ -436,7 +479,7 @@ def test_memory_does_not_grow(opened: Open) -> None:
     for number in range(1000):
         if number == 20:
             before = world.allocations, len(world.memory), len(world.host), gpu.api.contexts, len(world.graphs)
-        gpu.session.run("context", {"codes": np.zeros(shapes[number % 3], np.int32)})
+        gpu.session.run("cell_context", {"codes": np.zeros(shapes[number % 3], np.int32)})
     after = world.allocations, len(world.memory), len(world.host), gpu.api.contexts, len(world.graphs)
     assert after == before
     assert not world.events and not any(world.queues.values())
@@ -446,6 +489,6 @@ def test_encoding_does_not_allocate(opened: Open, frames: list[NDArray[np.uint8]
     gpu = opened()
     counts = []
     for number in range(40):
-        gpu.tokenizer.decode(gpu.tokenizer.encode(frames[4], budget=TokenBudget(score=SCORES[number % 3])))
+        gpu.tokenizer.decode(gpu.tokenizer.encode(frames[4], budget=TokenBudget(score=SCORES[number % 4])))
         counts.append((gpu.gpu.allocations, gpu.api.contexts, len(gpu.gpu.graphs)))
     assert len(set(counts[10:])) == 1

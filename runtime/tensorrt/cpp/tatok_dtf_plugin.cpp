@@ -1,9 +1,9 @@
 // TaTokDTF, version 1: Dynamic Token Filtering as a TensorRT plugin (IPluginV3, TensorRT 10.3 to 11 and TensorRT-RTX).
 //
-// Input: scores (B, N), float32 or float16. Outputs: dense indices (B, N), int32, ascending and padded with -1, and
-// counts (B), int32; a count below 0 says which score is bad (tatok_cuda.h). Dense outputs, because the type of size
-// tensors is not the same in all versions. The limits are integers, so that no float of an ONNX attribute can differ
-// from the double that the caller gave.
+// Input: scores (B, N, K), float32 or float16. Outputs, int32: dense positions (B, N * K), in raster order and padded
+// with -1; their depths (B, N * K), from 1 and padded with 0; and counts (B); a count below 0 says which score is bad
+// (tatok_cuda.h). Dense outputs, because the type of size tensors is not the same in all versions. The limits are
+// integers, so that no float of an ONNX attribute can differ from the double that the caller gave.
 //
 // The library links no TensorRT: it exports the functions that IPluginRegistry::loadLibrary looks for.
 #include <NvInferRuntime.h>
@@ -24,6 +24,8 @@ constexpr char const* kName = "TaTokDTF";
 constexpr char const* kVersion = "1";
 constexpr char const* kNamespace = "tatok";
 constexpr std::int32_t kMaxPatches = 65536;
+constexpr std::int32_t kMaxDepth = 8;
+constexpr std::int32_t kOutputs = 3;
 
 ILoggerFinder* logger_finder = nullptr;
 
@@ -88,14 +90,14 @@ class DtfPlugin final : public IPluginV3,
     AsciiChar const* getPluginNamespace() const noexcept override { return kNamespace; }
 
     // IPluginV3OneBuild
-    std::int32_t getNbOutputs() const noexcept override { return 2; }
+    std::int32_t getNbOutputs() const noexcept override { return kOutputs; }
     std::int32_t configurePlugin(DynamicPluginTensorDesc const*, std::int32_t, DynamicPluginTensorDesc const*,
                                  std::int32_t) noexcept override {
         return 0;
     }
     bool supportsFormatCombination(std::int32_t position, DynamicPluginTensorDesc const* in_out, std::int32_t inputs,
                                    std::int32_t outputs) noexcept override {
-        if (inputs != 1 || outputs != 2 || position < 0 || position > 2) return false;
+        if (inputs != 1 || outputs != kOutputs || position < 0 || position > kOutputs) return false;
         PluginTensorDesc const& tensor = in_out[position].desc;
         if (tensor.format != TensorFormat::kLINEAR) return false;
         if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
@@ -103,28 +105,31 @@ class DtfPlugin final : public IPluginV3,
     }
     std::int32_t getOutputDataTypes(DataType* output_types, std::int32_t outputs, DataType const*,
                                     std::int32_t inputs) const noexcept override {
-        if (inputs != 1 || outputs != 2) return -1;
-        output_types[0] = output_types[1] = DataType::kINT32;
+        if (inputs != 1 || outputs != kOutputs) return -1;
+        for (int i = 0; i < kOutputs; ++i) output_types[i] = DataType::kINT32;
         return 0;
     }
     std::int32_t getOutputShapes(DimsExprs const* inputs, std::int32_t input_count, DimsExprs const*, std::int32_t,
-                                 DimsExprs* outputs, std::int32_t output_count, IExprBuilder&) noexcept override {
-        if (input_count != 1 || output_count != 2 || inputs[0].nbDims != 2) {
-            log_error("TaTokDTF takes one input, scores (B, N)");
+                                 DimsExprs* outputs, std::int32_t output_count,
+                                 IExprBuilder& builder) noexcept override {
+        if (input_count != 1 || output_count != kOutputs || inputs[0].nbDims != 3) {
+            log_error("TaTokDTF takes one input, scores (B, N, K)");
             return -1;
         }
-        outputs[0] = inputs[0];
-        outputs[1].nbDims = 1;
-        outputs[1].d[0] = inputs[0].d[0];
-        return 0;
+        outputs[0].nbDims = outputs[1].nbDims = 2;
+        outputs[2].nbDims = 1;
+        for (int i = 0; i < kOutputs; ++i) outputs[i].d[0] = inputs[0].d[0];
+        outputs[0].d[1] = outputs[1].d[1] = builder.operation(DimensionOperation::kPROD, *inputs[0].d[1], *inputs[0].d[2]);
+        return outputs[0].d[1] != nullptr ? 0 : -1;
     }
 
     // IPluginV3OneRuntime
     std::int32_t setTactic(std::int32_t) noexcept override { return 0; }
     std::int32_t onShapeChange(PluginTensorDesc const* inputs, std::int32_t, PluginTensorDesc const*,
                                std::int32_t) noexcept override {
-        if (inputs[0].dims.nbDims != 2 || inputs[0].dims.d[1] > kMaxPatches) {
-            log_error("TaTokDTF takes scores (B, N) with N up to 65536");
+        Dims const& dims = inputs[0].dims;
+        if (dims.nbDims != 3 || dims.d[1] > kMaxPatches || dims.d[2] < 1 || dims.d[2] > kMaxDepth) {
+            log_error("TaTokDTF takes scores (B, N, K) with N up to 65536 and K from 1 to 8");
             return -1;
         }
         return 0;
@@ -132,11 +137,11 @@ class DtfPlugin final : public IPluginV3,
     std::int32_t enqueue(PluginTensorDesc const* input_desc, PluginTensorDesc const*, void const* const* inputs,
                          void* const* outputs, void*, cudaStream_t stream) noexcept override {
         tatok_dtf_limits const limits{limits_.tau_q30, limits_.min_tokens, limits_.max_tokens, limits_.floor_q16};
-        bool const half = input_desc[0].type == DataType::kHALF;
-        std::int32_t const images = static_cast<std::int32_t>(input_desc[0].dims.d[0]);
-        std::int32_t const patches = static_cast<std::int32_t>(input_desc[0].dims.d[1]);
-        int const error = tatok_dtf(inputs[0], half, images, patches, &limits, static_cast<std::int32_t*>(outputs[0]),
-                                    static_cast<std::int32_t*>(outputs[1]), stream);
+        auto const size = [&](int axis) { return static_cast<std::int32_t>(input_desc[0].dims.d[axis]); };
+        auto const output = [&](int i) { return static_cast<std::int32_t*>(outputs[i]); };
+        tatok_scores const scores{inputs[0], std::int64_t{size(1)} * size(2), size(2), 1, size(0), size(1), size(2),
+                                  input_desc[0].type == DataType::kHALF};
+        int const error = tatok_dtf(&scores, &limits, output(0), output(1), output(2), stream);
         if (error != 0) {
             char text[200];
             std::snprintf(text, sizeof(text), "TaTokDTF failed: %s (CUDA error %d)", tatok_error_text(error), error);

@@ -6,15 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import dtf_cases
 from helpers.gpu import Memory, unavailable
-from helpers.kernel_cases import LEVELS
+from helpers.kernel_cases import LEVELS, assert_same
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError
@@ -22,7 +22,7 @@ from tatok_edge.runtime import reference
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.arrays import device_array, stream_handle
 from tatok_edge.runtime.cuda.device import Device
-from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
+from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels, Scores
 from tatok_edge.runtime.tensorrt import flavour as tensorrt_flavour
 from tatok_edge.runtime.tensorrt import plugin as tensorrt_plugin
 from tatok_edge.runtime.tensorrt.flavour import Flavour
@@ -32,18 +32,22 @@ pytestmark = pytest.mark.gpu
 SANITIZED = "TATOK_UNDER_SANITIZER"
 
 
-def filtered(
-    kernels: Kernels, memory: Memory, scores: NDArray[Any], limits: dict[str, Any]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    images, patches = scores.shape
-    indices, read_indices = memory.empty((images, patches), np.int32)
-    counts, read_counts = memory.empty((images,), np.int32)
-    half = scores.dtype == np.float16
-    pointer = memory.put(scores)
-    kernels.dtf(pointer, images, patches, DtfLimits.make(**limits), indices, counts, half=half, stream=memory.stream)
-    result = read_indices(), read_counts()
+def filtered(kernels: Kernels, memory: Memory, scores: NDArray[Any], limits: dict[str, Any]) -> list[NDArray[np.int32]]:
+    """Positions, depths and counts."""
+    images, patches, depth = scores.shape
+    shapes = ((images, patches * depth), (images, patches * depth), (images,))
+    outputs = [memory.empty(shape, np.int32) for shape in shapes]
+    packed = Scores.packed(memory.put(scores), images, patches, depth, half=scores.dtype == np.float16)
+    kernels.dtf(packed, DtfLimits.make(**limits), *(pointer for pointer, _ in outputs), stream=memory.stream)
+    results = [read() for _, read in outputs]
     memory.clear()
-    return result
+    return results
+
+
+def assert_dense(actual: Sequence[NDArray[Any]], scores: NDArray[Any], limits: dict[str, Any]) -> None:
+    expected = dtf_cases.dense(*reference.dtf(scores.astype(np.float32), **limits), scores.shape)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("seed", range(4 if SANITIZED in os.environ else 50))
@@ -51,18 +55,15 @@ def test_token_filtering_equals_specification(kernels: Kernels, memory: Memory, 
     plan = ((1, 3, -100), (1, 1, 4800)) if SANITIZED in os.environ else ((7, 28, -700), (1, 8, 4800), (1, 2, 16384))
     for scores, limits in dtf_cases.groups(seed, plan):
         for values in (scores, np.minimum(scores, 65504).astype(np.float16)):
-            indices, counts = filtered(kernels, memory, values, limits)
-            expected = dtf_cases.dense(*reference.dtf(values.astype(np.float32), **limits), scores.shape[1])
-            assert counts.tolist() == expected[1].tolist()
-            assert indices.tobytes() == expected[0].tobytes()
+            assert_dense(filtered(kernels, memory, values, limits), values, limits)
 
 
 def test_a_bad_score_is_named(kernels: Kernels, memory: Memory) -> None:
-    scores = np.ones((3, 700), np.float32)
-    scores[1, [613, 640]] = np.nan
-    indices, counts = filtered(kernels, memory, scores, {})
-    assert counts.tolist() == [700, -1 - 613, 700]
-    assert (indices[1] == -1).all()
+    scores = np.ones((3, 700, 2), np.float32)
+    scores[1, [613, 640], [1, 0]] = np.nan
+    positions, depths, counts = filtered(kernels, memory, scores, {})
+    assert counts.tolist() == [1400, -1 - 1227, 1400]
+    assert (positions[1] == -1).all() and (depths[1] == 0).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 70), (480, 640)])
@@ -98,10 +99,18 @@ def test_pixels_equal_specification(
         assert result[: len(positions)][own].tobytes() == expected.tobytes()
 
     every = np.arange(patches, dtype=np.int32)
-    residual, read_residual = memory.empty((images, patches), np.float32)
-    kernels.patch_residual(frames, memory.put(mean), residual, stream=memory.stream)
-    left = [reference.patch_residual(i, bgr, m, every, every, columns) for i, m in zip(batch, mean, strict=True)]
-    assert read_residual().tobytes() == np.stack(left).tobytes()
+    basis = rng.integers(-1500, 1500, (4, 6, 192)).astype(np.int16)
+    activity, _ = memory.empty((images, patches), np.int64)
+    weights, read_weights = memory.empty((images, patches), np.float32)
+    scores, read_scores = memory.empty((images, patches, 4), np.float32)
+    kernels.visual_weights(frames, activity, weights, stream=memory.stream)
+    arguments = memory.put(mean), memory.put(basis), 4, 6, scores
+    kernels.patch_scores(frames, *arguments, weights=weights, stream=memory.stream)
+    visible = [reference.visual_weights(image) for image in batch]
+    assert read_weights().tobytes() == np.stack(visible).tobytes()
+    for image, own, weight, values in zip(batch, mean, visible, read_scores(), strict=True):
+        expected = reference.patch_scores(image, bgr, own, every, every, columns, basis)
+        assert values.tobytes() == (expected * weight[:, None]).tobytes()
 
     pixels = rng.uniform(-1.2, 1.2, (images, 192, patches)).astype(np.float32)
     out, read_frames = memory.empty(batch.shape, np.uint8)
@@ -120,29 +129,43 @@ def test_pixels_equal_specification(
     assert read_changes().tobytes() == expected_changes.tobytes()
 
 
+@pytest.mark.parametrize("depth", [1, 4])
 @pytest.mark.parametrize("patches", [1, 16, 4800])
-def test_codes_equal_specification(kernels: Kernels, memory: Memory, patches: int) -> None:
+def test_codes_equal_specification(kernels: Kernels, memory: Memory, patches: int, depth: int) -> None:
     rng = np.random.default_rng(2)
-    images = 3
-    expected = rng.uniform(-1, 1, (images, 6, patches)).astype(np.float32)
-    entropy = rng.uniform(0, 16, (images, patches)).astype(np.float32)
-    log2_probs = -rng.exponential(3, (images, sum(LEVELS), patches)).astype(np.float32)
-    positions = np.flatnonzero(rng.random(images * patches) < 0.4).astype(np.int32)
+    images, rows = 3, sum(LEVELS)
+    expected = rng.uniform(-1, 1, (images, depth * 6, patches)).astype(np.float32)
+    entropy = rng.uniform(0, 16, (images, depth, patches)).astype(np.float32)
+    positions = np.repeat(np.arange(images * patches, dtype=np.int32), rng.binomial(depth, 0.4, images * patches))
     codes = rng.integers(0, LEVELS, (len(positions), 6)).astype(np.int32)
-    state, read_state = memory.empty((images, 8, patches), np.float32)
-    bits, read_bits = memory.empty((len(positions),), np.float32)
-    on_device = memory.put(codes), memory.put(positions), len(positions)
+    state, read_state = memory.empty((images, depth * 8, patches), np.float32)
     kernels.decoder_state(
-        *(*on_device, memory.put(expected), memory.put(entropy), images, patches, LEVELS, state), stream=memory.stream
+        *(memory.put(codes), memory.put(positions), len(positions), memory.put(expected), memory.put(entropy)),
+        *(images, patches, depth, LEVELS, state),
+        stream=memory.stream,
     )
-    kernels.information(memory.put(log2_probs), *on_device, images, patches, LEVELS, bits, stream=memory.stream)
+    log2_probs = -rng.exponential(3, (images, depth * rows, patches)).astype(np.float32)
+    every = np.arange(images * patches, dtype=np.int32)
+    stacks = rng.integers(0, LEVELS * depth, (len(every), 6 * depth)).astype(np.int32)
+    bits, read_bits = memory.empty((images, patches, depth), np.float32)
+    kernels.information(
+        *(memory.put(log2_probs), memory.put(stacks), memory.put(every), len(every)),
+        *(images, patches, depth, depth, LEVELS, bits),
+        stream=memory.stream,
+    )
     states, information = read_state(), read_bits()
+    local = every[:patches]
     for b in range(images):
         own = positions // patches == b
-        local = positions[own] % np.int32(patches)
-        wanted = reference.decoder_state(codes[own], local, expected[b], entropy[b], LEVELS)
+        wanted = reference.decoder_state(
+            codes[own], positions[own] % np.int32(patches), expected[b], entropy[b], LEVELS
+        )
         assert states[b].tobytes() == wanted.tobytes()
-        assert information[own].tobytes() == reference.information(log2_probs[b], codes[own], local, LEVELS).tobytes()
+        of_tokens = [
+            reference.information(log2_probs[b, k * rows : (k + 1) * rows], token, local, LEVELS)
+            for k, token in enumerate(np.split(stacks[every // patches == b], depth, axis=1))
+        ]
+        assert_same(information[b], np.minimum.accumulate(np.stack(of_tokens, 1), axis=1))
 
 
 def test_kernels_are_clean_under_compute_sanitizer(device: Device, tmp_path: Path) -> None:
@@ -168,44 +191,49 @@ def test_kernels_are_clean_under_compute_sanitizer(device: Device, tmp_path: Pat
 def test_recorded_kernels_run_again(kernels: Kernels, device: Device, memory: Memory) -> None:
     if not device.has_graphs:
         pytest.skip(f"{device.implementation} has no graphs")
-    scores = dtf_cases.scores(np.random.default_rng(3), "information", 4, 4800)
+    scores = dtf_cases.scores(np.random.default_rng(3), "information", 4, 4800, 4)
     pointer = memory.put(np.zeros_like(scores))
-    indices, read_indices = memory.empty((4, 4800), np.int32)
-    counts, _ = memory.empty((4,), np.int32)
-    limits = DtfLimits.make(tau=0.5)
+    outputs = [memory.empty(shape, np.int32) for shape in ((4, 19200), (4, 19200), (4,))]
+    limits, packed = DtfLimits.make(tau=0.5), Scores.packed(pointer, 4, 4800, 4)
     graph = device.capture(
-        memory.stream, lambda: kernels.dtf(pointer, 4, 4800, limits, indices, counts, stream=memory.stream)
+        memory.stream, lambda: kernels.dtf(packed, limits, *(at for at, _ in outputs), stream=memory.stream)
     )
     device.copy_to_device(pointer, scores, memory.stream)
     graph.launch(memory.stream)
-    assert read_indices().tobytes() == dtf_cases.dense(*reference.dtf(scores, tau=0.5), 4800)[0].tobytes()
+    assert_dense([read() for _, read in outputs], scores, {"tau": 0.5})
 
 
 def test_tensors_of_pytorch_come_in_without_a_copy(kernels: Kernels, device: Device) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    scores = torch.rand(2, 500, device="cuda") * 16
+    scores = torch.rand(2, 250, 2, device="cuda") * 16
     array = device_array(scores)
-    assert array.pointer == scores.data_ptr() and array.contiguous and array.shape == (2, 500)
-    indices = torch.empty(2, 500, dtype=torch.int32, device="cuda")
-    counts = torch.empty(2, dtype=torch.int32, device="cuda")
+    assert array.pointer == scores.data_ptr() and array.contiguous and array.shape == (2, 250, 2)
+    outputs = [torch.empty(shape, dtype=torch.int32, device="cuda") for shape in ((2, 500), (2, 500), (2,))]
     stream = torch.cuda.Stream()
     device.wait(stream_handle(stream), stream_handle(torch.cuda.current_stream()))
     with device.current():
         kernels.dtf(
-            *(array.pointer, 2, 500, DtfLimits.make(tau=0.4), indices.data_ptr(), counts.data_ptr()),
+            *(Scores.packed(array.pointer, 2, 250, 2), DtfLimits.make(tau=0.4)),
+            *(output.data_ptr() for output in outputs),
             stream=stream_handle(stream),
         )
     stream.synchronize()
-    flat, cu_seqlens = reference.dtf(scores.cpu().numpy(), tau=0.4)
-    assert indices.cpu().numpy().tobytes() == dtf_cases.dense(flat, cu_seqlens, 500)[0].tobytes()
+    assert_dense([output.cpu().numpy() for output in outputs], scores.cpu().numpy(), {"tau": 0.4})
 
 
 @pytest.mark.parametrize("form", ["plugin", "onnx"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("depth", "dtype"), [(1, np.float32), (4, np.float32), (4, np.float16)])
 def test_engines_filter_as_specified(
-    kernels: Kernels, memory: Memory, device: Device, flavour: Flavour, form: str, dtype: Any, monkeypatch: Any
+    kernels: Kernels,
+    memory: Memory,
+    device: Device,
+    flavour: Flavour,
+    form: str,
+    depth: int,
+    dtype: Any,
+    monkeypatch: Any,
 ) -> None:
     dtf_onnx = pytest.importorskip("tatok_edge.export.engines.dtf_onnx")
     monkeypatch.setenv(cuda_kernels.LIBRARY_VARIABLE, str(kernels.path))
@@ -218,12 +246,12 @@ def test_engines_filter_as_specified(
         builder = tensorrt_flavour.make_builder(flavour, logger, messages)
         network = tensorrt_flavour.make_network(flavour, builder)
         parser = tensorrt_flavour.make_parser(flavour, network, logger)
-        model = dtf_onnx.dtf_model(DtfLimits.make(**limits), form=form, dtype=dtype)
+        model = dtf_onnx.dtf_model(DtfLimits.make(**limits), form=form, depth=depth, dtype=dtype)
         assert parser.parse(model.SerializeToString()), messages.problems
         config = builder.create_builder_config()
         tensorrt_flavour.set_targets(flavour, config, (device.sm,))
         profile = builder.create_optimization_profile()
-        profile.set_shape("scores", (1, 1), (2, 1024), (4, 16384))
+        profile.set_shape("scores", (1, 1, depth), (2, 1024, depth), (4, 16384, depth))
         config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         assert plan is not None, messages.problems
@@ -231,16 +259,14 @@ def test_engines_filter_as_specified(
         context = engine.create_execution_context()
         for kind in dtf_cases.KINDS:
             for images, patches in ((1, 1), (4, 1000), (2, 4800), (1, 16384)):
-                scores = dtf_cases.scores(np.random.default_rng(4), kind, images, patches)
+                scores = dtf_cases.scores(np.random.default_rng(4), kind, images, patches, depth)
                 scores = np.minimum(scores, 65504).astype(dtype)
-                indices, read_indices = memory.empty((images, patches), np.int32)
-                counts, read_counts = memory.empty((images,), np.int32)
-                context.set_input_shape("scores", (images, patches))
-                pointers = SimpleNamespace(scores=memory.put(scores), indices=indices, counts=counts)
-                for name, pointer in vars(pointers).items():
+                shapes = ((images, patches * depth), (images, patches * depth), (images,))
+                outputs = [memory.empty(shape, np.int32) for shape in shapes]
+                context.set_input_shape("scores", scores.shape)
+                context.set_tensor_address("scores", memory.put(scores))
+                for name, (pointer, _) in zip(("positions", "depths", "counts"), outputs, strict=True):
                     context.set_tensor_address(name, pointer)
                 assert context.execute_async_v3(memory.stream), messages.problems
-                expected = dtf_cases.dense(*reference.dtf(scores.astype(np.float32), **limits), patches)
-                assert read_counts().tolist() == expected[1].tolist()
-                assert read_indices().tobytes() == expected[0].tobytes()
+                assert_dense([read() for _, read in outputs], scores, limits)
                 memory.clear()

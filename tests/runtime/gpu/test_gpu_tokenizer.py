@@ -37,7 +37,7 @@ PROFILES = {
         {"batch": [1, 1, 2], "height": [32, 480, 480], "width": [32, 640, 640]},
     ],
 }
-SCORES = ("residual", "entropy", "information")
+SCORES = ("residual", "visual", "entropy", "information")
 BUDGETS = [TokenBudget(score=score, tau=tau) for score in SCORES for tau in (1.0, 0.5)]  # type: ignore[arg-type]
 
 
