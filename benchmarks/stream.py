@@ -1,8 +1,8 @@
-"""Streams against the fixed-rate tokenizer (same networks, every patch token of every frame), on clips.
+"""Streams against the fixed-rate tokenizer (same networks, the first token of every patch of every frame), on clips.
 
 ``python benchmarks/stream.py ../shared/data/videos --threads 2 --out benchmarks/results``, on a quiet machine. Tokens,
-PSNR, encode time, the time that a transformer takes to read them (needs PyTorch), the share of small new objects
-that get a token, and live cameras: latency, a slow consumer, several cameras, memory.
+PSNR, encode and decode time, the time that a transformer takes to read them (needs PyTorch), the share of small new
+objects that get a token, and live cameras: latency, a slow consumer, several cameras, memory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tatok_edge.stream.encoder import StreamEncoder, encode_frames
 from tatok_edge.stream.pipeline import Stream
 from tatok_edge.tokens.budget import TokenBudget
 
-EVERY_PATCH = TokenBudget(min_tokens=1 << 24, score="entropy")
-"""Budget of the fixed-rate tokenizer: all tokens. The entropy score costs no time, and ranks nothing here."""
+FIXED_RATE = TokenBudget(min_tokens=1 << 24, max_depth=1, score="entropy")
+"""Budget of the fixed-rate tokenizer. The entropy score costs no time, and ranks nothing here."""
 PSNR_STEP = 4
 """Distance of the frames whose PSNR is measured."""
 LAYERS, WIDTH, HEADS = 12, 384, 6
@@ -43,19 +43,23 @@ OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
 # --- clips -----------------------------------------------------------------------------------------
 
 
-def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget, limit: int | None) -> dict[str, Any]:
+def clip_row(
+    tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget, max_loss_db: float, limit: int | None
+) -> dict[str, Any]:
     """All figures of one clip."""
     fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
     unpacked_ms, stream_unpacked_ms = [], []
     fixed_db, stream_db, tokens, globals_, vectors, updated, bits = [], [], [], [], [], [], 0
-    encoder, decoder = StreamEncoder(tokenizer, budget=budget), StreamDecoder(tokenizer)
+    fixed_decode_ms, stream_decode_ms = [], []
+    encoder = StreamEncoder(tokenizer, budget=budget, max_loss_db=max_loss_db)
+    decoder = StreamDecoder(tokenizer)
     with open_source(path) as source:
         for number, frame in enumerate(source):
             if number == limit:
                 break
             image = frame.image
             start = time.perf_counter()
-            result = tokenizer.encode_detailed(image, budget=EVERY_PATCH)
+            result = tokenizer.encode_detailed(image, budget=FIXED_RATE)
             encoded_ms = 1e3 * (time.perf_counter() - start)
             tokenizer.pack(result.frame)
             fixed_ms.append(1e3 * (time.perf_counter() - start))
@@ -71,12 +75,15 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget,
             vectors.append(encoded.n_vectors)
             updated.append(encoded.n_updated)
             bits += 8 * len(encoded.packet)
-            if number % PSNR_STEP:
-                decoder.push(encoded.packet)
-            else:
-                shown = decoder.decode(encoded.packet).image
-                assert shown is not None
-                fixed_db.append(psnr(image, tokenizer.decode(result.frame)))
+            start = time.perf_counter()
+            shown = decoder.decode(encoded.packet).image
+            stream_decode_ms.append(1e3 * (time.perf_counter() - start))
+            assert shown is not None
+            if number % PSNR_STEP == 0:
+                start = time.perf_counter()
+                fixed = tokenizer.decode(result.frame)
+                fixed_decode_ms.append(1e3 * (time.perf_counter() - start))
+                fixed_db.append(psnr(image, fixed))
                 stream_db.append(psnr(image, shown))
     count, full = len(tokens), result.frame
     total = full.n_patches + full.n_globals
@@ -97,6 +104,8 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget,
         "psnr_loss": round(float(np.mean(fixed_db) - np.mean(stream_db)), 3),
         "fixed_ms": round(float(np.mean(fixed_ms)), 3),
         "stream_ms": round(float(np.mean(stream_ms)), 3),
+        "fixed_decode_ms": round(float(np.mean(fixed_decode_ms)), 3),
+        "stream_decode_ms": round(float(np.mean(stream_decode_ms)), 3),
         "stream_ms_p95": round(float(np.percentile(stream_ms, 95)), 3),
         "fixed_unpacked_ms": round(float(np.mean(unpacked_ms)), 3),
         "stream_unpacked_ms": round(float(np.mean(stream_unpacked_ms)), 3),
@@ -266,12 +275,12 @@ def memory(tokenizer: Tokenizer, budget: TokenBudget, frames: int) -> dict[str, 
 
 def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
-    budget = TokenBudget(refine=options.refine)
+    budget = TokenBudget()
     with (folder / "manifest.csv").open(newline="") as file:
         clips = [(folder / row["file"], row["camera"]) for row in csv.DictReader(file)]
     rows = []
     for path, camera in clips:
-        rows.append(clip_row(tokenizer, path, camera, budget, options.frames))
+        rows.append(clip_row(tokenizer, path, camera, budget, options.max_loss_db, options.frames))
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "first_tokens"}), flush=True)
     if not options.no_reader:
         reader = Reader(options.threads)
@@ -292,7 +301,7 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
         "backend": str(tokenizer.backend),
         "model": tokenizer.name,
         "tag": tokenizer.tag.hex(),
-        "refine": options.refine,
+        "max_loss_db": options.max_loss_db,
         "frames": options.frames,
         "clips": rows,
     }
@@ -321,12 +330,12 @@ def markdown(report: dict[str, Any]) -> str:
         "are patch tokens, global tokens and motion vectors; times are means per frame, from the frame to the packet "
         "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
         "cache) takes for the first frames, keyframe included."
-        + (f" Tokens are refined with {report['refine']} passes." if report["refine"] else "")
+        f" Largest loss of PSNR: {report['max_loss_db']:g} dB."
         + (f" The first {report['frames']} frames of each clip." if report.get("frames") else ""),
         "",
         "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
-        "| stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| stream | faster | decode ms: fixed | stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(report["clips"], key=lambda row: row["camera"] != "static"):
         reads = ", ".join(f"{row[f'read_{count}']:.1f}" for count in READ_FRAMES if f"read_{count}" in row)
@@ -336,6 +345,8 @@ def markdown(report: dict[str, Any]) -> str:
             f"({row['fixed_unpacked_ms']:.1f}) | {row['stream_ms']:.1f} ({row['stream_unpacked_ms']:.1f}) | "
             f"{row['fixed_ms'] / row['stream_ms']:.1f}x "
             f"({row['fixed_unpacked_ms'] / row['stream_unpacked_ms']:.1f}x) | "
+            f"{row['fixed_decode_ms']:.1f} | {row['stream_decode_ms']:.1f} | "
+            f"{row['fixed_decode_ms'] / row['stream_decode_ms']:.1f}x | "
             f"{row['fixed_patch_ms'] / row['stream_patch_ms']:.1f}x | {reads} |"
         )
     for camera in ("static", "moving"):
@@ -344,6 +355,7 @@ def markdown(report: dict[str, Any]) -> str:
             continue
         fixed, ours = (sum(row[key] for row in rows) for key in ("fixed_ms", "stream_ms"))
         fixed_unpacked, unpacked = (sum(row[f"{key}_unpacked_ms"] for row in rows) for key in ("fixed", "stream"))
+        fixed_decode, decode = (sum(row[f"{key}_decode_ms"] for row in rows) for key in ("fixed", "stream"))
         fixed_patch, patch = (sum(row[key] for row in rows) for key in ("fixed_patch_ms", "stream_patch_ms"))
         reads = [
             np.mean([row[f"read_{count}"] for row in rows if f"read_{count}" in row])
@@ -356,6 +368,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{np.mean([row['psnr_loss'] for row in rows]):.2f} (most {max(row['psnr_loss'] for row in rows):.2f}) | "
             f"{fixed / len(rows):.1f} ({fixed_unpacked / len(rows):.1f}) | {ours / len(rows):.1f} "
             f"({unpacked / len(rows):.1f}) | **{fixed / ours:.1f}x** ({fixed_unpacked / unpacked:.1f}x) | "
+            f"{fixed_decode / len(rows):.1f} | {decode / len(rows):.1f} | **{fixed_decode / decode:.1f}x** | "
             f"**{fixed_patch / patch:.1f}x** | {', '.join(f'{value:.1f}' for value in reads)} |"
         )
     if "live" in report:
@@ -400,7 +413,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
     )
-    parser.add_argument("--refine", type=int, default=0, help="passes of refining; with some, it has its own table")
+    parser.add_argument("--max-loss-db", type=float, default=0.0, help="PSNR that streams may lose against fixed rate")
     parser.add_argument("--frames", type=int, help="largest number of frames of each clip")
     parser.add_argument("--clips-only", action="store_true", help="measure the clips only")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
@@ -411,7 +424,6 @@ def main() -> None:
     with Tokenizer.load(options.model, threads=options.threads, precision=options.precision) as tokenizer:
         report = run(tokenizer, options.folder, options)
     name = "stream" + ("" if options.precision == "fp32" else f"-{options.precision}")
-    name += "-refined" if options.refine else ""
     common.publish(name, report, markdown(report), options.out)
 
 

@@ -1,4 +1,4 @@
-"""Change detection: the reference picture, the sensor noise and scene cuts."""
+"""Change of the camera's pixels: the sensor noise, scene cuts, and the detail of a frame."""
 
 from __future__ import annotations
 
@@ -30,62 +30,10 @@ NOISE_FALL: Final = 0.3
 NOISE_RISE: Final = 0.05
 """Weight of a new measurement of the noise that is above the estimate. It is small, so that moving objects are not
 taken for noise."""
-LEAST_CHANGE: Final = np.float32(1e-3)
-"""Smallest loss of a patch that has changed, in grey levels squared."""
 CUT_FACTOR: Final = 6.0
 """At a scene cut, the mean change exceeds that of the frame before by this factor."""
 CUT_CHANGE: Final = 900.0
 """At a scene cut, the mean change exceeds this value, in grey levels squared."""
-
-
-class Reference:
-    """The camera's pixels of each patch as of its last update. Changes are measured against them.
-
-    Only :meth:`move` and :meth:`update` change the picture. The other methods write to scratch buffers.
-
-    Args:
-        frame: The keyframe that the picture starts with.
-    """
-
-    def __init__(self, frame: CameraFrame) -> None:
-        (rows, columns), patches = frame.grid, frame.n_patches
-        self.picture = np.empty((rows * PATCH, columns * PATCH, 3), np.uint8)
-        """Pixels, uint8 RGB, padded to whole cells."""
-        self._changes = np.empty((2, patches), np.int32)
-        self._moved = np.empty_like(self.picture)
-        self._moved_changes = np.empty_like(self._changes)
-        self.motion_scratch = kernels.motion_scratch(*self.picture.shape[:2])
-        """Memory of the motion search; its content does not last from call to call."""
-        self.update(frame, np.arange(patches, dtype=np.int32))
-
-    def changes(self, frame: CameraFrame) -> NDArray[np.int32]:
-        """Squared differences of each patch to the picture, int32 ``(2, N)``.
-
-        Row 0 is the sum over all values, row 1 the same after averaging over 4x4 pixels, the detail that codes can
-        follow. The next call overwrites the result.
-        """
-        return kernels.patch_change(frame.image, frame.bgr, self.picture, out=self._changes)
-
-    def moved_changes(self, frame: CameraFrame, motion: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The same against the moved picture; ``motion`` is int32 ``(hc, wc, 2)`` in half pixels."""
-        kernels.move_cells(self.picture, motion, out=self._moved)
-        return kernels.patch_change(frame.image, frame.bgr, self._moved, out=self._moved_changes)
-
-    def move(self) -> None:
-        """Make the moved picture of the last call of :meth:`moved_changes` the picture."""
-        self.picture, self._moved = self._moved, self.picture
-
-    def update(self, frame: CameraFrame, patches: NDArray[np.int32]) -> None:
-        """Take the pixels of ``patches`` from ``frame``."""
-        kernels.update_reference(frame.image, frame.bgr, self.picture, patches)
-
-    def copy(self) -> Reference:
-        """A reference that changes independently. Both have the same moved picture until it is overwritten."""
-        other = object.__new__(Reference)
-        other.picture, other._moved = self.picture.copy(), self._moved.copy()
-        other._changes, other._moved_changes = np.empty_like(self._changes), np.empty_like(self._moved_changes)
-        other.motion_scratch = self.motion_scratch
-        return other
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +49,21 @@ class ChangeEstimates:
     """Mean change of the last frame, in grey levels squared; None before the first measurement."""
 
     @property
+    def of_frame(self) -> float:
+        """Energy per value of the noise of one frame, in grey levels squared."""
+        return (self.noise or 0.0) / 2
+
+    @property
     def deviation(self) -> float:
         """Standard deviation of the noise of a frame, in grey levels."""
-        return 0.0 if self.noise is None else float(np.sqrt(self.noise / 2))
+        return float(np.sqrt(self.of_frame))
 
     def after(self, changes: NDArray[np.int32], mean_change: float) -> ChangeEstimates:
         """The estimates after a frame.
 
         Args:
-            changes: Squared differences of each patch in full detail ``(N,)``.
-            mean_change: Mean change per value, in grey levels squared.
+            changes: Squared differences of each patch to the camera's earlier pixels, ``(N,)``.
+            mean_change: Their mean per value, in grey levels squared.
         """
         found = kernels.change_quantile(changes, NOISE_SHARE) * (NOISE_CORRECTION / PATCH_VALUES)
         found = min(found, self.noise_limit)
@@ -118,6 +71,14 @@ class ChangeEstimates:
         if self.noise is not None:
             noise = self.noise + (found - self.noise) * (NOISE_FALL if found < self.noise else NOISE_RISE)
         return replace(self, noise=noise, usual_change=mean_change)
+
+    def limited(self, limit: float) -> ChangeEstimates:
+        """The estimates with another upper limit of the noise energy."""
+        return replace(self, noise_limit=limit)
+
+    def changed(self, change: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which patches changed by more than noise, from the change per value ``(N,)``."""
+        return change > np.float32(NOISE_MARGIN * (self.noise or 0.0))
 
     def is_cut(self, mean_change: float) -> bool:
         """Whether a frame with this mean change begins a new scene."""
@@ -144,13 +105,26 @@ def noise_limit(image: NDArray[np.uint8]) -> float:
     return min(max(3 * 2 * variance, MIN_NOISE_LIMIT), MAX_NOISE)
 
 
-def detail(frame: CameraFrame) -> NDArray[np.float32]:
+def per_value(changes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Squared differences summed over patches as means per value, in grey levels squared."""
+    means: NDArray[np.float32] = changes.astype(np.float32) * np.float32(1 / PATCH_VALUES)
+    return means
+
+
+def detail_of(frame: CameraFrame) -> NDArray[np.float32]:
     """Energy per value of each patch beyond means of 4x4 pixels, ``(N,)``, in grey levels squared.
 
-    Within a scene, the error that all tokens leave is nearly proportional to it.
+    Within a scene, the error of the fixed rate is nearly proportional to it.
     """
     rows, columns = frame.grid
     black = np.zeros((rows * PATCH, columns * PATCH, 3), np.uint8)
     total, coarse = kernels.patch_change(frame.image, frame.bgr, black)
-    beyond: NDArray[np.float32] = (total - coarse).astype(np.float32) * np.float32(1 / PATCH_VALUES)
-    return beyond
+    return per_value(total - coarse)
+
+
+def camera_picture(frame: CameraFrame) -> NDArray[np.uint8]:
+    """The frame as RGB, padded to whole cells; a new array."""
+    rows, columns = frame.grid
+    picture = np.empty((rows * PATCH, columns * PATCH, 3), np.uint8)
+    kernels.update_reference(frame.image, frame.bgr, picture, np.arange(frame.n_patches, dtype=np.int32))
+    return picture

@@ -9,15 +9,18 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.header import PacketInfo, peek, verify
-from tatok_edge.format.packet import body_crc, unpack, unpack_delta, unpack_delta_cells
-from tatok_edge.geometry import PATCH, Image, patch_grid
+from tatok_edge.format.packet import body_crc, unpack, unpack_delta
+from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.runtime.cpu import kernels
-from tatok_edge.stream.state import StreamState, empty_state, in_motion, prior_of, state_of
+from tatok_edge.stream.pixels import reach_of
+from tatok_edge.stream.state import StreamState, empty_state, held_ahead, state_of, update_of
+from tatok_edge.stream.windows import around, move_flags
+from tatok_edge.tokens.delta import DeltaFrame
 
-LATE: Final = 256
+LATE: Final = 16
 """A key packet up to this many frames older than the picture is late. An older one begins a new stream."""
 MAX_EARLY: Final = 16
 """Largest number of packets that wait for packets before them."""
@@ -65,17 +68,14 @@ class StreamDecoder:
         self.state: StreamState | None = None
         """The state after the last used packet; None before the first one."""
         self._on_loss = on_loss
-        self._stale = np.zeros((0, 0), np.bool_)
-        self._picture: Image | None = None
-        self._moved: Image | None = None
+        self._stale = _Stale.nothing((0, 0))
         self._early: dict[tuple[int, int], bytes] = {}
-        self._joining: _Joining | None = None
         self._lost = False
 
     @property
     def needs_keyframe(self) -> bool:
         """Whether packets are missing, so that a keyframe would help."""
-        return self.state is None or self._lost or bool(self._stale.any())
+        return self.state is None or self._lost or bool(self._stale.picture.any())
 
     def decode(self, packet: bytes | bytearray | memoryview, *, bgr: bool = False) -> DecodedFrame:
         """Take the next packet and return the picture after it.
@@ -93,12 +93,12 @@ class StreamDecoder:
         if state is None:
             stale = np.ones(patch_grid(info.width, info.height), np.bool_)
             return DecodedFrame(None, info.index, info.timestamp_us, info.kind, stale, problem)
-        image = self._shown(state)[: state.height, : state.width, :: -1 if bgr else 1].copy()
-        stale = np.ones_like(self._stale) if self._lost else self._stale.copy()
+        image = state.picture[: state.height, : state.width, :: -1 if bgr else 1].copy()
+        stale = np.ones_like(self._stale.picture) if self._lost else self._stale.picture.copy()
         return DecodedFrame(image, info.index, info.timestamp_us, info.kind, stale, problem)
 
     def push(self, packet: bytes | bytearray | memoryview) -> str | None:
-        """Take the next packet without making its picture.
+        """Take the next packet without a copy of its picture.
 
         Returns:
             Why the packet was not used; None if it was.
@@ -113,8 +113,8 @@ class StreamDecoder:
         if state is not None and info.index <= state.index and not self._lost:
             return f"packet of frame {info.index} came twice or too late: the picture is of frame {state.index}"
         if state is not None and self._follows(info, state):
-            self._apply(packet, state)
-            self._catch_up(state)
+            self._apply(packet, state, self._stale)
+            self._catch_up()
             return None
         return self._push_out_of_order(bytes(packet), info)
 
@@ -132,50 +132,41 @@ class StreamDecoder:
         if state is not None and not self._lost and info.index <= state.index <= info.index + LATE:
             return f"key packet of frame {info.index} came twice or too late: the picture is of frame {state.index}"
         frame = unpack(packet, self.tokenizer.entropy_model)
-        self.state = state_of(frame, body_crc(packet), self.tokenizer)
-        self._stale = np.zeros(frame.grid, np.bool_)
-        self._picture = self._moved = None
-        self._lost, self._joining = False, None
-        self._catch_up(self.state)
+        self.state = state_of(frame, body_crc(packet), self.tokenizer, Clock())
+        self._stale = _Stale.nothing(frame.grid)
+        self._lost = False
+        self._catch_up()
         return None
 
-    def _apply(self, packet: bytes | bytearray | memoryview, state: StreamState) -> None:
-        """Update ``state`` and the picture. All that can fail comes first."""
-        delta = unpack_delta(packet, self.tokenizer.entropy_model, state.global_ids)
-        prior = prior_of(delta, state, self.tokenizer)
-        if delta.n_vectors:
-            motion = delta.motion()
-            self._moved = kernels.move_cells(self._shown(state), motion)
-            if self._stale.any():  # pixels that move may have been decoded beside stale patches
-                self._stale |= in_motion(motion)
-        if delta.n_vectors or delta.n_updated:
-            self._picture = None
-        state.apply(delta, body_crc(packet), prior, self.tokenizer.levels)
-        self._stale.ravel()[delta.updated] = False
-        self._lost, self._joining = False, None
+    def _apply(self, packet: bytes | bytearray | memoryview, state: StreamState, stale: _Stale) -> None:
+        """Update ``state``, of which ``stale`` is stale, and make it the decoder's. All that can fail comes first."""
+        sent = peek(packet).n_updated_cells or 0
+        try:
+            delta = unpack_delta(packet, self.tokenizer.entropy_model, held_ahead(state.held, sent))
+            update = update_of(delta, state, self.tokenizer, Clock())
+        except InputError as error:  # a packet with a right checksum that does not go with what is held
+            raise FormatError(f"packet of frame {peek(packet).index}: {error}") from None
+        state.apply(update, body_crc(packet))
+        self.state, self._lost = state, False
+        self._stale = stale.after(delta, update.decoded, reach_of(self.tokenizer.bundle.manifest))
 
-    def _shown(self, state: StreamState) -> Image:
-        """The picture, uint8 RGB, padded to whole cells."""
-        if self._picture is None:
-            rows, columns = state.grid
-            pixels = state.pixels(self.tokenizer.networks, Clock())
-            self._picture = kernels.assemble(pixels, columns, rows * PATCH, columns * PATCH, False)
-            if self._moved is not None:
-                moved = np.flatnonzero(state.moved).astype(np.int32)
-                kernels.update_reference(self._moved, False, self._picture, moved)
-        return self._picture
-
-    def _catch_up(self, state: StreamState) -> None:
-        """Apply packets that came too early and fit now."""
-        while (early := self._early.pop((state.index, state.crc), None)) is not None:
-            info = peek(early)
-            if not self._follows(info, state):
+    def _catch_up(self) -> None:
+        """Apply packets that came too early and fit now; a damaged one is dropped."""
+        state = self.state
+        while state is not None and (early := self._early.pop((state.index, state.crc), None)) is not None:
+            if not self._follows(peek(early), state):
                 break
-            self._apply(early, state)
-        self._early = {key: early for key, early in self._early.items() if key[0] > state.index}
+            try:
+                self._apply(early, state, self._stale)
+            except FormatError:
+                break
+        if state is not None:
+            self._early = {key: early for key, early in self._early.items() if key[0] > state.index}
 
     def _push_out_of_order(self, packet: bytes, info: PacketInfo) -> str | None:
         """Take a delta packet that does not follow the last one: keep it for later, or join the stream with it."""
+        if self._join(packet, info):
+            return None
         state, reference = self.state, info.reference or 0
         if state is None:
             problem = f"packet of frame {info.index} updates frame {reference}; waiting for a keyframe"
@@ -184,50 +175,54 @@ class StreamDecoder:
                 f"packet of frame {info.index} updates frame {reference}, the picture is of frame {state.index}: "
                 "packets are missing or of another stream; waiting for a keyframe"
             )
-            if reference > state.index and len(self._early) < MAX_EARLY:
+            if reference > state.index:
                 self._early[reference, info.follows or 0] = packet
+                if len(self._early) > MAX_EARLY:  # those far ahead are strays, or come too early by far
+                    del self._early[max(self._early)]
         if not self._lost and self._on_loss is not None:
             self._on_loss(problem)
         self._lost = True
-        return None if self._join(packet, info) else problem
+        return problem
 
     def _join(self, packet: bytes, info: PacketInfo) -> bool:
-        """Join a stream in its middle: collect the global tokens that a rolling refresh sends.
+        """Join a stream in its middle, at a packet that begins a round of a rolling refresh.
 
         Returns:
-            Whether all global tokens are known, so that the stream can be followed from here on.
+            Whether it is such a packet, so that the stream can be followed from here on.
         """
-        joining = self._joining
-        if joining is not None and info.index <= joining.state.index:
+        if info.n_updated_cells != info.n_cells:
             return False
-        if joining is None or not self._follows(info, joining.state):
-            tokenizer = self.tokenizer
-            state = empty_state(info.width, info.height, len(tokenizer.levels), tokenizer.networks.context_width)
-            joining = self._joining = _Joining(state, np.zeros(state.global_ids.size, np.bool_))
-        state = joining.state
-        cells, global_ids = unpack_delta_cells(packet, self.tokenizer.entropy_model)
-        state.global_ids[cells] = global_ids
-        joining.known[cells] = True
-        if not joining.known.all():
-            state.index, state.crc = info.index, body_crc(packet)
-            return False
-        codes = kernels.codes_from_ids(state.global_ids, self.tokenizer.levels)
-        state.global_codes = np.ascontiguousarray(codes.T).reshape(state.global_codes.shape)
-        held = self.state
-        if held is not None and held.grid == state.grid:  # old patches are better than none; all are stale
-            state.context, state.mean, state.state = held.context, held.mean, held.state
-        self._stale = np.ones(state.grid, np.bool_)
-        self._picture = self._moved = None
-        self.state = state
-        self._apply(packet, state)
+        state, old = empty_state(info.width, info.height, self.tokenizer), self.state
+        state.index, state.crc = info.reference or 0, info.follows or 0
+        if old is not None and old.grid == state.grid:  # an old picture is better than none
+            state.picture = old.picture
+        self._apply(packet, state, _Stale.everything(state.grid))
+        self._catch_up()
         return True
 
 
-@dataclass(slots=True)
-class _Joining:
-    """A stream that is being joined in its middle, until all of its global tokens are known."""
+@dataclass(frozen=True, slots=True)
+class _Stale:
+    """Which patches may differ from the encoder's; the arrays are never written to."""
 
-    state: StreamState
-    """Its state; so far only the global tokens are right."""
-    known: NDArray[np.bool_]
-    """Which global tokens have been received, ``(hc * wc,)``."""
+    maps: NDArray[np.bool_]
+    """Patches whose tokens and context are not those of the encoder, ``(h, w)``."""
+    picture: NDArray[np.bool_]
+    """Patches whose pixels may not be those of the encoder, ``(h, w)``."""
+
+    @classmethod
+    def nothing(cls, grid: tuple[int, int]) -> _Stale:
+        return cls(np.zeros(grid, np.bool_), np.zeros(grid, np.bool_))
+
+    @classmethod
+    def everything(cls, grid: tuple[int, int]) -> _Stale:
+        return cls(np.ones(grid, np.bool_), np.ones(grid, np.bool_))
+
+    def after(self, delta: DeltaFrame, decoded: NDArray[np.bool_], reach: int) -> _Stale:
+        """The same after a delta: ``decoded`` patches are right if all that the decoder saw around them was."""
+        if not self.picture.any():
+            return self
+        maps, picture = self.maps & ~delta.renewed_map(), self.picture
+        if delta.n_vectors:
+            picture = move_flags(picture, delta.motion())
+        return _Stale(maps, np.where(decoded, around(maps, reach), picture))

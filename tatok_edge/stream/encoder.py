@@ -15,18 +15,18 @@ from typing import Literal
 import numpy as np
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import PATCH_VALUES, Image
+from tatok_edge.geometry import Image
 from tatok_edge.model.networks import Clock
 from tatok_edge.model.pictures import check_image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.stream.change import ChangeEstimates
 from tatok_edge.stream.delta import draft_delta
 from tatok_edge.stream.frame import CameraFrame, StreamFrame
-from tatok_edge.stream.keyframe import draft_key
+from tatok_edge.stream.key import KeyPlan, draft_key, plan_key
+from tatok_edge.stream.look import look_at
 from tatok_edge.stream.memory import Draft, Memory
-from tatok_edge.stream.motion import find_motion
 from tatok_edge.stream.options import MAX_LOSS_DB, StreamOptions
-from tatok_edge.stream.plan import DeltaPlan, KeyPlan, plan_delta, plan_key
+from tatok_edge.stream.plan import DeltaPlan, plan_delta
 from tatok_edge.stream.state import StreamState
 from tatok_edge.tokens.budget import TokenBudget
 
@@ -39,20 +39,18 @@ class StreamEncoder:
     Args:
         tokenizer: The model.
         budget: Limits for each packet, besides ``max_loss_db``.
-        max_loss_db: How much PSNR holding and filtering may cost against all tokens of every frame; 0 sends a token
-            for each patch that changed by more than noise.
+        max_loss_db: PSNR that the shown picture may lose against the fixed rate (the first token of every patch of
+            every frame), in the mean over frames; 0 for no loss.
         keyframe_interval: Frames from one keyframe to the next, or of one round of the rolling refresh; 0 for a
             keyframe at the start only.
         refresh: ``"key"`` sends a keyframe each interval; ``"rolling"`` refreshes a few cells in every frame
             instead, so that the bit rate stays flat.
-        motion: Move held pixels with the camera. It saves tokens where the camera moves and takes time there: the
-            picture is decoded every third frame.
-        recompute: ``"changed"`` encodes the patches that get a token; ``"always"`` encodes all patches and sends the
-            same packets, for comparison.
+        motion: Move shown pixels with the camera, where that costs less than new tokens.
+        fill: Let the packets use all bits of ``budget.max_bits``, whatever ``max_loss_db`` says: still parts get
+            sharper. Without ``max_bits`` it changes nothing.
 
     Raises:
         InputError: An argument is out of its range.
-        BundleError: The bundle has no refiner, but the budget asks for refining.
     """
 
     def __init__(
@@ -64,13 +62,11 @@ class StreamEncoder:
         keyframe_interval: int = 300,
         refresh: Literal["key", "rolling"] = "key",
         motion: bool = True,
-        recompute: Literal["changed", "always"] = "changed",
+        fill: bool = False,
     ) -> None:
         self._options = StreamOptions(
-            tokenizer, budget or TokenBudget(), max_loss_db, keyframe_interval, refresh, motion, recompute
+            tokenizer, budget or TokenBudget(), max_loss_db, keyframe_interval, refresh, motion, fill
         )
-        if self.budget.refine:
-            tokenizer.refiner()  # better now than at the first keyframe
         self._memory: Memory | None = None
         self._key_requested = threading.Event()
 
@@ -155,29 +151,16 @@ class StreamEncoder:
             raise InputError(f"index must be at least {following}, the number after the frame before; got {index}")
         frame = CameraFrame(image, bgr, index, timestamp_us)
         if memory is None:
-            return plan_key(frame, options, None, ChangeEstimates(), new_scene=True)
+            return plan_key(frame, options, None, ChangeEstimates())
         if (memory.state.width, memory.state.height) != (frame.width, frame.height):
-            return plan_key(frame, options, memory, replace(memory.estimates, usual_change=None), new_scene=True)
-        found = find_motion(
-            frame,
-            options,
-            memory.reference,
-            memory.search,
-            memory.history,
-            memory.estimates,
-            memory.quality.threshold,
-        )
-        with frame.clock.stage("change"):
-            change, coarse = found.changes.astype(np.float32) * np.float32(1 / PATCH_VALUES)
-            mean_change = float(change.mean())
-            estimates = memory.estimates.after(found.changes[0], mean_change)
-        scene_cut = memory.estimates.is_cut(mean_change)
+            return plan_key(frame, options, None, replace(memory.estimates, usual_change=None))
+        look = look_at(frame, options, memory)
         # With a rolling refresh the bit rate stays flat: a scene cut makes no keyframe.
-        held_cut = scene_cut and options.refresh == "rolling"
-        requested = scene_cut or self._key_requested.is_set() or memory.refresh.key_due(options)
-        if requested and not held_cut:
-            return plan_key(frame, options, memory, estimates, new_scene=scene_cut, scene_cut=scene_cut)
-        return plan_delta(frame, options, memory, found, estimates, (change, coarse), scene_cut=held_cut)
+        if look.scene_cut and options.refresh != "rolling":
+            return plan_key(frame, options, None, look.estimates, scene_cut=True)
+        if self._key_requested.is_set() or memory.refresh.key_due(options):
+            return plan_key(frame, options, memory, look.estimates)
+        return plan_delta(look)
 
     def _commit(self, draft: Draft) -> StreamFrame:
         self._memory = draft.commit()
@@ -219,8 +202,7 @@ def encode_frames(
     tokenizer = encoders[0].tokenizer
     if any(encoder.tokenizer is not tokenizer for encoder in encoders):
         raise InputError("encoders must share one tokenizer")
-    for camera, image in enumerate(images):
-        check_image(image, "image" if count == 1 else f"images[{camera}]")
+    images = [check_image(image, "image" if count == 1 else f"images[{camera}]") for camera, image in enumerate(images)]
     plans = [
         encoder._plan(image, bgr, number, time)
         for encoder, image, number, time in zip(encoders, images, numbers, times, strict=True)
@@ -232,13 +214,13 @@ def encode_frames(
 def _drafts(plans: Sequence[KeyPlan | DeltaPlan], tokenizer: Tokenizer) -> list[Draft]:
     """The packets of all cameras, with one call of the patch encoder."""
     rows = [plan.features for plan in plans if plan.features is not None]
-    codes = np.zeros((0, len(tokenizer.levels)), np.int32)
+    codes = np.zeros((0, tokenizer.depth * len(tokenizer.levels)), np.int32)
     clock = Clock()
     if rows:
         codes = tokenizer.networks.patch_codes(rows[0] if len(rows) == 1 else np.concatenate(rows), clock)
     drafts, start = [], 0
     for plan in plans:
-        stop = start + len(plan.encoded)
+        stop = start + plan.n_encoded
         if stop > start:  # each camera is charged for its share of the patches
             plan.frame.clock.seconds["patch_encoder"] = clock.seconds["patch_encoder"] * (stop - start) / len(codes)
         own = codes[start:stop]

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image, PictureSize
 from tatok_edge.model.networks import Clock
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -47,6 +52,16 @@ class CameraFrame(PictureSize):
     def height(self) -> int:  # type: ignore[override]  # read-only
         """Height of the image in pixels."""
         return int(self.image.shape[0])
+
+    def patches(self) -> NDArray[np.int32]:
+        """All patches in raster order, ``(N,)``."""
+        return np.arange(self.n_patches, dtype=np.int32)
+
+    def weights(self, budget: TokenBudget) -> NDArray[np.float32]:
+        """How much an error counts in each patch, ``(N,)``."""
+        if budget.score == "visual":
+            return kernels.visual_weights(self.image)
+        return np.ones(self.n_patches, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,61 +7,61 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.model.networks import Prior
-from tatok_edge.stream.change import ChangeEstimates, Reference
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.stream.change import ChangeEstimates
+from tatok_edge.stream.curves import ErrorCurves
 from tatok_edge.stream.frame import CameraFrame, StreamFrame
-from tatok_edge.stream.motion import MotionSearch
-from tatok_edge.stream.quality import Quality, ShownPicture
-from tatok_edge.stream.selection import PatchHistory, Refresh
-from tatok_edge.stream.state import StreamState
-from tatok_edge.tokens.delta import DeltaFrame
+from tatok_edge.stream.history import PatchHistory, Refresh
+from tatok_edge.stream.price import Price
+from tatok_edge.stream.state import StreamState, Update
 
 
-class PriorBuffer:
-    """Room for context and mean of patches that are being encoded, as the feature kernel reads them.
+class Scratch:
+    """Memory to work in, for pictures of one size; its content does not last from frame to frame.
 
     Args:
-        state: Entries of the keyframe, which give the shapes and the first values.
+        state: A state of a picture of that size.
     """
 
     def __init__(self, state: StreamState) -> None:
-        self.context = state.context.copy()
-        """Context ``(Dc, N)``."""
-        self.mean = state.mean.copy()
-        """Mean pixels ``(192, N)``."""
+        self.context = np.empty_like(state.maps.context)
+        """Context of the patches that are encoded, among ``(Dc, N)``."""
+        self.mean = np.empty_like(state.maps.mean)
+        """Mean pixels of the patches that are encoded, among ``(192, N)``."""
+        self.motion = kernels.motion_scratch(*state.picture.shape[:2])
+        """Memory of the motion search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What an encoder remembers after a frame.
 
-    A frame makes a new memory. Only the large arrays of ``state`` and ``reference`` are written in place, and only by
-    :meth:`Draft.commit`.
+    A frame makes a new memory. Only ``state`` and ``camera`` are written in place, and only by :meth:`Draft.commit`.
     """
 
     state: StreamState
     """The state; the receiver holds the same."""
-    reference: Reference
-    """The picture that changes are measured against."""
-    buffer: PriorBuffer
-    """Scratch memory."""
+    camera: NDArray[np.uint8]
+    """The camera's pixels of each patch as of its last change, uint8 RGB, padded to whole cells."""
+    scratch: Scratch
+    """Memory to work in."""
     estimates: ChangeEstimates
     """Noise and usual change of the scene."""
     history: PatchHistory
-    """Loss, age and life of each patch."""
-    search: MotionSearch
-    """Where the search for motion begins."""
+    """The past of each patch."""
+    vectors: NDArray[np.int32]
+    """Motion vectors found last, int32 ``(hc, wc, 2)``: where the next search begins."""
     refresh: Refresh
     """Progress between keyframes."""
-    quality: Quality
-    """Error in the scene, and the allowance."""
-    shown: ShownPicture | None = None
-    """The picture of a receiver; None where no pixels have moved."""
+    price: Price
+    """The price of a token."""
+    curves: ErrorCurves
+    """What tokens do remove in this scene."""
 
     def copy(self) -> Memory:
         """A memory that changes independently."""
         state = self.state.copy()
-        return replace(self, state=state, reference=self.reference.copy(), buffer=PriorBuffer(state))
+        return replace(self, state=state, camera=self.camera.copy(), scratch=Scratch(state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,53 +70,21 @@ class Draft:
 
     result: StreamFrame
     """The encoded frame."""
+    frame: CameraFrame
+    """The frame of the camera."""
     memory: Memory
-    """The memory after the frame, except for what ``writes`` writes."""
-    writes: DeltaWrites | None = None
-    """What a delta writes in place; None for a keyframe."""
+    """The memory after the frame, except for what is written in place."""
+    update: Update | None = None
+    """What a delta writes to the state; None for a keyframe, which has a new one."""
+    crc: int = 0
+    """Checksum of the packet."""
+    changed: NDArray[np.int32] | None = None
+    """Patches whose camera pixels are taken from the frame; None for a keyframe, which has new ones."""
 
     def commit(self) -> Memory:
-        """Write what is written in place; returns the memory after the frame."""
-        if self.writes is not None:
-            self.writes.to(self.memory)
+        """Write what is written in place; returns the memory after the frame. It cannot fail."""
+        if self.update is not None:
+            self.memory.state.apply(self.update, self.crc)
+        if self.changed is not None:
+            kernels.update_reference(self.frame.image, self.frame.bgr, self.memory.camera, self.changed)
         return self.memory
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaWrites:
-    """What a delta packet changes in the large arrays of a memory."""
-
-    frame: CameraFrame
-    """The frame."""
-    delta: DeltaFrame
-    """The update."""
-    crc: int
-    """Checksum of the packet."""
-    prior: Prior | None
-    """Prior of the patches under the window; None where no patch is updated."""
-    levels: tuple[int, ...]
-    """FSQ levels."""
-    repeated: NDArray[np.int32]
-    """Patches whose token and mean are still right: only their reference is updated."""
-    state_is_new: bool = False
-    """The state is a copy that has been written already."""
-    reference_is_new: bool = False
-    """The reference is a copy that has been written already."""
-
-    def to(self, memory: Memory) -> None:
-        """Write what has not been written yet."""
-        with self.frame.clock.stage("update"):
-            if not self.state_is_new:
-                self.to_state(memory.state)
-            if not self.reference_is_new:
-                self.to_reference(memory.reference)
-
-    def to_state(self, state: StreamState) -> None:
-        """Write the state."""
-        state.apply(self.delta, self.crc, self.prior, self.levels)
-
-    def to_reference(self, reference: Reference) -> None:
-        """Write the reference picture; its moved picture must be that of this frame."""
-        if self.delta.n_vectors:
-            reference.move()
-        reference.update(self.frame, np.concatenate([self.repeated, self.delta.updated]))

@@ -54,9 +54,8 @@ class Stream(Closing):
             frames, ``"auto"`` drops frames of live sources only.
         fps: Largest number of frames per second, by their time stamps; None takes all. For arrays, their frame rate.
         max_kbps: Bandwidth of the link: largest size of the packets of any second, in kilobits. Frames that do not
-            fit are skipped.
+            fit are skipped; bits that are left make still parts sharper.
         motion: See :class:`StreamEncoder`.
-        recompute: See :class:`StreamEncoder`.
 
     Raises:
         SourceError: The source cannot be opened.
@@ -76,7 +75,6 @@ class Stream(Closing):
         fps: float | None = None,
         max_kbps: float | None = None,
         motion: bool = True,
-        recompute: Literal["changed", "always"] = "changed",
     ) -> None:
         if fps is not None and not 0.01 <= fps <= 1000:
             raise InputError(f"fps must be from 0.01 to 1000, got {fps:g}")
@@ -90,7 +88,7 @@ class Stream(Closing):
             keyframe_interval=keyframe_interval,
             refresh=refresh or ("key" if max_kbps is None else "rolling"),
             motion=motion,
-            recompute=recompute,
+            fill=max_kbps is not None,
         )
         """The encoder; its ``max_loss_db`` may be changed between frames."""
         self.budget = self.encoder.budget

@@ -1,303 +1,253 @@
-"""Plans: what a frame encodes, decided before the patch encoder runs.
+"""Plans of deltas: what a frame could send, decided before the patch encoder runs.
 
 Planning runs the global encoder and the context network. It changes nothing but scratch memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.model.networks import Prior
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.stream.change import ChangeEstimates
+from tatok_edge.stream.change import per_value
+from tatok_edge.stream.choice import HELD, Offers
 from tatok_edge.stream.frame import CameraFrame
-from tatok_edge.stream.memory import Memory
-from tatok_edge.stream.motion import FoundMotion, MotionSearch
-from tatok_edge.stream.options import StreamOptions
-from tatok_edge.stream.quality import TYPICAL_SCALE, Quality
-from tatok_edge.stream.selection import (
-    LONGEST_LIFE,
-    Candidates,
-    Limiter,
-    PatchHistory,
-    Refresh,
-    best_per_cell,
-    choose,
-    find_candidates,
-)
-from tatok_edge.stream.state import Window, cell_of, inside, window_around
+from tatok_edge.stream.history import PatchHistory, Refresh
+from tatok_edge.stream.look import Look
+from tatok_edge.stream.motion import FoundMotion, find_motion
+from tatok_edge.stream.pixels import pixels_of, put_patches
+from tatok_edge.stream.state import held_ahead, prior_of
+from tatok_edge.stream.windows import Window, cell_of, window_around
+
+VISIBLE: Final = 144.0
+"""A rise of the error above this energy is visible everywhere, in grey levels squared. Its cell gets a token now."""
+EAGERNESS: Final = 0.6
+"""Share of the price at which a patch is looked at more closely: before that, its error after an update is a guess."""
+MOST_SIMPLER: Final = 4.0
+"""Largest factor by which a patch is guessed to be simpler, or less simple, than it was."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeyPlan:
-    """What a keyframe encodes, before the patch encoder."""
+class Renewal:
+    """What renewing patches needs of the networks."""
 
-    frame: CameraFrame
-    """The frame."""
-    options: StreamOptions
-    """Options of the encoder."""
-    new_scene: bool
-    """Whether nothing is known of the scene: first frame, another size or a scene cut."""
-    scene_cut: bool
-    """Whether a scene cut caused the keyframe."""
-    estimates: ChangeEstimates
-    """Noise and usual change, measured with this frame."""
-    quality: Quality
-    """Error in the scene, and the allowance, before this frame."""
-    history: PatchHistory | None
-    """History of the patches up to the frame before; None in a new scene."""
-    search: MotionSearch
-    """Where the search for motion begins after the frame."""
-    global_codes: NDArray[np.int32]
-    """Codes of the global tokens ``(D, hc, wc)``."""
-    prior: Prior
-    """Prior of all patches."""
-    limiter: Limiter
-    """Keeps the tokens within the budget."""
-    life: NDArray[np.float32]
-    """For how many frames a token of each patch is expected to last, ``(N,)``."""
-    cost: NDArray[np.float32]
-    """Squared error per value that each patch adds without a token, ``(N,)``, in grey levels squared."""
-    token: NDArray[np.bool_]
-    """Which patches get a token ``(N,)``, as far as that is known."""
-    encoded: NDArray[np.int32]
-    """Patches that go through the patch encoder, ascending."""
-    features: NDArray[np.float32] | None
-    """Their features, one row each; None without patches."""
-
-
-def plan_key(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory | None,
-    estimates: ChangeEstimates,
-    *,
-    new_scene: bool,
-    scene_cut: bool = False,
-) -> KeyPlan:
-    """Plan a keyframe; changes nothing.
-
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        memory: What the encoder remembers; None before the first frame, which is a new scene.
-        estimates: Noise and usual change, measured with this frame.
-        new_scene: Nothing is known of the scene.
-        scene_cut: A scene cut caused the keyframe.
-    """
-    networks, patches = options.tokenizer.networks, np.arange(frame.n_patches, dtype=np.int32)
-    global_codes = networks.global_codes(frame.image, frame.bgr, frame.clock)
-    prior = networks.prior(global_codes, frame.clock)
-    limiter = Limiter(options.budget, frame, patches, (0, 0, *frame.cell_grid), prior)
-    quality = Quality() if memory is None else memory.quality
-    history, search = None, MotionSearch(np.zeros((*frame.cell_grid, 2), np.int32))
-    with frame.clock.stage("select"):
-        residual = kernels.patch_residual(frame.image, frame.bgr, prior.mean, patches, patches, frame.grid[1])
-        if new_scene or memory is None:
-            quality = replace(quality, scale=TYPICAL_SCALE)
-            life = np.full(len(patches), LONGEST_LIFE, np.float32)
-        else:
-            history, search = memory.history, replace(search, moves_from=memory.search.moves_from)
-            life = history.lives()
-        cost = residual * np.float32(quality.scale)
-        # The loss is measured against all tokens: a new scene is encoded whole to know their error.
-        token = choose(cost, life, 0.0 if new_scene else quality.allowed(options.max_loss_db))[0]
-        token = limiter.before_codes(token, cost)
-    everything = options.recompute == "always" or (new_scene and options.max_loss_db > 0)
-    with frame.clock.stage("gather"):
-        encoded = patches if everything else patches[token]
-        features = _features_of(frame, options, prior.context, prior.mean, encoded)
-    return KeyPlan(
-        frame=frame,
-        options=options,
-        new_scene=new_scene,
-        scene_cut=scene_cut,
-        estimates=estimates,
-        quality=quality,
-        history=history,
-        search=search,
-        global_codes=global_codes,
-        prior=prior,
-        limiter=limiter,
-        life=life,
-        cost=cost,
-        token=token,
-        encoded=encoded,
-        features=features,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The part of a delta plan that needs the networks: prior, cost and tokens of the candidates."""
-
-    cells: NDArray[np.int32]
-    """Cells whose global token is sent, ascending."""
-    global_codes: NDArray[np.int32]
-    """Codes of the global tokens after the frame ``(D, hc, wc)``."""
+    patches: NDArray[np.int32]
+    """The patches that may be renewed, ascending."""
     window: Window
     """Cells whose context is computed."""
+    cells: NDArray[np.int32]
+    """Cells whose global token changes with these patches or is announced, ascending."""
+    announced: NDArray[np.int32]
+    """Cells whose global token is sent whether it changes or not, ascending."""
+    global_ids: NDArray[np.int32]
+    """Ids of the global tokens after the frame ``(hc * wc,)``."""
     prior: Prior
-    """Prior of the patches in the window."""
-    limiter: Limiter
-    """Keeps the tokens within the budget."""
-    cost: NDArray[np.float32]
-    """Squared error per value that each candidate adds if it is updated without a token, ``(C,)``."""
-    token: NDArray[np.bool_]
-    """Which candidates get a token ``(C,)``, as far as that is known."""
-    encoded: NDArray[np.int32]
-    """Patches that go through the patch encoder, ascending."""
-    features: NDArray[np.float32] | None
-    """Their features, one row each; None without patches."""
+    """Their prior, one column each."""
+    encoded: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Those that go through the patch encoder, ascending."""
+    features: NDArray[np.float32] | None = None
+    """Features of these, one row each; None without patches."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaPlan:
     """What a delta packet encodes, before the patch encoder."""
 
-    frame: CameraFrame
-    """The frame."""
-    options: StreamOptions
-    """Options of the encoder."""
-    memory: Memory
-    """What the encoder remembers of the frames before."""
-    estimates: ChangeEstimates
-    """Noise and usual change, measured with this frame."""
-    quality: Quality
-    """Error in the scene, and the allowance, before this frame."""
+    look: Look
+    """What was seen of the frame."""
     found: FoundMotion
-    """Motion, and the held loss after it."""
+    """Motion, and the error of the shown picture after it."""
     history: PatchHistory
-    """History of the patches up to this frame, without its updates."""
+    """The past of each patch up to this frame, without its updates."""
+    changed: NDArray[np.int32]
+    """Patches whose pixels have changed by more than noise."""
     refresh: Refresh
     """Progress between keyframes, after this frame's turn."""
-    candidates: Candidates
-    """Patches that may be updated."""
-    update: Update | None
-    """Their codes and costs; None without candidates."""
+    offers: Offers
+    """What could be done."""
+    renewal: Renewal | None
+    """What renewing needs; None where nothing is renewed."""
 
     @property
-    def encoded(self) -> NDArray[np.int32]:
-        """Patches that go through the patch encoder, ascending."""
-        return np.zeros(0, np.int32) if self.update is None else self.update.encoded
+    def frame(self) -> CameraFrame:
+        """The frame."""
+        return self.look.frame
 
     @property
     def features(self) -> NDArray[np.float32] | None:
-        """Their features, one row each; None without patches."""
-        return None if self.update is None else self.update.features
+        """Features of the patches that go through the patch encoder; None without patches."""
+        return None if self.renewal is None else self.renewal.features
+
+    @property
+    def n_encoded(self) -> int:
+        """Patches that go through the patch encoder."""
+        return 0 if self.renewal is None else len(self.renewal.encoded)
 
 
-def plan_delta(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory,
-    found: FoundMotion,
-    estimates: ChangeEstimates,
-    changes: tuple[NDArray[np.float32], NDArray[np.float32]],
-    *,
-    scene_cut: bool,
-) -> DeltaPlan:
-    """Plan a delta packet; changes nothing but scratch memory.
-
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        memory: What the encoder remembers.
-        found: Motion.
-        estimates: Noise and usual change, measured with this frame.
-        changes: Change of each patch in full detail and in means of 4x4 pixels, ``(N,)``, in grey levels squared.
-        scene_cut: The scene has changed, but no keyframe is allowed.
-    """
-    quality = memory.quality
-    if scene_cut:
-        quality = replace(quality, until_probe=0)  # the estimates are of another scene
-    with frame.clock.stage("change"):
-        history = replace(memory.history, held_loss=found.held_loss).older()
+def plan_delta(look: Look) -> DeltaPlan:
+    """Plan a delta packet; changes nothing but scratch memory."""
+    frame, options, memory, estimates = look.frame, look.options, look.memory, look.estimates
+    found = find_motion(look)
+    with frame.clock.stage("select"):
+        changed = estimates.changed(look.change)
+        beyond_noise = np.maximum(look.change - np.float32(estimates.noise or 0), 0)
+        history, moved = found.history.seen(changed, beyond_noise), found.moved
+        history = replace(history, curves=history.curves.copy())
+        worth = history.lives() * frame.weights(options.budget)
         refreshed, announced, refresh = memory.refresh.turn(options, frame.cell_grid)
-        candidates = find_candidates(frame, options, estimates, changes, history, quality.threshold, refreshed)
-    update = None
-    if len(candidates.patches):
-        update = _plan_update(frame, options, memory, quality, candidates, history.lives(), announced)
+        depths = held_ahead(memory.state.held, len(announced)).depths
+        visible = changed & (found.error - history.settled > np.float32(VISIBLE))
+        outdated = (history.drift > 0) | moved
+        guesses = _guesses(look, found.error, history, worth, outdated)
+        wanted = outdated & (guesses.at(EAGERNESS * look.price) != HELD) | visible | refreshed
+        wanted |= (depths == 0) & (guesses.at(look.price) > 0)
+        refinable = np.flatnonzero(history.coded & (depths > 0) & ~moved & ~wanted).astype(np.int32)
+        known = _refinements(look, history, worth, refinable)
+    renewal, offers = None, known
+    if wanted.any():
+        patches = np.flatnonzero(wanted).astype(np.int32)
+        new_ids = _global_ids(look)
+        prior = _renewal_of(patches, new_ids, announced, look).prior
+        new = _renewal_offers(look, found, worth, patches, prior)
+        # What shows its global token alone gains nothing from another one, as long as nothing has changed.
+        bare = (depths == 0)[patches] & ~outdated[patches]
+        new.errors[bare, 0] = np.maximum(new.now[bare], new.errors[bare, 0])
+        # A patch without tokens that is held once more need not be looked at again until the price falls.
+        history.curves[patches[bare]] = new.errors[bare]
+        new = replace(new, forced=refreshed[patches], visible=visible[patches])
+        renewal = _plan_renewal(look, new, new_ids, announced)
+        # Where all global tokens are sent, no patch can be refined (see held_ahead).
+        whole = renewal is not None and len(renewal.cells) == frame.n_cells
+        offers = new if whole else known.joined(new)
     return DeltaPlan(
-        frame, options, memory, estimates, quality, found, history, refresh, candidates=candidates, update=update
+        look=look,
+        found=found,
+        history=history,
+        changed=np.flatnonzero(changed).astype(np.int32),
+        refresh=refresh,
+        offers=offers,
+        renewal=renewal,
     )
 
 
-def _plan_update(
-    frame: CameraFrame,
-    options: StreamOptions,
-    memory: Memory,
-    quality: Quality,
-    candidates: Candidates,
-    life: NDArray[np.float32],
-    announced: NDArray[np.int32],
-) -> Update:
-    networks, clock, columns, state = options.tokenizer.networks, frame.clock, frame.grid[1], memory.state
-    patches = candidates.patches
-    codes = networks.global_codes(frame.image, frame.bgr, clock)
-    with clock.stage("select"):
-        cells = cell_of(patches, columns)
-        touched = np.zeros(state.global_ids.size, np.bool_)
-        touched[cells] = True
-        window = window_around(np.flatnonzero(touched), state.cell_grid)
-        touched[announced] = True
-        mixed = np.where(touched.reshape(state.cell_grid), codes, state.global_codes)
-        differs = (mixed != state.global_codes).any(0).ravel()
-        differs[announced] = True
-        top, left, height, width = window
-        area = mixed[:, top : top + height, left : left + width]
-    prior = networks.prior(area, clock)
-    limiter = Limiter(options.budget, frame, patches, window, prior)
-    with clock.stage("select"):
-        source = inside(patches, window, columns)
-        residual = kernels.patch_residual(frame.image, frame.bgr, prior.mean, source, patches, columns)
-        cost = residual * np.float32(quality.scale)
-        loss = candidates.loss[patches]
-        held = float(candidates.loss.sum(dtype=np.float64) - loss.sum(dtype=np.float64))
-        token, _ = choose(np.minimum(cost, loss), life[patches], quality.allowed(options.max_loss_db) - held)
-        token[best_per_cell(cost, candidates.visible, cells)] = True
-        token = limiter.before_codes(token, cost)
-    with clock.stage("gather"):
-        chosen = patches if options.recompute == "always" else patches[token]
-        source, buffer = inside(chosen, window, columns), memory.buffer
-        kernels.scatter_columns(prior.context, source, buffer.context, chosen)
-        kernels.scatter_columns(prior.mean, source, buffer.mean, chosen)
-        encoded = np.arange(frame.n_patches, dtype=np.int32) if options.recompute == "always" else chosen
-        features = _features_of(frame, options, buffer.context, buffer.mean, encoded)
-    return Update(
-        cells=np.flatnonzero(differs).astype(np.int32),
-        global_codes=mixed,
-        window=window,
-        prior=prior,
-        limiter=limiter,
-        cost=cost,
-        token=token,
-        encoded=encoded,
-        features=features,
+def _guesses(
+    look: Look,
+    error: NDArray[np.float32],
+    history: PatchHistory,
+    worth: NDArray[np.float32],
+    outdated: NDArray[np.bool_],
+) -> Offers:
+    """What renewing patches may do, before any network runs: as in the past, as far as the detail is the same."""
+    usual = history.fixed_errors(look.detail) / np.maximum(history.curves[:, 1], 1)
+    scale = np.where(outdated, np.clip(usual, 1 / MOST_SIMPLER, MOST_SIMPLER), 1).astype(np.float32)
+    patches, none = look.frame.patches(), np.zeros(len(error), np.bool_)
+    return Offers(
+        patches=patches,
+        now=error,
+        errors=history.curves * scale[:, None],
+        worth=worth,
+        held=np.full(len(patches), HELD, np.int32),
+        forced=none,
+        visible=none,
+        cells=patches,
+        deepest=look.options.depth,
     )
 
 
-def _features_of(
-    frame: CameraFrame,
-    options: StreamOptions,
-    context: NDArray[np.float32],
-    mean: NDArray[np.float32],
-    patches: NDArray[np.int32],
-) -> NDArray[np.float32] | None:
-    """Features of ``patches``, one row each; None without patches.
+def _refinements(look: Look, history: PatchHistory, worth: NDArray[np.float32], patches: NDArray[np.int32]) -> Offers:
+    """What the next tokens of the held stacks of ``patches`` could do; changes since then reduce it."""
+    none = np.zeros(len(patches), np.bool_)
+    now, curves = history.settled[patches], history.curves[patches]
+    gains = (now[:, None] - curves) * np.float32(look.memory.curves.gain_correction) - history.drift[patches, None]
+    return Offers(
+        patches=patches,
+        now=now,
+        errors=now[:, None] - gains,
+        worth=worth[patches],
+        held=look.memory.state.held.depths[patches],
+        forced=none,
+        visible=none,
+        cells=cell_of(patches, look.frame.grid[1]),
+        deepest=look.options.depth,
+    )
 
-    Args:
-        frame: The frame.
-        options: Options of the encoder.
-        context: Context of all patches of the frame ``(Dc, N)``; only that of ``patches`` is read.
-        mean: Mean pixels of all patches ``(192, N)``; only those of ``patches`` are read.
-        patches: Raster indices, ascending.
-    """
-    if len(patches) == 0:
+
+def _global_ids(look: Look) -> NDArray[np.int32]:
+    """Ids of the global tokens of the frame ``(hc * wc,)``."""
+    frame, tokenizer = look.frame, look.options.tokenizer
+    codes = tokenizer.networks.global_codes(frame.image, frame.bgr, frame.clock)
+    return kernels.ids_from_codes(np.ascontiguousarray(codes.reshape(len(codes), -1).T), tokenizer.levels)
+
+
+def _renewal_of(
+    patches: NDArray[np.int32], new_ids: NDArray[np.int32], announced: NDArray[np.int32], look: Look
+) -> Renewal:
+    """The prior of ``patches`` with new global tokens in their cells."""
+    state, columns = look.memory.state, look.frame.grid[1]
+    touched = np.zeros(new_ids.size, np.bool_)
+    touched[cell_of(patches, columns)] = True
+    window = window_around(np.flatnonzero(touched), state.cell_grid)
+    touched[announced] = True
+    global_ids = np.where(touched, new_ids, state.held.global_ids)
+    sent = global_ids != state.held.global_ids
+    sent[announced] = True
+    prior = prior_of(patches, window, global_ids, state, look.options.tokenizer, look.frame.clock)
+    return Renewal(patches, window, np.flatnonzero(sent).astype(np.int32), announced, global_ids, prior)
+
+
+def _renewal_offers(
+    look: Look, found: FoundMotion, worth: NDArray[np.float32], patches: NDArray[np.int32], prior: Prior
+) -> Offers:
+    """What renewing ``patches`` under a prior could do."""
+    frame, options = look.frame, look.options
+    columns = frame.grid[1]
+    with frame.clock.stage("select"):
+        picture = found.picture.copy()
+        put_patches(picture, patches, pixels_of(prior.mean))
+        residual = per_value(kernels.patch_change(frame.image, frame.bgr, picture)[0])[patches]
+        every = np.arange(len(patches), dtype=np.int32)
+        scores = kernels.patch_scores(
+            frame.image, frame.bgr, prior.mean, every, patches, columns, options.tokenizer.coding.basis
+        )
+        none = np.zeros(len(patches), np.bool_)
+        return Offers(
+            patches=patches,
+            now=found.error[patches],
+            errors=look.memory.curves.of(residual, scores, look.estimates.of_frame),
+            worth=worth[patches],
+            held=np.full(len(patches), HELD, np.int32),
+            forced=none,
+            visible=none,
+            cells=cell_of(patches, columns),
+            deepest=options.depth,
+        )
+
+
+def _plan_renewal(
+    look: Look, offers: Offers, new_ids: NDArray[np.int32], announced: NDArray[np.int32]
+) -> Renewal | None:
+    """What renewing needs at the price: new global tokens only where a patch is renewed."""
+    frame, scratch = look.frame, look.memory.scratch
+    chosen = offers.at(look.price)
+    best = offers.most_visible()
+    encoded = chosen > 0
+    encoded[best] = True  # at a higher price a cell may need the token of another patch
+    renewed = (chosen != HELD) | encoded
+    if not renewed.any():
         return None
-    features = options.tokenizer.networks.features(len(patches))
-    kernels.gather_features(frame.image, frame.bgr, context, mean, patches, frame.grid[1], out=features)
-    return features
+    renewal = _renewal_of(offers.patches[renewed], new_ids, announced, look)
+    with frame.clock.stage("gather"):
+        patches = offers.patches[encoded]
+        if not len(patches):
+            return renewal
+        columns = frame.grid[1]
+        source = np.searchsorted(renewal.patches, patches).astype(np.int32)
+        kernels.scatter_columns(renewal.prior.context, source, scratch.context, patches)
+        kernels.scatter_columns(renewal.prior.mean, source, scratch.mean, patches)
+        features = look.options.tokenizer.networks.features(len(patches))
+        kernels.gather_features(frame.image, frame.bgr, scratch.context, scratch.mean, patches, columns, out=features)
+        return replace(renewal, encoded=patches, features=features)

@@ -1,11 +1,11 @@
-"""Bits: the bandwidth of a link, and the largest packet within a limit."""
+"""The bandwidth of a link."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
 from tatok_edge.errors import InputError
 from tatok_edge.stream.frame import KeyframeTooLarge, StreamFrame
@@ -13,7 +13,7 @@ from tatok_edge.tokens.budget import TokenBudget
 
 WINDOW_US: Final = 1_000_000
 """Time over which the bandwidth holds, in microseconds."""
-SPENT_AT_ONCE: Final = 0.25
+SPENT_AT_ONCE: Final = 0.3
 """Largest share of the remaining bits of a second that one frame may take. Some bits are always left."""
 SMALLEST_KBPS: Final = 4.0
 """Smallest bandwidth that is accepted, in kbit/s."""
@@ -80,29 +80,3 @@ class RateControl:
             encoded = encode(replace(budget, max_bits=error.bits))
         self.spend(timestamp_us, 8 * len(encoded.packet))
         return encoded
-
-
-Packed = TypeVar("Packed")
-
-
-def fit(packed: Callable[[int], tuple[Packed, bytes]], most: int, max_bits: int | None) -> tuple[Packed, bytes]:
-    """The packet with the largest count, up to ``most``, within ``max_bits``; the packet with 0 where none fits.
-
-    Args:
-        packed: Makes the packet with a count, and its content.
-        most: Largest count.
-        max_bits: Largest size in bits; None for any.
-    """
-    result = packed(most)
-    if max_bits is None or most == 0 or 8 * len(result[1]) <= max_bits:
-        return result
-    result = packed(0)
-    low, high, size = 0, most, 8 * len(result[1])
-    while high - low > max(1, most >> 7) and size <= max_bits:
-        middle = (low + high) // 2
-        trial = packed(middle)
-        if 8 * len(trial[1]) <= max_bits:
-            low, result = middle, trial
-        else:
-            high = middle
-    return result

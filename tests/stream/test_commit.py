@@ -47,7 +47,7 @@ def assert_equal(encoders: list[StreamEncoder], twins: list[StreamEncoder]) -> N
 def test_a_failing_network_changes_no_camera(
     tokenizer: Tokenizer, pan: list[Image], still: list[Image], refresh: str
 ) -> None:
-    """Every call of a network in every frame fails once: keyframes, deltas, motion, looks and probes."""
+    """Every call of a network in every frame fails once: keyframes, deltas, motion, decodes and probes."""
     session = FailingSession(tokenizer.networks.session)
     encoders = pair(Tokenizer(tokenizer.bundle, session, tokenizer.backend), refresh)
     twins = pair(tokenizer, refresh)
@@ -70,7 +70,7 @@ def test_a_failing_network_changes_no_camera(
         stages |= {stage for frame in frames if frame.kind == "delta" for stage in frame.seconds}
         vectors += frames[0].n_vectors
     session.calls_left = None
-    assert {"probe", "context", "patch_encoder"} <= stages
+    assert {"probe", "context", "patch_encoder", "decode"} <= stages
     assert (vectors > 0) == (refresh == "key")
 
 

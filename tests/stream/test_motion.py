@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from tatok_edge.geometry import Image
 from tatok_edge.runtime import reference
 from tatok_edge.runtime.cpu import kernels as kernels
 from tatok_edge.sources.synthetic import Scene, render
-from tatok_edge.stream import motion
 from tatok_edge.stream.frame import StreamFrame
+from tatok_edge.stream.windows import move_flags
 from tatok_edge.tokens.budget import TokenBudget
 
 
@@ -30,7 +29,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def pan() -> list[Image]:
     """A camera that pans over a still scene."""
-    return pan_over_a_scene(30)
+    return pan_over_a_scene(14)
 
 
 # --- kernels -----------------------------------------------------------------------------------------
@@ -131,32 +130,28 @@ def test_moving_into_the_source_is_refused() -> None:
 # --- streams -----------------------------------------------------------------------------------------
 
 
-def test_a_pan_costs_vectors_instead_of_tokens(
-    tokenizer: Tokenizer, pan: list[Image], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pan_costs_vectors_instead_of_tokens(tokenizer: Tokenizer, pan: list[Image]) -> None:
     moving, pictures, encoder = run(tokenizer, pan)
-    assert sum(frame.n_vectors for frame in moving) > 10
+    assert sum(frame.n_vectors for frame in moving) > 5
     assert loss_of(tokenizer, pan, pictures) < 0.6
-    monkeypatch.setattr(motion, "MOTION_SHARE", 10.0)
-    still, _, _ = run(tokenizer, pan)
+    still, _, _ = run(tokenizer, pan, motion=False)
     assert sum(frame.n_vectors for frame in still) == 0
-
-    def count(frames: list[StreamFrame]) -> int:
-        return sum(frame.n_tokens + frame.n_globals + frame.n_vectors for frame in frames)
-
-    assert count(moving) < 0.8 * count(still)
+    assert tokens_of(moving) < 0.8 * tokens_of(still)
     assert encoder.noise < 3
 
 
 @pytest.mark.parametrize("name", ["bear_pan", "paraglide_follow"])
-def test_a_real_pan_takes_fewer_tokens(tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = clip(name, 20)
+def test_a_real_pan_takes_fewer_tokens(tokenizer: Tokenizer, name: str) -> None:
+    images = clip(name, 10)
     moving, pictures, _ = run(tokenizer, images)
     assert loss_of(tokenizer, images, pictures) < 0.7
-    monkeypatch.setattr(motion, "MOTION_SHARE", 10.0)
-    still, _, _ = run(tokenizer, images)
-    tokens = [sum(f.n_tokens + f.n_globals + f.n_vectors for f in frames) for frames in (moving, still)]
-    assert tokens[0] < 0.85 * tokens[1]
+    still, _, _ = run(tokenizer, images, motion=False)
+    assert tokens_of(moving) < 0.9 * tokens_of(still)
+
+
+def tokens_of(frames: list[StreamFrame]) -> int:
+    """Tokens of all frames after the keyframe, vectors included."""
+    return sum(frame.n_tokens + frame.n_globals + frame.n_vectors for frame in frames[1:])
 
 
 def test_pushed_packets_leave_the_picture_of_decoded_ones(tokenizer: Tokenizer, pan: list[Image]) -> None:
@@ -185,23 +180,21 @@ def test_a_picture_that_was_given_out_stays_as_it_is(tokenizer: Tokenizer, pan: 
     np.testing.assert_array_equal(other.decode(StreamEncoder(tokenizer).encode(pan[0]).packet).image, copy)
 
 
-def test_what_moves_is_flagged_while_anything_is_stale(tokenizer: Tokenizer, pan: list[Image]) -> None:
-    encoder, decoder = StreamEncoder(tokenizer), StreamDecoder(tokenizer)
-    for image in pan[:3]:
-        decoder.decode(encoder.encode(image).packet)
-    decoder._stale[0, 0] = True  # as if one patch had not come yet
-    for image in pan[3:8]:
-        frame = encoder.encode(image)
-        decoded = decoder.decode(frame.packet)
-        if frame.n_vectors:
-            assert decoded.stale.mean() > 0.3
-            return
-    pytest.fail("nothing moved")
+def test_what_moves_is_flagged_while_anything_is_stale() -> None:
+    """A cell that reads from a stale patch is stale; one that does not stays as it is."""
+    stale = np.zeros((8, 8), np.bool_)
+    stale[1, 1] = True
+    vectors = np.zeros((2, 2, 2), np.int32)
+    vectors[1, 1] = (-62, -62)
+    vectors[0, 1] = (0, 2)
+    moved = move_flags(stale, vectors)
+    expected = stale.copy()
+    expected[5:6, 5:6] = True
+    assert moved[1, 1] and moved[:4, :4].sum() == 1
+    assert moved[5, 5] and not moved[:4, 4:].any() and not moved[4:, :4].any()
 
 
-@pytest.mark.parametrize(
-    "options", [{"refresh": "rolling", "keyframe_interval": 10}, {"max_loss_db": 0.0}, {"motion": False}]
-)
+@pytest.mark.parametrize("options", [{"refresh": "rolling", "keyframe_interval": 10}, {"motion": False}])
 def test_where_there_is_no_motion(tokenizer: Tokenizer, pan: list[Image], options: dict[str, Any]) -> None:
     frames, _, _ = run(tokenizer, pan[:10], **options)
     assert not any(frame.n_vectors for frame in frames)
@@ -216,18 +209,3 @@ def test_vectors_leave_room_in_a_small_budget(tokenizer: Tokenizer, pan: list[Im
         frame = encoder.encode(image)
         assert 8 * len(frame.packet) <= limit
         assert 24 * frame.n_vectors < limit
-
-
-def test_motion_is_given_up_where_it_costs_too_much(
-    tokenizer: Tokenizer, pan: list[Image], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(motion, "FAR_BEYOND", -100.0)  # whatever a look finds is too much
-    monkeypatch.setattr(motion, "MOTION_PAUSE", 6)
-    frames, _, encoder = run(tokenizer, pan)
-    moving = [frame.index for frame in frames if frame.n_vectors]
-    assert moving  # it was tried,
-    assert any(later - earlier >= 6 for earlier, later in itertools.pairwise(moving))  # and again later
-    # What had moved is updated rather than left behind.
-    pause = next(e for e, n in zip(moving, [*moving[1:], 99], strict=True) if n - e >= 6)
-    assert frames[pause + 2].n_updated > frames[pause].n_updated or frames[pause + 1].n_updated > 100
-    assert encoder.state is not None

@@ -140,9 +140,9 @@ def test_rate_control_makes_room_for_keyframes() -> None:
 
     asked: list[int | None] = []
     rate, budget = RateControl(10), TokenBudget()
-    assert rate.encode(0, budget, encoder_of(2_000)) is not None and asked == [2_500]
+    assert rate.encode(0, budget, encoder_of(2_000)) is not None and asked == [3_000]
     assert rate.encode(0, TokenBudget(max_bits=1_000), encoder_of(800)) is not None and asked[-1] == 1_000
-    assert rate.encode(0, budget, encoder_of(6_000)) is not None and asked[-2:] == [1_800, 6_000]
+    assert rate.encode(0, budget, encoder_of(6_000)) is not None and asked[-2:] == [2_160, 6_000]
     assert rate.left(0) == 1_200
     assert rate.encode(0, budget, encoder_of(4_000)) is None and rate.left(0) == 1_200
     with pytest.raises(KeyframeTooLarge):

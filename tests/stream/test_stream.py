@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.streams import clip, same, shown
+from helpers.streams import clip, fixed_rate, same, shown
 
 from tatok_edge import MultiStream, StreamDecoder, StreamEncoder, encode_frames
 from tatok_edge.errors import InputError
@@ -26,7 +26,7 @@ def scene() -> list[Image]:
 def test_a_clip_comes_through(tokenizer: Tokenizer, name: str) -> None:
     encoder, decoder = StreamEncoder(tokenizer), StreamDecoder(tokenizer)
     tokens, loss = [], []
-    for number, image in enumerate(clip(name, 40)):
+    for number, image in enumerate(clip(name, 16)):
         encoded = encoder.encode(image, timestamp_us=33_333 * number)
         decoded = decoder.decode(encoded.packet)
         assert decoded.complete and decoded.problem is None and decoded.image is not None
@@ -35,29 +35,30 @@ def test_a_clip_comes_through(tokenizer: Tokenizer, name: str) -> None:
         assert same(encoder.state, decoder.state)
         tokens.append(encoded.n_tokens)
         if number % 5 == 0:
-            loss.append(psnr(image, tokenizer.decode(tokenizer.encode(image))) - psnr(image, decoded.image))
+            loss.append(psnr(image, fixed_rate(tokenizer, image)) - psnr(image, decoded.image))
     patches = encoded.tokens.n_patches
-    assert np.mean(tokens) < patches / (5 if "static" in name else 2)
+    assert np.mean(tokens[1:]) < patches / (10 if "static" in name else 4)
     assert np.mean(loss) < 0.7
 
 
-def test_both_ends_hold_the_same_over_a_thousand_frames(tokenizer: Tokenizer, scene: list[Image]) -> None:
-    encoder = StreamEncoder(tokenizer, keyframe_interval=400)
+def test_both_ends_hold_the_same_over_many_frames(tokenizer: Tokenizer) -> None:
+    scene = [render(Scene(width=96, height=64), number) for number in range(20)]
+    encoder = StreamEncoder(tokenizer, keyframe_interval=80)
     decoder, late = StreamDecoder(tokenizer), StreamDecoder(tokenizer)
     kinds = []
-    for number in range(1000):
+    for number in range(200):
         place = number % (2 * len(scene) - 2)
         encoded = encoder.encode(scene[min(place, 2 * len(scene) - 2 - place)])
         assert decoder.push(encoded.packet) is None
         assert same(encoder.state, decoder.state), number
         kinds.append(encoded.kind)
-        if number >= 150:  # one that joins in the middle waits for the next keyframe
+        if number >= 30:  # one that joins in the middle waits for the next keyframe
             late.push(encoded.packet)
-            assert (late.state is not None) == (number >= 400)
-            assert late.needs_keyframe == (number < 400)
-            if number >= 400:
+            assert (late.state is not None) == (number >= 80)
+            assert late.needs_keyframe == (number < 80)
+            if number >= 80:
                 assert same(encoder.state, late.state), number
-    assert [number for number, kind in enumerate(kinds) if kind == "key"] == [0, 400, 800]
+    assert [number for number, kind in enumerate(kinds) if kind == "key"] == [0, 80, 160]
 
 
 def test_who_joins_a_rolling_refresh_is_exact_after_one_round(tokenizer: Tokenizer, scene: list[Image]) -> None:
@@ -76,33 +77,23 @@ def test_who_joins_a_rolling_refresh_is_exact_after_one_round(tokenizer: Tokeniz
             assert same(encoder.state, late.state)
         else:
             assert exact is None and late.needs_keyframe
-    # It came in the middle of a round, so it needs the rest of that one and one whole round.
-    assert exact is not None and exact <= 4 + 2 * rounds
-
-
-def test_recompute_always_gives_the_same_packets(tokenizer: Tokenizer) -> None:
-    images = clip("cups_static", 12)
-    for refresh in ("key", "rolling"):
-        encoders = [
-            StreamEncoder(tokenizer, recompute=recompute, refresh=refresh, keyframe_interval=5)  # type: ignore[arg-type]
-            for recompute in ("changed", "always")
-        ]
-        for image in images:
-            changed, always = (encoder.encode(image) for encoder in encoders)
-            assert changed.packet == always.packet
-            assert changed.n_encoded <= always.n_encoded
+    # It came in the middle of a round, so it needs the rest of that one and two whole rounds.
+    assert exact is not None and exact <= 4 + 3 * rounds
 
 
 def test_a_still_scene_costs_next_to_nothing(tokenizer: Tokenizer) -> None:
     image = render(Scene(width=320, height=240), 0)
     encoder = StreamEncoder(tokenizer)
     first = encoder.encode(image)
-    for _ in range(20):
-        encoded = encoder.encode(image)
-    assert first.kind == "key" and encoded.kind == "delta"
-    assert encoded.n_tokens == encoded.n_updated == encoded.n_encoded == encoded.n_globals == 0
-    assert len(encoded.packet) <= 32
-    assert "patch_encoder" not in encoded.seconds and "context" not in encoded.seconds
+    before, frames = psnr(image, shown(encoder)), [encoder.encode(image) for _ in range(40)]
+    assert first.kind == "key" and frames[0].kind == "delta"
+    # It gets sharper at first; then there is nothing left that is worth a token.
+    assert psnr(image, shown(encoder)) > before + 0.2
+    assert sum(frame.n_tokens for frame in frames) < first.n_tokens / 3
+    quiet = frames[-1]
+    assert quiet.n_tokens == quiet.n_updated == quiet.n_encoded == quiet.n_globals == 0
+    assert len(quiet.packet) <= 32
+    assert "patch_encoder" not in quiet.seconds and "context" not in quiet.seconds
 
 
 def test_noise_is_not_news(tokenizer: Tokenizer, rng: np.random.Generator) -> None:
@@ -129,21 +120,20 @@ def test_noise_is_not_news(tokenizer: Tokenizer, rng: np.random.Generator) -> No
 
 
 def test_the_loss_is_what_was_allowed(tokenizer: Tokenizer) -> None:
-    images = clip("cups_static", 60)
+    images = clip("cups_static", 24)
     counts, losses = [], []
     for allowed in (0.0, 0.2, 1.0):
         encoder = StreamEncoder(tokenizer, max_loss_db=allowed)
         total, loss = 0, []
         for number, image in enumerate(images):
             total += encoder.encode(image).n_tokens
-            if number > 20 and number % 6 == 0:
-                everything = tokenizer.decode(tokenizer.encode(image))
-                loss.append(psnr(image, everything) - psnr(image, shown(tokenizer, encoder)))
+            if number > 8 and number % 4 == 0:
+                loss.append(psnr(image, fixed_rate(tokenizer, image)) - psnr(image, shown(encoder)))
         counts.append(total)
         losses.append(np.mean(loss))
     assert counts[0] > counts[1] > counts[2]
     assert losses[0] < losses[1] < losses[2]
-    assert losses[1] < 0.4 and losses[2] < 1.5
+    assert losses[1] < 0.5 and losses[2] < 1.5
 
 
 def test_a_scene_cut_makes_a_keyframe(tokenizer: Tokenizer, scene: list[Image]) -> None:
@@ -183,7 +173,7 @@ def test_a_keyframe_on_request(tokenizer: Tokenizer, scene: list[Image]) -> None
         assert kinds == ["key", "delta", "delta", "key", "delta", "delta"]
 
 
-@pytest.mark.parametrize("score", ["residual", "information", "entropy"])
+@pytest.mark.parametrize("score", ["residual", "visual"])
 def test_budgets_hold(tokenizer: Tokenizer, scene: list[Image], score: Any) -> None:
     for budget in (
         TokenBudget(max_tokens=11, score=score),
@@ -213,9 +203,9 @@ def test_what_did_not_fit_follows(tokenizer: Tokenizer) -> None:
     quality = []
     for _ in range(12):
         encoder.encode(image)
-        quality.append(psnr(image, shown(tokenizer, encoder)))
+        quality.append(psnr(image, shown(encoder)))
     assert quality[-1] > quality[0] + 1.0
-    assert quality[-1] > psnr(image, tokenizer.decode(tokenizer.encode(image))) - 1.0
+    assert quality[-1] > psnr(image, fixed_rate(tokenizer, image)) - 1.0
 
 
 def test_wrong_arguments(tokenizer: Tokenizer, scene: list[Image]) -> None:
@@ -223,8 +213,20 @@ def test_wrong_arguments(tokenizer: Tokenizer, scene: list[Image]) -> None:
         ({"max_loss_db": -1}, "max_loss_db must be from 0 to 20 dB, got -1"),
         ({"max_loss_db": float("nan")}, "max_loss_db must be from 0 to 20 dB, got nan"),
         ({"keyframe_interval": -1}, "keyframe_interval must be a number of frames from 0, got -1"),
+        (
+            {"budget": TokenBudget(score="entropy")},
+            "score must be 'residual' or 'visual' for a stream, whose tokens are "
+            "ranked by the error that they remove; got 'entropy'",
+        ),
+        (
+            {"budget": TokenBudget(min_tokens=3)},
+            "min_tokens must be 0 for a stream, whose packets carry changes only; got 3",
+        ),
+        (
+            {"budget": TokenBudget(refine=2)},
+            "refine must be 0 for a stream, which corrects its tokens by further ones; got 2",
+        ),
         ({"refresh": "never"}, "refresh must be 'key' or 'rolling', got 'never'"),
-        ({"recompute": "maybe"}, "recompute must be 'changed' or 'always', got 'maybe'"),
     ]:
         with pytest.raises(InputError) as caught:
             StreamEncoder(tokenizer, **arguments)  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""The limits of a packet: the price rises until what is chosen fits the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tatok_edge.stream.choice import HELD, HIGHEST, Offers, lowest_price
+from tatok_edge.tokens.budget import TokenBudget
+
+TRIALS: Final = 6
+"""Most packets that are made to find one that fits."""
+SLACK: Final = 0.03
+"""A packet that could be larger by this share is large enough."""
+PLACE_SIZE: Final = 0.4
+"""Rough size of the place of a patch in a packet, in tokens."""
+Packed = TypeVar("Packed")
+
+
+def within_budget(
+    offers: Offers,
+    price: float,
+    budget: TokenBudget,
+    most: int,
+    packed: Callable[[NDArray[np.int32]], tuple[Packed, bytes]],
+) -> tuple[float, NDArray[np.int32], Packed, bytes]:
+    """The best actions within a budget.
+
+    Args:
+        offers: What could be done.
+        price: The price of a token; it rises where a limit asks for it.
+        budget: Limits of the packet.
+        most: Largest number of tokens.
+        packed: Makes the packet of chosen depths ``(C,)``, and its content.
+
+    Returns:
+        The price, the depths that are chosen at it ``(C,)``, the content and the packet. The packet exceeds the limits
+        only where no action at all does.
+    """
+    if budget.tau < 1:
+        share = budget.tau * offers.gain(offers.at(price))
+        price = lowest_price(price, lambda at: offers.gain(offers.at(at)) <= share)
+
+    def fits(chosen: NDArray[np.int32]) -> bool:
+        return offers.tokens(chosen) <= most
+
+    if offers.visible.any() and not fits(offers.at(HIGHEST)):
+        offers = replace(offers, visible=np.zeros_like(offers.visible))
+    price = lowest_price(price, lambda at: fits(offers.at(at)))
+    best = offers.at(price)
+    content, packet = packed(best)
+    if budget.max_bits is None or 8 * len(packet) <= budget.max_bits:
+        return price, best, content, packet
+    fitting = _within_bits(offers, price, budget.max_bits, packed, best, packet)
+    if fitting is None and offers.visible.any():
+        offers = replace(offers, visible=np.zeros_like(offers.visible))
+        best = offers.at(price)
+        fitting = _within_bits(offers, price, budget.max_bits, packed, best, packed(best)[1])
+    if fitting is None:
+        least = offers.at(HIGHEST)
+        fitting = HIGHEST, least, *packed(least)
+    return fitting
+
+
+def _within_bits(
+    offers: Offers,
+    price: float,
+    max_bits: int,
+    packed: Callable[[NDArray[np.int32]], tuple[Packed, bytes]],
+    most: NDArray[np.int32],
+    packet: bytes,
+) -> tuple[float, NDArray[np.int32], Packed, bytes] | None:
+    """The best actions whose packet fits; ``most`` are those at ``price``, ``packet`` is theirs. None where none fits.
+
+    Packing takes time, so the size is interpolated between packets that fit and packets that do not.
+    """
+    best = None
+    (low, small), (high, large) = (0.0, 0), (_size(offers, most), 8 * len(packet))
+    for _ in range(TRIALS):
+        if large <= max_bits:
+            return best or (price, most, *packed(most))
+        share = min(max((max_bits - small) / (large - small), 0.05), 0.95)
+        aim = low + share * (high - low)
+        at = lowest_price(price, lambda price: _size(offers, offers.at(price)) <= aim)  # noqa: B023  # called at once
+        chosen = offers.at(at)
+        content, packet = packed(chosen)
+        size, bits = _size(offers, chosen), 8 * len(packet)
+        if bits > max_bits:
+            high, large = size, bits
+        else:
+            best, low, small = (at, chosen, content, packet), size, bits
+        if bits <= max_bits < bits * (1 + SLACK) or high - low < 1:
+            break
+    return best
+
+
+def _size(offers: Offers, chosen: NDArray[np.int32]) -> float:
+    """Rough size of the packet of chosen actions, in tokens."""
+    return offers.tokens(chosen) + PLACE_SIZE * float(np.count_nonzero(chosen != HELD))

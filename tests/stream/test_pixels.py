@@ -1,0 +1,107 @@
+"""Incremental decoding against decoding the whole grid, and the places of windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tatok_edge import Tokenizer
+from tatok_edge.geometry import PATCH_VALUES
+from tatok_edge.model.networks import Clock
+from tatok_edge.runtime.cpu import kernels
+from tatok_edge.stream.change import noise_limit
+from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of, windows_of
+from tatok_edge.stream.windows import around, cell_of, inside, window_around
+
+
+def random_maps(tokenizer: Tokenizer, patches: int, seed: int) -> Maps:
+    rng = np.random.default_rng(seed)
+    state = rng.uniform(-1, 1, (tokenizer.depth * (len(tokenizer.levels) + 2), patches)).astype(np.float32)
+    context = rng.normal(0, 1, (tokenizer.networks.context_width, patches)).astype(np.float32)
+    return Maps(state, context, rng.uniform(-0.6, 0.6, (PATCH_VALUES, patches)).astype(np.float32))
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.05, 0.3, 1.0])
+def test_updated_patches_are_those_of_the_whole_grid(tokenizer: Tokenizer, share: float) -> None:
+    rng, grid = np.random.default_rng(1), (28, 36)
+    count = grid[0] * grid[1]
+    held, new = random_maps(tokenizer, count, 2), random_maps(tokenizer, count, 3)
+    patches = np.sort(rng.choice(count, max(1, int(share * count)), replace=False)).astype(np.int32)
+    columns = Maps(*(np.take(values, patches, 1) for values in new.named().values()))
+    reach = reach_of(tokenizer.bundle.manifest)
+    shown = np.union1d(patches, rng.choice(count, 5)).astype(np.int32)
+    pixels = decode_patches(tokenizer.networks, held, patches, columns, shown, grid, reach, Clock())
+    after = held.copy()
+    after.write(patches, columns)
+    whole = tokenizer.networks.pixels(after.state, after.context, after.mean, grid, Clock())
+    expected = kernels.assemble(whole, grid[1], 8 * grid[0], 8 * grid[1], False)
+    picture = expected.copy()
+    put_patches(picture, shown, pixels)
+    difference = np.abs(picture.astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_corners_and_edges(tokenizer: Tokenizer) -> None:
+    grid, reach = (16, 20), reach_of(tokenizer.bundle.manifest)
+    held = random_maps(tokenizer, 320, 4)
+    whole = tokenizer.networks.pixels(held.state, held.context, held.mean, grid, Clock())
+    expected = kernels.assemble(whole, 20, 128, 160, False)
+    for patch in (0, 19, 300, 319, 10, 160, 170):
+        one = np.array([patch], np.int32)
+        columns = Maps(*(np.take(values, one, 1) for values in held.named().values()))
+        pixels = decode_patches(tokenizer.networks, held, one, columns, one, grid, reach, Clock())
+        picture = expected.copy()
+        put_patches(picture, one, pixels)
+        assert np.abs(picture.astype(int) - expected).max() <= 1, patch
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 6), st.data())
+@settings(max_examples=60)
+def test_windows_hold_each_patch_and_what_the_decoder_sees(
+    rows: int, columns: int, reach: int, data: st.DataObject
+) -> None:
+    patches = np.unique(data.draw(st.lists(st.integers(0, rows * columns - 1), min_size=1))).astype(np.int32)
+    windows = windows_of(patches, (rows, columns), reach)
+    height, width = windows.size
+    row, column = np.divmod(patches, columns)
+    top, left = windows.corners[windows.window].T
+    assert (top >= 0).all() and (top + height <= rows).all() and (left >= 0).all() and (left + width <= columns).all()
+    assert (top <= np.maximum(row - reach, 0)).all() and (left <= np.maximum(column - reach, 0)).all()
+    assert (top + height >= np.minimum(row + reach + 1, rows)).all()
+    assert (left + width >= np.minimum(column + reach + 1, columns)).all()
+    assert windows.cost <= rows * columns
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())
+def test_windows_of_cells_hold_their_cells(rows: int, columns: int, data: st.DataObject) -> None:
+    cells = np.unique(data.draw(st.lists(st.integers(0, rows * columns - 1), min_size=1))).astype(np.int32)
+    top, left, height, width = window_around(cells, (rows, columns))
+    assert top >= 0 and left >= 0 and top + height <= rows and left + width <= columns
+    row, column = np.divmod(cells, columns)
+    assert (row >= top).all() and (row < top + height).all() and (column >= left).all()
+    assert (column < left + width).all()
+    positions = np.arange(rows * columns * 16, dtype=np.int32)
+    positions = positions[np.isin(cell_of(positions, 4 * columns), cells)]
+    source = inside(positions, (top, left, height, width), 4 * columns)
+    assert (np.diff(source) > 0).all() and source.min() >= 0 and source.max() < 16 * height * width
+    y, x = np.divmod(positions, 4 * columns)
+    assert np.array_equal(np.divmod(source, 4 * width), (y - 4 * top, x - 4 * left))
+
+
+def test_noise_limit_follows_the_noise(rng: np.random.Generator) -> None:
+    flat = np.full((64, 96, 3), 120.0)
+    limits = []
+    for sigma in (0.0, 2.0, 4.0, 40.0):
+        noisy = np.clip(np.rint(flat + rng.normal(0, sigma, flat.shape)), 0, 255).astype(np.uint8)
+        limits.append(noise_limit(noisy))
+    assert limits[0] == 8.0 and 12 < limits[1] < 40 and 2.5 < limits[2] / limits[1] < 5 and limits[3] == 200.0
+
+
+def test_around_is_a_square_around_each_mark() -> None:
+    marks = np.zeros((9, 12), np.bool_)
+    marks[0, 0] = marks[5, 6] = True
+    expected = np.zeros_like(marks)
+    expected[:3, :3] = expected[3:8, 4:9] = True
+    np.testing.assert_array_equal(around(marks, 2), expected)
