@@ -1,4 +1,4 @@
-"""Draws pictures for people: the kept map over a picture, panels side by side, and tokens per frame as a plot."""
+"""Draws pictures for people: the depth map over a picture, panels side by side, and tokens per frame as a plot."""
 
 from __future__ import annotations
 
@@ -21,35 +21,73 @@ FAINT = (208, 212, 218)
 PAPER = (255, 255, 255)
 ACCENT = (22, 106, 178)
 MARK = (214, 74, 44)
-DROPPED_TINT = (28, 38, 70)
-"""Dark blue that is added to dropped patches."""
+DROPPED = (34, 42, 66)
+"""Colour of patches without a token."""
+DEPTH_COLOURS = ((46, 84, 156), (38, 150, 148), (120, 190, 70), (252, 206, 48), (244, 132, 48), (214, 62, 74))
+"""Colours of patches with 1, 2, ... tokens, from cold to warm; the last one stands for all deeper patches."""
+COLOUR_SHARE = 0.6
+"""Share of the colour in the drawing of a patch; the rest is the picture in grey."""
 
 
-def keep_overlay(image: Image, keep: NDArray[np.bool_]) -> Image:
-    """Shows the kept patches in colour and the dropped ones in dark grey, with a line between them.
+def depth_colour(depth: int) -> tuple[int, int, int]:
+    """Colour of patches with ``depth`` tokens in :func:`depth_overlay`."""
+    return DROPPED if depth == 0 else DEPTH_COLOURS[min(depth, len(DEPTH_COLOURS)) - 1]
+
+
+def depth_overlay(image: Image, depths: NDArray[np.int32]) -> Image:
+    """Colours each patch by its number of tokens, over the picture in grey, with a line where the number changes.
 
     Args:
         image: RGB picture, uint8 (height, width, 3).
-        keep: Kept map, bool (rows, columns) of the padded patch grid.
+        depths: Depth map (rows, columns) of the padded patch grid.
 
     Raises:
         InputError: The map is too small for the picture.
     """
     height, width = image.shape[:2]
-    rows, columns = keep.shape
+    rows, columns = depths.shape
     if rows * PATCH < height or columns * PATCH < width:
-        raise InputError(f"a keep map of {columns}x{rows} patches is too small for a {width}x{height} picture")
-    kept = np.repeat(np.repeat(keep, PATCH, axis=0), PATCH, axis=1)[:height, :width]
+        raise InputError(f"a depth map of {columns}x{rows} patches is too small for a {width}x{height} picture")
+    deep = np.repeat(np.repeat(depths, PATCH, axis=0), PATCH, axis=1)[:height, :width]
+    colours = np.array([depth_colour(depth) for depth in range(int(depths.max(initial=0)) + 1)], np.float32)
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-    dimmed = 0.34 * grey + np.asarray(DROPPED_TINT, np.float32)
-    shown = np.where(kept[..., None], image, np.rint(dimmed).astype(np.uint8))
+    shown = np.rint((1 - COLOUR_SHARE) * grey + COLOUR_SHARE * colours[deep])
+    # On the side of the deeper patch.
     border = np.zeros((height, width), np.bool_)
-    border[1:] |= kept[1:] & ~kept[:-1]
-    border[:-1] |= kept[:-1] & ~kept[1:]
-    border[:, 1:] |= kept[:, 1:] & ~kept[:, :-1]
-    border[:, :-1] |= kept[:, :-1] & ~kept[:, 1:]
-    shown[border] = (255, 206, 64)
+    border[1:] |= deep[1:] > deep[:-1]
+    border[:-1] |= deep[:-1] > deep[1:]
+    border[:, 1:] |= deep[:, 1:] > deep[:, :-1]
+    border[:, :-1] |= deep[:, :-1] > deep[:, 1:]
+    shown[border] = 0.5 * shown[border] + 0.5 * 255
     return np.asarray(shown, np.uint8)
+
+
+def depth_legend(depths: NDArray[np.int32], depth: int, *, width: int) -> Image:
+    """The colours of :func:`depth_overlay`, each with the share of the patches that have so many tokens.
+
+    Args:
+        depths: Depth map.
+        depth: Most tokens of a patch, which the legend ends with.
+        width: Width of the legend in pixels.
+
+    Returns:
+        RGB picture on white.
+    """
+    counts = np.bincount(depths.ravel(), minlength=depth + 1)
+    entries = [f"{number}: {count / max(depths.size, 1):.0%}" for number, count in enumerate(counts)]
+    title = "tokens per patch"
+    step = 78
+    first = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] + 2 * GAP
+    in_row = max((width - first) // step, 1)
+    lines = -(-len(entries) // in_row)
+    image = np.full((22 * lines + GAP, width, 3), 255, np.uint8)
+    _text(image, title, (GAP, 18), INK, 0.42)
+    for number, entry in enumerate(entries):
+        line, column = divmod(number, in_row)
+        x, y = first + step * column, 6 + 22 * line
+        cv2.rectangle(image, (x, y), (x + 14, y + 14), depth_colour(number), -1)
+        _text(image, entry, (x + 20, y + 12), INK, 0.42)
+    return image
 
 
 def side_by_side(panels: Sequence[tuple[str, Image]]) -> Image:
@@ -74,7 +112,7 @@ def rate_plot(tokens: Sequence[int], patches: int, *, width: int, mark: int | No
 
     Args:
         tokens: Patch tokens per frame.
-        patches: Patches per frame, named in the title.
+        patches: Patches per frame, for the title.
         width: Width of the plot in pixels.
         mark: Frame to mark, if any.
 
@@ -84,7 +122,7 @@ def rate_plot(tokens: Sequence[int], patches: int, *, width: int, mark: int | No
     image = np.full((PLOT_HEIGHT, width, 3), 255, np.uint8)
     left, right, top, bottom = 64, width - 20, 40, PLOT_HEIGHT - 34
     mean = sum(tokens) / len(tokens)
-    _text(image, f"patch tokens per frame (mean {mean:.0f} of {patches})", (GAP, 22), INK, 0.5)
+    _text(image, f"patch tokens per frame (mean {mean:.0f}, {mean / patches:.2f} per patch)", (GAP, 22), INK, 0.5)
     low, high = float(min(tokens)), float(max(tokens))
     # The axis covers at least a tenth of the mean, so that a flat curve looks flat.
     spread = max(high - low, 0.1 * mean, 1)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tatok_edge.errors import SourceError
-from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.errors import InputError, SourceError
+from tatok_edge.geometry import Image
+from tatok_edge.model.pictures import check_image
 from tatok_edge.sources.source import Source, SourceFrame
 
 
@@ -16,7 +17,8 @@ class ArraySource(Source):
     """Pictures of the caller. Each is copied, so that the caller may reuse its buffer for the next one.
 
     Args:
-        pictures: RGB pictures, uint8 (height, width, 3): an array of them, a list, a generator.
+        pictures: RGB, uint8 (height, width, 3), as :func:`tatok_edge.model.pictures.check_image` takes them:
+            an array of them, a list, a generator.
         fps: Frame rate.
 
     Raises:
@@ -53,12 +55,7 @@ def _checked(picture: Any, index: int) -> Image:
     Raises:
         SourceError: It has another type, shape or size.
     """
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise SourceError(f"picture {index} is {array.dtype} {array.shape}; RGB, uint8 (height, width, 3), is needed")
-    height, width = array.shape[:2]
-    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
-        raise SourceError(
-            f"picture {index} is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels"
-        )
-    return np.array(array, order="C")
+    try:
+        return np.array(check_image(picture, f"picture {index}"), order="C")
+    except InputError as error:
+        raise SourceError(str(error)) from None

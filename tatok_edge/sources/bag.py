@@ -10,12 +10,14 @@ from tatok_edge.geometry import Image
 from tatok_edge.robotics.bags.bag import Bag, choose_topics
 from tatok_edge.robotics.bags.cdr import Cdr
 from tatok_edge.robotics.bags.records import Message
-from tatok_edge.robotics.images import IMAGE_TYPES, image_from_message
+from tatok_edge.robotics.images import IMAGE_TYPES, image_from_message, stamp_us
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
 
 class BagSource(Source):
     """The images of one topic of a bag, with the time stamps of their headers.
+
+    Messages come in the order of their log times. Where a header has no stamp (0), the log time counts.
 
     Args:
         path: The bag.
@@ -42,27 +44,28 @@ class BagSource(Source):
         self._first = first
         super().__init__(f"{path}#{self.topic}", first[0], fps=None, frames=None)
 
-    def _images(self) -> Iterator[tuple[Image, int, int]]:
-        """Pictures with the numbers of their messages and their time stamps in microseconds."""
+    def _images(self) -> Iterator[tuple[Image, int, int | None, int]]:
+        """Pictures with the numbers of their messages, their time stamps and log times in microseconds."""
         cdr = Cdr()
         index = -1
         for record in self._bag.records():
             if not isinstance(record, Message) or record.channel.topic != self.topic:
                 continue
+            if record.channel.type not in IMAGE_TYPES:
+                continue
             index += 1
             try:
                 message = cdr.read(record)
-                stamp = message.header.stamp
-                yield image_from_message(message), index, stamp.sec * 1_000_000 + stamp.nanosec // 1000
+                yield image_from_message(message), index, stamp_us(message), record.log_time // 1000
             except (FormatError, InputError) as error:
                 self._bad.append(f"message {index}: {error}")
 
     def _read(self) -> Iterator[SourceFrame]:
         clock = RisingClock(None)
-        item: tuple[Image, int, int] | None = self._first
+        item: tuple[Image, int, int | None, int] | None = self._first
         while item is not None:
-            image, index, stamp_us = item
-            yield SourceFrame(image, index, clock(stamp_us))
+            image, index, stamp, logged = item
+            yield SourceFrame(image, index, clock(stamp, logged))
             item = next(self._messages, None)
         if self._bad:
             self.problem = f"{self.name}: left out {len(self._bad)} messages; the first: {self._bad[0]}"

@@ -10,7 +10,7 @@ import cv2
 
 from tatok_edge.errors import SourceError
 from tatok_edge.sources.capture import CaptureConnection
-from tatok_edge.sources.live import Connection, LiveSource
+from tatok_edge.sources.live import LiveSource
 from tatok_edge.sources.source import Source
 
 
@@ -27,7 +27,7 @@ def open_camera(device: str, *, drop: bool, retry_seconds: float | None) -> Sour
     """
     name = f"camera {device}" if device.isdecimal() else device
 
-    def connect() -> Connection:
+    def connect() -> CaptureConnection:
         number = device if device.isdecimal() else Path(device).resolve().name.removeprefix("video")
         # Checked here, because OpenCV prints a warning at every attempt.
         missing = sys.platform == "linux" and not os.path.exists(f"/dev/video{number}")

@@ -21,7 +21,7 @@ import numpy as np
 
 from tatok_edge.errors import InputError, SourceError, one_line
 from tatok_edge.geometry import Image
-from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, Connection, Ended, LiveSource, Lost, first_picture, next_picture
+from tatok_edge.sources.live import OPEN_TIMEOUT, POLL, Ended, LiveSource, Lost, first_picture, next_picture
 from tatok_edge.sources.passwords import without_secrets
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 
@@ -147,7 +147,7 @@ def open_pipeline(text: str, *, drop: bool, retry_seconds: float | None, name: s
     name = name or without_secrets(f"gst:{text}")
     connection: _PipelineConnection | None = _PipelineConnection(name, text)
 
-    def connect() -> Connection:
+    def connect() -> _PipelineConnection:
         # The first connection is open already: only an open pipeline tells whether it is live.
         nonlocal connection
         opened, connection = connection or _PipelineConnection(name, text), None
@@ -202,8 +202,6 @@ class _PipelineSource(Source):
 
 class _PipelineConnection:
     """A running pipeline."""
-
-    bgr = False
 
     def __init__(self, name: str, text: str) -> None:
         self._modules = _load()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import numpy as np
 
 from tatok_edge.errors import SourceError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.pictures.jpeg import START, jpeg_end
+from tatok_edge.sources.folders import FolderContent, folder_content
 from tatok_edge.sources.opencv import rgb
 from tatok_edge.sources.source import Source, SourceFrame
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of picture files. A file with another ending is read as a video."""
 
 
 def read_image(path: str | Path) -> Image:
@@ -43,7 +41,7 @@ def read_image(path: str | Path) -> Image:
     except cv2.error as error:
         raise SourceError(f"{path}: cannot be decoded ({error.err})") from None
     if image is None:
-        raise SourceError(f"{path}: not a picture that OpenCV can decode, or a damaged one")
+        raise SourceError(f"{path}: {_why_not(data)}")
     height, width = image.shape[:2]
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise SourceError(f"{path}: is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels")
@@ -56,19 +54,11 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         SourceError: The folder cannot be read or holds no picture.
     """
-    try:
-        paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    except OSError as error:
-        raise SourceError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    if not paths:
-        raise SourceError(f"{folder}: holds no picture (looked for *{', *'.join(IMAGE_SUFFIXES)})")
-    return sorted(paths, key=_natural_order)
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts numbers inside names by value."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+    content = folder_content(folder)
+    if not content.pictures:
+        beside = content.beside()
+        raise SourceError(f"{folder}: holds no picture" + (f", but {beside}" if beside else " and nothing else"))
+    return content.pictures
 
 
 class ImageSource(Source):
@@ -95,13 +85,15 @@ class FolderSource(Source):
     Args:
         folder: The folder.
         fps: Frame rate; without one, all time stamps are 0.
+        content: What is in the folder, if it is known already.
 
     Raises:
         SourceError: It holds no picture that can be read.
     """
 
-    def __init__(self, folder: Path, fps: float | None) -> None:
-        self._paths = list_images(folder)
+    def __init__(self, folder: Path, fps: float | None, content: FolderContent | None = None) -> None:
+        content = content or folder_content(folder)
+        self._paths = content.pictures or list_images(folder)
         first, reason = None, ""
         for path in self._paths:
             try:
@@ -112,6 +104,8 @@ class FolderSource(Source):
         if first is None:
             raise SourceError(f"{folder}: none of its {len(self._paths)} pictures can be read; the first: {reason}")
         super().__init__(str(folder), first, fps=fps, frames=len(self._paths))
+        if beside := content.beside():
+            self.notes.append(f"{folder}: its {len(self._paths)} pictures are taken, and not {beside}")
 
     def _read(self) -> Iterator[SourceFrame]:
         bad: list[str] = []
@@ -126,11 +120,23 @@ class FolderSource(Source):
             self.problem = f"left out {len(bad)} of {len(self._paths)} pictures; the first: {bad[0]}"
 
 
+def _why_not(data: bytes) -> str:
+    """Why OpenCV gives no picture for a file."""
+    if data[4:8] == b"ftyp":
+        name = "AVIF" if data[8:11] == b"avi" else "HEIC"
+        return (
+            f"a picture in {name}, which OpenCV {cv2.__version__} here does not decode, or a damaged one; "
+            "convert it to PNG or JPEG first"
+        )
+    return "not a picture that OpenCV can decode, or a damaged one"
+
+
 def _cut_off(data: bytes) -> str:
     """Says that a file is empty or cut off; an empty string where no sign of that is found."""
     if not data:
         return "is empty"
-    for name, magic, end in (("PNG", b"\x89PNG\r\n\x1a\n", b"IEND"), ("JPEG", b"\xff\xd8\xff", b"\xff\xd9")):
-        if data.startswith(magic) and end not in data:
-            return f"a {name} that is cut off"
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" not in data:
+        return "a PNG that is cut off"
+    if data.startswith(START) and jpeg_end(data) is None:
+        return "a JPEG that is cut off"
     return ""

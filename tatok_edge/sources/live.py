@@ -10,12 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from tatok_edge.errors import SourceError
 from tatok_edge.geometry import Image
-from tatok_edge.sources.opencv import rgb
 from tatok_edge.sources.passwords import without_secrets
 from tatok_edge.sources.source import Source, SourceFrame
 
@@ -41,15 +40,24 @@ class Ended(Exception):
     """The connection has delivered its last frame."""
 
 
-class Connection(Protocol):
-    """One connection to a camera or stream, used by one thread."""
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A picture that is converted when it is delivered, so that dropped ones cost nothing."""
+
+    convert: Callable[[], Image]
+    """Gives the RGB picture, uint8 (height, width, 3); called by the thread that takes the frames."""
+
+
+Picture = TypeVar("Picture", covariant=True)
+
+
+class Connection(Protocol[Picture]):
+    """One connection to a camera or stream, read by one thread."""
 
     fps: float | None
-    bgr: bool
-    """Whether the pictures are BGR. They are converted to RGB on delivery, so that dropped ones cost nothing."""
 
-    def read(self) -> Image | None:
-        """The next picture, uint8 (height, width, 3); None if none came within about :data:`POLL` seconds.
+    def read(self) -> Picture | None:
+        """The next picture, uint8 RGB (height, width, 3) or pending; None if none came within a short time.
 
         Raises:
             Lost: The connection cannot be used any longer.
@@ -58,6 +66,17 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Releases the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A frame that nobody has taken yet; the fields are those of a :class:`SourceFrame`."""
+
+    picture: Image | Pending
+    index: int
+    timestamp_us: int
+    restarted: bool
+    arrived: float
 
 
 class LiveSource(Source):
@@ -77,18 +96,18 @@ class LiveSource(Source):
     def __init__(
         self,
         name: str,
-        connect: Callable[[], Connection],
+        connect: Callable[[], Connection[Image | Pending]],
         *,
         drop: bool = True,
         retry_seconds: float | None = RETRY_SECONDS,
     ) -> None:
         connection = connect()
         first = first_picture(connection, name)
-        super().__init__(name, first, fps=connection.fps, frames=None, live=True)
+        super().__init__(name, _converted(first), fps=connection.fps, frames=None, live=True)
         self._connect = connect
         self._drop = drop
         self._retry_seconds = retry_seconds
-        self._queue: deque[tuple[SourceFrame, bool]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._over = False
         self._reason: str | None = None
@@ -96,18 +115,18 @@ class LiveSource(Source):
         self._heard = time.monotonic()
         self._count = 0
         self._stamp = -1
-        self._put(first, connection.bgr)
+        self._put(first)
         # A daemon, so that a driver that hangs in a read cannot keep the program alive.
         self._thread = threading.Thread(target=self._pump, args=(connection,), name=f"tatok {name}", daemon=True)
         self._thread.start()
 
-    def _pump(self, connection: Connection | None) -> None:
+    def _pump(self, connection: Connection[Image | Pending] | None) -> None:
         """The thread: reads until the source ends, is lost for good or is stopped."""
         try:
             while connection is not None and not self.stopped:
                 try:
-                    while (image := next_picture(connection, self._is_stopped)) is not None:
-                        self._put(image, connection.bgr)
+                    while (picture := next_picture(connection, self._is_stopped)) is not None:
+                        self._put(picture)
                 except Lost as lost:
                     connection.close()
                     connection = None
@@ -123,7 +142,7 @@ class LiveSource(Source):
                 self._over = True
                 self._changed.notify_all()
 
-    def _put(self, image: Image, bgr: bool, restarted: bool = False) -> None:
+    def _put(self, picture: Image | Pending, restarted: bool = False) -> None:
         self._heard = time.monotonic()
         if self._start is None:
             self._start = self._heard
@@ -132,14 +151,14 @@ class LiveSource(Source):
             while not self._drop and len(self._queue) >= QUEUE_FRAMES and not self.stopped:
                 self._changed.wait(POLL)
             if self._drop and self._queue:
-                restarted |= self._queue.popleft()[0].restarted
+                restarted |= self._queue.popleft().restarted
                 self.dropped += 1
-            self._queue.append((SourceFrame(image, self._count, self._stamp, restarted, self._heard), bgr))
+            self._queue.append(_Waiting(picture, self._count, self._stamp, restarted, self._heard))
             self._changed.notify_all()
         self._count += 1
         self._heard = time.monotonic()
 
-    def _seek(self, reason: str) -> Connection | None:
+    def _seek(self, reason: str) -> Connection[Image | Pending] | None:
         """Opens a lost source again and takes its first picture; None if it stays lost or is stopped."""
         pause = FIRST_PAUSE
         while not self.stopped:
@@ -150,12 +169,12 @@ class LiveSource(Source):
                 return None
             self._sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
-            connection: Connection | None = None
+            connection: Connection[Image | Pending] | None = None
             try:
                 connection = self._connect()
-                if (image := next_picture(connection, self._is_stopped)) is not None:
+                if (picture := next_picture(connection, self._is_stopped)) is not None:
                     self.reconnects += 1
-                    self._put(image, connection.bgr, restarted=True)
+                    self._put(picture, restarted=True)
                     return connection
             except (SourceError, Lost, Ended):
                 pass
@@ -178,9 +197,10 @@ class LiveSource(Source):
                     self._changed.wait(POLL)
                 if self.stopped or not self._queue:
                     break
-                frame, bgr = self._queue.popleft()
+                frame = self._queue.popleft()
                 self._changed.notify_all()
-            yield replace(frame, image=rgb(frame.image)) if bgr else frame
+            image = _converted(frame.picture)
+            yield SourceFrame(image, frame.index, frame.timestamp_us, frame.restarted, frame.arrived)
         if not self.stopped:
             self.problem = self._reason
 
@@ -200,7 +220,11 @@ class LiveSource(Source):
         self._thread.join(timeout=OPEN_TIMEOUT + 2 * READ_TIMEOUT)
 
 
-def first_picture(connection: Connection, name: str) -> Image:
+def _converted(picture: Image | Pending) -> Image:
+    return picture.convert() if isinstance(picture, Pending) else picture
+
+
+def first_picture(connection: Connection[Picture], name: str) -> Picture:
     """Waits for the first picture of a connection.
 
     Raises:
@@ -215,7 +239,7 @@ def first_picture(connection: Connection, name: str) -> Image:
     return first
 
 
-def next_picture(connection: Connection, stopped: Callable[[], bool]) -> Image | None:
+def next_picture(connection: Connection[Picture], stopped: Callable[[], bool]) -> Picture | None:
     """Waits for the next picture of a connection; returns None once ``stopped`` is true.
 
     Raises:
@@ -224,8 +248,8 @@ def next_picture(connection: Connection, stopped: Callable[[], bool]) -> Image |
     """
     deadline = time.monotonic() + READ_TIMEOUT
     while not stopped():
-        if (image := connection.read()) is not None:
-            return image
+        if (picture := connection.read()) is not None:
+            return picture
         if time.monotonic() > deadline:
             raise Lost(f"was silent for {READ_TIMEOUT:g} s")
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,13 @@ from tatok_edge.geometry import Image
 from tatok_edge.sources import gstreamer
 from tatok_edge.sources.arrays import ArraySource
 from tatok_edge.sources.camera import open_camera
-from tatok_edge.sources.images import IMAGE_SUFFIXES, FolderSource, ImageSource
+from tatok_edge.sources.folders import FolderContent, folder_content
+from tatok_edge.sources.images import FolderSource, ImageSource
+from tatok_edge.sources.kinds import kind_of
 from tatok_edge.sources.live import RETRY_SECONDS
 from tatok_edge.sources.passwords import without_secrets
-from tatok_edge.sources.rtsp import open_rtsp
 from tatok_edge.sources.source import MAX_FPS, Source
 from tatok_edge.sources.synthetic_source import open_synthetic
-from tatok_edge.sources.video import VideoSource
 
 OnLag = Literal["auto", "drop", "wait"]
 
@@ -38,15 +39,17 @@ def open_source(
     on_lag: OnLag = "auto",
     retry_seconds: float | None = RETRY_SECONDS,
 ) -> Source:
-    """Opens a source by its name.
+    """Opens a source by its name. A file or folder of that name comes first, whatever the name looks like.
 
     Args:
         spec: One of
 
-            - the path of a picture, a folder of pictures or a video file;
+            - the path of a picture, a folder of pictures or a video file; :mod:`tatok_edge.sources.folders` says what
+              is taken from a folder of several things;
             - the path of a ROS 2 bag, with ``#`` and a topic behind it if it has several topics of images;
             - the number of a camera, ``/dev/videoN``, or its lasting name under ``/dev/v4l/``;
-            - an ``rtsp://`` or ``rtsps://`` URL;
+            - an ``rtsp://``, ``rtsps://``, ``http://`` or ``https://`` URL;
+            - ``-``, a video that comes from standard input (Y4M, Matroska, MPEG-TS);
             - ``csi:0`` or ``csi:0,width=1280,height=720,fps=30,flip=2``, a Jetson's CSI camera;
             - ``gst:`` and a GStreamer pipeline, without or with an ``appsink`` at its end;
             - ``synthetic``, the rendered camera clip, with settings as in
@@ -75,17 +78,26 @@ def open_source(
     if not isinstance(spec, str | int | os.PathLike):
         return ArraySource(spec, fps)
     text = os.fspath(spec) if isinstance(spec, os.PathLike) else str(spec)
-    if fps is not None and not Path(text).is_dir():
+    if fps is not None and not os.path.isdir(text):
         raise SourceError(f"{without_secrets(text)}: fps is for arrays and folders of pictures; this has its own times")
-    opened = _open_live(text, drop=on_lag != "wait", retry_seconds=retry_seconds)
-    if opened is None:
-        opened = _open_bag(text)
-    return _open_file(text, fps) if opened is None else opened
+    opened = None
+    if isinstance(spec, int) or not os.path.exists(text) or stat.S_ISCHR(os.stat(text).st_mode):
+        opened = _open_live(text, drop=on_lag != "wait", retry_seconds=retry_seconds) or _open_bag(text)
+    opened = _open_file(text, fps) if opened is None else opened
+    if fps is not None and not isinstance(opened, FolderSource):
+        opened.close()
+        raise SourceError(f"{text}: fps is for arrays and folders of pictures; this has its own times")
+    return opened
 
 
 def _open_live(text: str, *, drop: bool, retry_seconds: float | None) -> Source | None:
     """A camera, stream, pipeline or the rendered clip; None where the text names none of them."""
     kind, colon, settings = text.partition(":")
+    if text == "-":
+        # Imported here, because other sources do not need PyAV.
+        from tatok_edge.sources.video import open_standard_input
+
+        return open_standard_input()
     if kind == "synthetic":
         return open_synthetic(text, drop=drop)
     if kind == "gst" and colon:
@@ -97,40 +109,70 @@ def _open_live(text: str, *, drop: bool, retry_seconds: float | None) -> Source 
     if text.startswith("/dev/v4l/"):
         return open_camera(text, drop=drop, retry_seconds=retry_seconds)
     if "://" in text:
-        return open_rtsp(text, drop=drop, retry_seconds=retry_seconds)
+        from tatok_edge.sources.network import open_stream
+
+        return open_stream(text, drop=drop, retry_seconds=retry_seconds)
     return None
 
 
 def _open_bag(text: str) -> Source | None:
-    """A ROS 2 bag; None where the text names none."""
-    path, _, topic = text.partition("#")
-    if Path(path).suffix.lower() not in (".mcap", ".db3") and not Path(path).is_dir():
-        return None
+    """A topic of a ROS 2 bag; None where the text names none."""
     # Imported here, because other sources need not wait for it.
-    from tatok_edge.robotics.bags.bag import is_bag
+    from tatok_edge.robotics.bags.bag import split_topic
     from tatok_edge.sources.bag import BagSource
 
-    return BagSource(path, topic or None) if is_bag(path) else None
+    bag = split_topic(text)
+    return None if bag is None else BagSource(*bag)
 
 
 def _open_file(text: str, fps: float | None) -> Source:
-    """A picture, a folder of pictures or a video.
+    """A picture, a video, a bag, or what is in a folder.
 
     Raises:
         SourceError: There is no such file, or it cannot be read.
     """
     path = Path(text)
-    if text and path.is_dir():
-        return FolderSource(path, fps)
-    if not text or not path.exists():
+    if not text or not os.path.exists(text):
         raise SourceError(
             f"{text or 'an empty name'}: no such file; a source is a picture, a folder of pictures, a video file, "
-            "a ROS 2 bag, a camera number, an rtsp:// URL, csi:0, a gst: pipeline or 'synthetic'"
+            "a ROS 2 bag, a camera number, an rtsp:// or http:// URL, csi:0, a gst: pipeline or 'synthetic'"
         )
-    if path.suffix.lower() == ".ttk":
+    if path.is_dir():
+        return _open_folder(path, fps)
+    kind = kind_of(path)
+    if kind == "tokens":
         raise SourceError(f"{text}: this is a token file already; 'tatok decode' turns it into pictures")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if kind == "picture":
         return ImageSource(path)
+    if kind == "bag" and (bag := _open_bag(text)) is not None:
+        return bag
     if not os.access(path, os.R_OK):
         raise SourceError(f"{text}: cannot be read (permission denied)")
-    return VideoSource(path)
+    # Imported here, because other sources do not need PyAV.
+    from tatok_edge.sources.video import open_video
+
+    return open_video(path)
+
+
+def _open_folder(folder: Path, fps: float | None) -> Source:
+    """What is taken of a folder.
+
+    Raises:
+        SourceError: It holds no clip, or several and no pictures.
+    """
+    if (bag := _open_bag(str(folder))) is not None:
+        return bag
+    content = folder_content(folder)
+    if content.pictures:
+        return FolderSource(folder, fps, content)
+    clips = [*content.videos, *content.bags]
+    if len(clips) != 1:
+        beside = content.beside()
+        if len(clips) > 1:
+            raise SourceError(f"{folder}: holds {beside}; name one of them, or take all with 'tatok dataset'")
+        raise SourceError(f"{folder}: holds no picture" + (f", but {beside}" if beside else " and nothing else"))
+    source = _open_file(str(clips[0]), fps)
+    if content.folders or content.others:
+        rest = FolderContent([], [], [], content.folders, content.others)
+        source.notes.append(f"{folder}: {clips[0].name} is taken, and not {rest.beside()}")
+    return source

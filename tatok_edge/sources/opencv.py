@@ -1,4 +1,4 @@
-"""Pictures from OpenCV's captures, which read video files, cameras and streams."""
+"""Pictures from OpenCV's captures, which read cameras."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import numpy as np
 
 from tatok_edge.geometry import Image
 from tatok_edge.sources.source import MAX_FPS
-
-SCALES_FROM = (4, 13)
-"""OpenCV's first version that scales a stream of a new size. Earlier ones repeat the last picture of the old size."""
 
 
 def next_image(capture: cv2.VideoCapture) -> Image | None:
@@ -27,8 +24,3 @@ def plausible_fps(capture: cv2.VideoCapture) -> float | None:
     """The frame rate of a capture; None where it is out of range, as some cameras and streams state it."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if 0.01 <= fps <= MAX_FPS else None
-
-
-def scales_new_sizes() -> bool:
-    """Whether this OpenCV scales the pictures of a video or stream that changes its size, and does not freeze."""
-    return tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= SCALES_FROM

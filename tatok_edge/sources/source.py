@@ -11,6 +11,8 @@ from tatok_edge.geometry import Image
 
 CLOCK_RESTART_US = 1_000_000
 """A time stamp that jumps back this far comes from a clock that started again, in microseconds."""
+CLOCK_LEAP_US = 30 * 86_400_000_000
+"""A time stamp that leaps forward by more than this comes from a clock that was set, in microseconds: 30 days."""
 USUAL_FPS = 30.0
 """Frame rate that is assumed for a source that states none."""
 MAX_FPS = 1000
@@ -37,7 +39,7 @@ class Source(Closing):
     """An open source of frames: a context manager to iterate over once.
 
     Args:
-        name: Its name in messages and files, without passwords.
+        name: Its name in messages and files, without passwords. Bytes of a file name that are not UTF-8 become ``�``.
         first: Picture of the first frame.
         fps: Frames per second, if known.
         frames: Number of frames, if known.
@@ -45,13 +47,15 @@ class Source(Closing):
     """
 
     def __init__(self, name: str, first: Image, *, fps: float | None, frames: int | None, live: bool = False) -> None:
-        self.name = name
+        self.name = name.encode(errors="surrogateescape").decode(errors="replace")
         self.fps = fps
         self.frames = frames
         self.live = live
         self.height, self.width = first.shape[:2]
         self.problem: str | None = None
         """Why the source ended early or left out frames, in one line; set when the iteration ends."""
+        self.notes: list[str] = []
+        """What the source left aside when it was opened, such as videos beside pictures, one line each."""
         self.dropped = 0
         """Number of frames that a live source dropped for newer ones."""
         self.reconnects = 0
@@ -89,35 +93,53 @@ class Source(Closing):
 
 
 class RisingClock:
-    """Makes the time stamps of a file strictly rising.
+    """Makes time stamps strictly rising. These are the rules for all files and messages:
 
     - A stamp that repeats, or goes back by less than a second, becomes one microsecond more than the one before.
-    - A stamp that goes back further comes from a clock that started again, as in joined files. It becomes one frame
-      time more than the one before, and later stamps keep their distances to it.
-    - While all stamps are the same, the frames follow each other at the frame rate.
+    - A stamp that goes back further comes from a clock that started again, as in joined files; a stamp that leaps
+      forward by more than 30 days comes from a clock that was set. It becomes one frame time more than the one before,
+      and later stamps keep their distances to it.
+    - A frame without a stamp comes one frame time after the one before.
+    - While all stamps are the same, the frames follow each other by frame times.
+
+    A frame time is the time between the recordings of the two frames, where these are known, rise, and are not more
+    than 30 days apart; else it is that of the frame rate.
 
     Args:
-        fps: The frame rate, if known.
+        fps: The frame rate, if known; 30 frames per second are assumed else.
     """
 
     def __init__(self, fps: float | None) -> None:
         self._frame_us = max(round(1e6 / (fps or USUAL_FPS)), 1)
+        self._begun = self._moved = False
         self._first: int | None = None
-        self._moved = False
         self._offset = 0
         self._last = 0
+        self._recorded: int | None = None
 
-    def __call__(self, stamp_us: int) -> int:
-        """The rising time stamp of a frame whose file says ``stamp_us``; 0 for the first frame."""
-        if self._first is None:
-            self._first, self._offset = stamp_us, -stamp_us
-            return 0
-        self._moved |= stamp_us != self._first
-        stamp = stamp_us + self._offset
-        if not self._moved:
-            stamp = self._last + self._frame_us
-        elif stamp <= self._last - CLOCK_RESTART_US:
-            stamp = self._last + self._frame_us
-            self._offset = stamp - stamp_us
-        self._last = max(stamp, self._last + 1)
+    def __call__(self, stamp_us: int | None, recorded_us: int | None = None) -> int:
+        """The rising time stamp of a frame; 0 for the first frame.
+
+        Args:
+            stamp_us: What the file or message says, in microseconds; None where it says nothing.
+            recorded_us: When the frame was recorded or received, in microseconds of any clock, if known.
+        """
+        step = self._frame_us
+        if recorded_us is not None and self._recorded is not None:
+            since = recorded_us - self._recorded
+            step = since if 0 < since <= CLOCK_LEAP_US else step
+        self._recorded = recorded_us
+        due = self._last + step if self._begun else 0
+        time = due
+        if stamp_us is not None and self._first is None:
+            self._first, self._offset = stamp_us, due - stamp_us
+        elif stamp_us is not None:
+            self._moved |= stamp_us != self._first
+            time = stamp_us + self._offset
+            if not self._moved:
+                time = due
+            elif time <= self._last - CLOCK_RESTART_US or time > self._last + CLOCK_LEAP_US:
+                time, self._offset = due, due - stamp_us
+        self._last = max(time, self._last + 1) if self._begun else 0
+        self._begun = True
         return self._last

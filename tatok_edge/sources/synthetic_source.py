@@ -65,8 +65,6 @@ class LoopConnection:
         frames: Number of pictures to deliver; None for no end.
     """
 
-    bgr = False
-
     def __init__(self, pictures: list[Image], fps: float, frames: int | None) -> None:
         self.fps: float | None = fps
         self._rate = fps

@@ -14,8 +14,7 @@ from helpers.live_sources import descriptors, rising, take
 
 from tatok_edge.errors import SourceError
 from tatok_edge.sources import live
-from tatok_edge.sources.capture import CaptureConnection
-from tatok_edge.sources.live import Ended, LiveSource, Lost
+from tatok_edge.sources.live import Ended, LiveSource, Lost, Pending
 from tatok_edge.sources.open import open_source
 
 CAMERA = "synthetic:live=1,width=64,height=48,fps=50"
@@ -121,7 +120,6 @@ def test_closed_sources_leave_no_thread_and_no_descriptor() -> None:
 class ScriptedConnection:
     """A connection that delivers what it is told: a width stands for a picture, an exception is raised."""
 
-    bgr = False
     fps = 100.0
 
     def __init__(self, script: list[int | Exception | None]) -> None:
@@ -243,6 +241,30 @@ def test_dropping_a_restarted_frame_restarts_with_the_next_one() -> None:
     assert rest[0].index + 1 - 2 == source.dropped >= 1
 
 
+def test_only_delivered_pictures_are_converted() -> None:
+    converted: list[int] = []
+
+    class Deferring(ScriptedConnection):
+        def read(self) -> Pending | None:  # type: ignore[override]
+            picture = super().read()
+            if picture is None:
+                return None
+            number = int(picture[0, 0, 0])
+
+            def convert() -> np.ndarray:
+                converted.append(number)
+                return picture
+
+            return Pending(convert)
+
+    with LiveSource("camera 9", lambda: Deferring([40, 41, 42, 43, 44, None, Ended()])) as source:
+        time.sleep(0.5)
+        frames = list(source)
+    assert [frame.image.shape[1] for frame in frames] == [44]
+    assert source.dropped == 4
+    assert converted == [40, 44]  # the first one gives the size
+
+
 def test_new_size_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device([40, 40, 56, 56, 40, Ended()])
     with LiveSource("camera 9", device, drop=False) as source:
@@ -252,39 +274,6 @@ def test_new_size_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append((frame.image.shape[1], frame.restarted))
     assert seen == [(40, False), (40, False), (56, True), (56, False), (40, True)]
     assert source.reconnects == 0
-
-
-class FrozenCapture:
-    """An OpenCV capture that repeats one picture, as OpenCV before 4.13 does when a stream changes its size."""
-
-    def read(self) -> tuple[bool, np.ndarray]:
-        time.sleep(0.01)
-        return True, np.full((40, 40, 3), 7, np.uint8)
-
-    def get(self, _: int) -> float:
-        return 0.0
-
-    def release(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("may_freeze", [True, False])
-def test_stream_that_freezes_is_opened_again(may_freeze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "READ_TIMEOUT", 0.2)
-    opened: list[float] = []
-
-    def connect() -> CaptureConnection:
-        opened.append(time.monotonic())
-        return CaptureConnection(FrozenCapture(), may_freeze=may_freeze)  # type: ignore[arg-type]
-
-    with LiveSource("camera 9", connect) as source:
-        end = time.monotonic() + 1
-        restarts = 0
-        for frame in source:
-            restarts += frame.restarted
-            if time.monotonic() > end or restarts:
-                break
-    assert (restarts, len(opened)) == ((1, 2) if may_freeze else (0, 1))
 
 
 def test_error_of_a_driver_reaches_the_consumer() -> None:

@@ -1,22 +1,24 @@
 """RTSP streams: live for a slow consumer, back after a loss, and without passwords in messages."""
 
+import http.server
 import os
 import signal
 import socket
 import threading
 import time
+from functools import partial
 from itertools import islice, pairwise
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from helpers.live_sources import FPS, Server, age_ms, descriptors, rising, take, until
 from helpers.mjpeg_server import mjpeg_server
 
 from tatok_edge.errors import SourceError
+from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources import live
 from tatok_edge.sources.open import open_source
-from tatok_edge.sources.opencv import scales_new_sizes
 
 
 def test_rtsp_stays_live_for_a_slow_consumer(server: Server) -> None:
@@ -81,16 +83,18 @@ def test_rtsp_server_that_falls_silent(server: Server, monkeypatch: pytest.Monke
     assert descriptors() <= open_files
 
 
-@pytest.mark.skipif(not scales_new_sizes(), reason=f"OpenCV {cv2.__version__} freezes when the size changes")
-def test_rtsp_stream_that_changes_its_size_keeps_the_first_one(server: Server) -> None:
+def test_rtsp_stream_that_changes_its_size(server: Server) -> None:
     with open_source(server.url) as source:
         frames = iter(source)
         until(frames, lambda frame: age_ms(frame) < 500, 10)
         server.process.send_signal(signal.SIGUSR1)
-        after = take(frames, 30)
-        # Scaled as a whole, not cut: the blocks can still be read.
-        assert all(frame.image.shape == (192, 320, 3) for frame in after)
+        new = until(frames, lambda frame: frame.restarted, 10)[-1]
+        assert new.image.shape == (288, 480, 3)
+        after = take(frames, 10)
+        assert (source.width, source.height) == (480, 288)
+        assert not any(frame.restarted for frame in after)
         assert age_ms(after[-1]) < 1000
+        assert source.reconnects == 0
 
 
 def test_stream_that_does_not_answer_keeps_the_password_to_itself() -> None:
@@ -104,7 +108,7 @@ def test_stream_that_does_not_answer_keeps_the_password_to_itself() -> None:
 
 
 def test_other_urls_are_refused() -> None:
-    with pytest.raises(SourceError, match=r"a stream is an rtsp:// or rtsps:// URL, got ftp://"):
+    with pytest.raises(SourceError, match=r"a stream is an rtsp://, rtsps://, http:// or https:// URL, got ftp://"):
         open_source("ftp://127.0.0.1/clip.mp4")
 
 
@@ -121,6 +125,44 @@ def test_stream_delivers_frames_until_it_ends() -> None:
     brightness = [frame.image.mean() for frame in frames]
     assert brightness == sorted(brightness)
     assert source.problem == f"{url} stopped sending after {frames[-1].index + 1} frames"
+
+
+def test_a_broken_frame_is_left_out_and_the_stream_goes_on() -> None:
+    with (
+        mjpeg_server(frames=40, fps=25, broken={30, 32}) as url,
+        open_source(url, on_lag="wait", retry_seconds=0) as source,
+    ):
+        brightness = [round(float(frame.image.mean())) for frame in source]
+    assert source.reconnects == 0
+    assert not {60, 64} & set(brightness)
+    assert {58, 62, 66, 78} <= set(brightness)
+
+
+def test_a_video_of_a_web_server_is_read_like_a_file(tmp_path: Path) -> None:
+    with open_output(tmp_path / "clip.mp4", fps=25, frames=20) as output:
+        for number in range(20):
+            output.write(np.full((48, 64, 3), 10 * number, np.uint8), number)
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        with open_source(f"http://me:secret@{address}/clip.mp4") as source:
+            assert (source.live, source.name) == (False, f"http://{address}/clip.mp4")
+            frames = list(source)
+        with pytest.raises(
+            SourceError, match=rf"http://{address}/no\.mp4: no stream came \(Server returned 404 Not Found"
+        ):
+            open_source(f"http://me:secret@{address}/no.mp4")
+        server.shutdown()
+    assert [frame.timestamp_us for frame in frames] == [40_000 * number for number in range(20)]
+    assert (source.problem, source.dropped) == (None, 0)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_slow_reader_of_a_stream_gets_the_newest_frame() -> None:

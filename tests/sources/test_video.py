@@ -1,6 +1,10 @@
 """Video files."""
 
+import re
+import subprocess
+import sys
 import time
+import wave
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,8 +13,10 @@ import numpy as np
 import pytest
 from helpers.paths import shared
 
+from tatok_edge.errors import SourceError
+from tatok_edge.pictures.pyav import av, turned
+from tatok_edge.sources.decoding import StampChoice
 from tatok_edge.sources.open import open_source
-from tatok_edge.sources.opencv import scales_new_sizes
 
 
 def test_video(clip: Path) -> None:
@@ -41,7 +47,8 @@ def test_video_that_breaks_off_delivers_what_is_whole(tmp_path: Path) -> None:
     with open_source(path) as source:
         count = sum(1 for _ in source)
     assert 10 < count < 60
-    assert source.problem == f"{path} breaks off after {count} of 82 frames"
+    there, whole_size = len(data) // 2, len(data)
+    assert source.problem == f"{path} breaks off after {count} of 82 frames: {there} of {whole_size} bytes are there"
 
 
 def joined(suffix: str, path: Path) -> Path:
@@ -55,13 +62,12 @@ def joined(suffix: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(not scales_new_sizes(), reason=f"OpenCV {cv2.__version__} freezes when the size changes")
-def test_video_that_changes_its_size_keeps_the_first_one(tmp_path: Path) -> None:
+def test_video_that_changes_its_size_goes_on_in_the_new_one(tmp_path: Path) -> None:
     with open_source(joined(".mjpeg", tmp_path)) as source:
         frames = list(source)
-    assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 12
+    assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 6 + [(72, 96, 3)] * 6
+    assert [frame.restarted for frame in frames] == [False] * 6 + [True] + [False] * 5
     assert np.allclose([frame.image.mean() for frame in frames], [20 * index for index in range(12)], atol=4)
-    assert all(frame.image.std() < 3 for frame in frames)  # scaled as a whole: no margin
     assert all(a.timestamp_us < b.timestamp_us for a, b in pairwise(frames))
 
 
@@ -99,3 +105,99 @@ def test_closed_files_leave_no_descriptor(clip: Path) -> None:
     for _ in range(5):
         use()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("suffix", "share"), [(".mkv", 0.5), (".mkv", 0.9), (".avi", 0.6), (".mp4", 0.7)])
+def test_files_that_are_cut_off_say_how_much_is_missing(suffix: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / f"clip{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), np.uint8)
+    with av.open(str(path), "w", options={"movflags": "+faststart"} if suffix == ".mp4" else {}) as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for picture in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    with open_source(path) as source:
+        assert len(list(source)) == 10
+    assert source.problem is None
+    there = int(share * len(data))
+    path.write_bytes(data[:there])
+    with open_source(path) as source:
+        count = len(list(source))
+    assert 10 * share - 3 < count < 10
+    assert source.problem is not None
+    assert re.fullmatch(
+        rf"{re.escape(str(path))} breaks off after {count}( of 10)? frames: {there} of \d+ bytes are there",
+        source.problem,
+    )
+
+
+def test_an_mp4_whose_recorder_was_killed_says_so(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "killed.mp4"
+    data = clip.read_bytes()
+    path.write_bytes(data[: data.index(b"moov") - 4])
+    with pytest.raises(SourceError, match=r"the index \(moov\) of this MP4 is missing"):
+        open_source(path)
+
+
+def test_an_empty_file_and_sound_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(SourceError, match=r"empty\.mp4: is empty"):
+        open_source(tmp_path / "empty.mp4")
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    with pytest.raises(SourceError, match=r"sound\.wav: holds no video$"):
+        open_source(tmp_path / "sound.wav")
+
+
+ONE = 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((ONE, 0, 0, ONE), [[1, 2], [3, 4]]),
+        ((-ONE, 0, 0, -ONE), [[4, 3], [2, 1]]),
+        ((0, ONE, -ONE, 0), [[3, 1], [4, 2]]),  # a quarter turn clockwise
+        ((0, -ONE, ONE, 0), [[2, 4], [1, 3]]),  # anticlockwise
+        ((-ONE, 0, 0, ONE), [[2, 1], [4, 3]]),  # a mirror, as front cameras set it
+        ((ONE, 0, 0, -ONE), [[3, 4], [1, 2]]),
+    ],
+)
+def test_pictures_are_turned_as_their_display_matrix_says(
+    matrix: tuple[int, int, int, int], expected: list[list[int]]
+) -> None:
+    picture = np.repeat(np.array([[1, 2], [3, 4]], np.uint8)[..., None], 3, axis=2)
+    a, b, c, d = matrix
+    shown = turned(picture, np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], np.int32))
+    assert shown[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("stamps", "chosen"),
+    [
+        ([(None, 0), (None, 1), (None, 2)], [0, 1, 2]),
+        ([(5, None), (6, None)], [5, 6]),
+        ([(7, 0), (7, 1), (7, 2), (7, 3)], [7, 1, 2, 3]),  # PTS that stand still
+        ([(None, None)], [None]),
+    ],
+)
+def test_time_stamps_with_fewer_faults_count(
+    stamps: list[tuple[int | None, int | None]], chosen: list[int | None]
+) -> None:
+    times = StampChoice()
+    assert [times(pts, dts) for pts, dts in stamps] == chosen
+
+
+def test_without_pyav_the_message_says_how_to_get_it(clip: Path) -> None:
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import tatok_edge\n"
+        "tatok_edge.open_source('synthetic:frames=1').close()\n"
+        f"tatok_edge.open_source({str(clip)!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("tatok_edge.errors.SourceError: PyAV, which reads and writes videos")
+    assert done.stderr.rstrip().endswith("pip install av")
