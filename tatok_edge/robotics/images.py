@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.pictures.jpeg import START, jpeg_end, jpeg_size
+from tatok_edge.robotics.pixels import SUPPORTED, pixel_format, to_rgb
 
 IMAGE_TYPE: Final = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE: Final = "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES: Final = (IMAGE_TYPE, COMPRESSED_TYPE)
 """Message types of camera topics."""
-ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-"""Supported pixel encodings of ``sensor_msgs/msg/Image``, with their bytes per pixel."""
 DECODED_ENCODINGS: Final = {"rgb8": 3, "bgr8": 3, "mono8": 1}
 """Pixel encodings of decoded pictures, without alpha."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
-_SUPPORTED: Final = f"supported: raw {', '.join(ENCODINGS)}, and JPEG or PNG of 8 bits in CompressedImage"
+_DEEP = ("mono16", "rgb16", "bgr16")
+"""What the ``format`` of a PNG with 16 bits begins with, where it is a picture and not depth."""
 
 
 def ros_array(data: Any) -> array.array[int]:
@@ -36,16 +36,22 @@ def ros_array(data: Any) -> array.array[int]:
     return values
 
 
+def stamp_us(message: Any) -> int | None:
+    """The time stamp in the header of a message, in microseconds; None where the driver set none (0)."""
+    stamp = message.header.stamp
+    return int(stamp.sec) * 1_000_000 + int(stamp.nanosec) // 1000 or None
+
+
 def image_from_message(message: Any) -> Image:
     """The picture of a camera message.
 
     Args:
-        message: A ``sensor_msgs/msg/Image`` in one of :data:`ENCODINGS`, with any ``step``, or a
-            ``sensor_msgs/msg/CompressedImage`` with a JPEG or PNG. ``is_bigendian`` has no meaning for single bytes.
+        message: A ``sensor_msgs/msg/Image`` in an encoding of :mod:`tatok_edge.robotics.pixels`, with any ``step``, or
+            a ``sensor_msgs/msg/CompressedImage`` with a JPEG or PNG. Of 16 bits, the upper 8 are taken.
 
     Returns:
-        uint8 ``(H, W, 3)`` RGB. For raw images a view of the message, with its strides and without a copy; OpenCV needs
-        ``np.ascontiguousarray`` of it.
+        uint8 ``(H, W, 3)`` RGB. For RGB, BGR and grey of 8 bits a view of the message, with its strides and without a
+        copy; OpenCV needs ``np.ascontiguousarray`` of it.
 
     Raises:
         InputError: The encoding or size is not supported.
@@ -56,8 +62,7 @@ def image_from_message(message: Any) -> Image:
 
 def token_encoding(message: Any) -> str:
     """The encoding of the decoded picture of a camera message, one of :data:`DECODED_ENCODINGS`."""
-    encoding = str(getattr(message, "encoding", "rgb8"))
-    return {"rgba8": "rgb8", "bgra8": "bgr8"}.get(encoding, encoding)
+    return pixel_format(str(getattr(message, "encoding", "rgb8"))).decoded
 
 
 def image_to_message(
@@ -99,24 +104,23 @@ def image_to_message(
 
 
 def _from_raw(message: Any) -> Image:
-    """The picture of an ``Image`` message, as a view."""
-    encoding = str(message.encoding)
-    if encoding not in ENCODINGS:
-        raise InputError(f"encoding {encoding[:40]!r} is not supported ({_why_not(encoding)}); {_SUPPORTED}")
-    channels = ENCODINGS[encoding]
+    """The picture of an ``Image`` message."""
+    form = pixel_format(str(message.encoding))
     width, height, step = int(message.width), int(message.height), int(message.step)
     _check_size(width, height)
     data = np.frombuffer(memoryview(message.data), np.uint8)
-    needed = step * (height - 1) + width * channels
-    if step < width * channels or data.size < needed:
+    rows, row = form.rows(height), width * form.bytes_per_pixel
+    needed = step * (rows - 1) + row
+    if step < row or data.size < needed:
         raise FormatError(
-            f"image of {width}x{height} pixels in {encoding} with {step} bytes per row does not fit: a row needs "
-            f"{width * channels} bytes, the picture {needed}, and {data.size} came"
+            f"image of {width}x{height} pixels in {message.encoding} with {step} bytes per row does not fit: a row "
+            f"needs {row} bytes, the picture {needed}, and {data.size} came"
         )
-    pixels: Image = np.ndarray((height, width, channels), np.uint8, data, strides=(step, channels, 1))
-    if encoding == "mono8":
-        return np.broadcast_to(pixels, (height, width, 3))
-    return pixels[:, :, 2::-1] if encoding.startswith("bgr") else pixels[:, :, :3]
+    size = form.bytes_per_pixel // form.channels
+    kind = np.dtype("u1" if size == 1 else (">u2" if message.is_bigendian else "<u2"))
+    strides = (step, form.bytes_per_pixel, size)
+    values = np.ndarray((rows, width, form.channels), kind, data, strides=strides)
+    return to_rgb(values, form, height)
 
 
 def _from_compressed(message: Any) -> Image:
@@ -126,9 +130,18 @@ def _from_compressed(message: Any) -> Image:
     head = data[:32].tobytes()
     if name.startswith("tatok"):
         raise InputError("the message holds tokens already; decode it")
-    if "compressedDepth" in name or not head.startswith((_PNG, _JPEG)):
-        raise InputError(f"compressed format {name[:40]!r} is not supported; {_SUPPORTED}")
-    size = _png_size(head) if head.startswith(_PNG) else _jpeg_size(data)
+    if "compressedDepth" in name or not head.startswith((_PNG, START)):
+        raise InputError(f"compressed format {name[:40]!r} is not supported; {SUPPORTED}")
+    size: tuple[int, int] | None
+    if head.startswith(_PNG):
+        size = _png_size(head, deep=name.startswith(_DEEP))
+    else:
+        content = data.tobytes()
+        size, end = jpeg_size(content), jpeg_end(content)
+        # OpenCV silently paints the missing part of a JPEG that is cut off grey.
+        if end is None:
+            raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged or cut off")
+        data = data[:end]
     if size is None:
         raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged: it does not say its size")
     _check_size(*size)
@@ -137,21 +150,9 @@ def _from_compressed(message: Any) -> Image:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise FormatError(f"the {name[:40]!r} picture cannot be decoded ({error.err})") from None
-    # OpenCV silently paints the missing part of a JPEG that is cut off grey.
-    if image is None or (head.startswith(_JPEG) and b"\xff\xd9" not in data[-1024:].tobytes()):
+    if image is None:
         raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged or cut off")
     return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
-
-
-def _why_not(encoding: str) -> str:
-    """Why an encoding is not supported, and what to do."""
-    if encoding.startswith("bayer"):
-        return "a raw sensor pattern: debayer it first, as image_proc does"
-    if encoding.startswith(("16", "32", "64", "mono16")):
-        return "more than 8 bits per channel, as depth and infrared images have"
-    if encoding.startswith(("yuv", "uyvy", "yuyv", "nv")):
-        return "chroma of another layout: convert it to rgb8 first"
-    return "its channels are of no stated colour"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -159,29 +160,18 @@ def _check_size(width: int, height: int) -> None:
         raise InputError(f"image is {width}x{height} pixels; width and height must be from {MIN_SIDE} to {MAX_SIDE}")
 
 
-def _png_size(head: bytes) -> tuple[int, int] | None:
+def _png_size(head: bytes, *, deep: bool) -> tuple[int, int] | None:
     """Width and height that a PNG states. They are checked before decoding, which allocates that much memory.
+
+    Args:
+        head: Its first bytes.
+        deep: Whether 16 bits per channel are a picture; else they are depth.
 
     Raises:
         InputError: It has 16 bits per channel.
     """
     if len(head) < 26 or head[12:16] != b"IHDR":
         return None
-    if head[24] > 8:
-        raise InputError(f"PNG with {head[24]} bits per channel is not supported (depth?); {_SUPPORTED}")
+    if head[24] > 8 and not deep:
+        raise InputError(f"PNG with {head[24]} bits per channel is not supported (depth?); {SUPPORTED}")
     return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Width and height that a JPEG states in its frame header."""
-    at = 2
-    while at + 9 <= data.size and data[at] == 0xFF:
-        marker = int(data[at + 1])
-        if marker == 0xFF:  # fill bytes may precede a marker
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int(data[place]) << 8 | int(data[place + 1]) for place in (at + 5, at + 7))
-            return width, height
-        at += 2 + (int(data[at + 2]) << 8 | int(data[at + 3]))
-    return None

@@ -18,7 +18,7 @@ import numpy as np
 from tatok_edge.errors import FormatError
 from tatok_edge.geometry import MIN_SIDE
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.robotics.images import image_from_message, ros_array, token_encoding
+from tatok_edge.robotics.images import image_from_message, ros_array, stamp_us, token_encoding
 from tatok_edge.sources.source import RisingClock, Source, SourceFrame
 from tatok_edge.stream.decoder import DecodedFrame, StreamDecoder
 from tatok_edge.stream.options import MAX_LOSS_DB
@@ -154,11 +154,12 @@ class ImageEncoder:
         """Make the next packet a keyframe; may be called from any thread."""
         self._stream.request_keyframe()
 
-    def encode(self, message: Any) -> TokenPacket | None:
+    def encode(self, message: Any, *, recorded_ns: int | None = None) -> TokenPacket | None:
         """Encode the next message.
 
         Args:
             message: See :func:`image_from_message`.
+            recorded_ns: When it was recorded or received, in nanoseconds; it counts where its header has no stamp.
 
         Returns:
             The packet; None if ``max_kbps`` leaves no bits for this frame.
@@ -170,8 +171,7 @@ class ImageEncoder:
         image = image_from_message(message)
         height, width = image.shape[:2]
         index, self._index = self._index, self._index + 1
-        stamp = message.header.stamp
-        timestamp_us = self._clock(int(stamp.sec) * 1_000_000 + int(stamp.nanosec) // 1000)
+        timestamp_us = self._clock(stamp_us(message), None if recorded_ns is None else recorded_ns // 1000)
         name = str(TokenFormat(self.tokenizer.tag.hex(), token_encoding(message), self.stream))
         if self._frames_only:
             frame = self.tokenizer.encode(image, budget=self._budget, index=index, timestamp_us=timestamp_us)

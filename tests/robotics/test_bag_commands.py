@@ -218,7 +218,7 @@ def test_existing_output(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (folder / "thesis.txt").write_text("precious")
     assert "thesis.txt" in fails(capsys, "encode", bag, "-o", folder, "--force")
     assert (folder / "thesis.txt").read_text() == "precious"
-    assert ".mcap" in fails(capsys, "encode", bag, "-o", tmp_path / "o.ttk")
+    assert ".ttk" in fails(capsys, "encode", bag, "-o", tmp_path / "o.txt")
 
 
 def test_options_that_do_not_go_together(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +226,7 @@ def test_options_that_do_not_go_together(bag: Path, tmp_path: Path, capsys: pyte
     for option in (["--topic", "/a"], ["--keep-images"], ["--force"], ["--frames-only"], ["--max-loss-db", "1"]):
         assert option[0] in fails(capsys, "encode", "synthetic:frames=1", "-o", out, *option, code=2)
     assert "--topic" in fails(capsys, "decode", "x.ttk", "-o", out, "--topic", "/a", code=2)
-    assert "--snapshot" in fails(capsys, "encode", bag, "-o", out, "--snapshot", "a.png", code=2)
+    assert "--snapshot" in fails(capsys, "encode", bag, "-o", "o.mcap", "--snapshot", "a.png", code=2)
     assert "--frame" in fails(capsys, "decode", bag, "-o", out, "--frame", "1", code=2)
 
 
@@ -283,11 +283,11 @@ def test_interruption_keeps_what_is_done(
     encode = ImageEncoder.encode
     calls = []
 
-    def interrupted(self: ImageEncoder, message: Any) -> Any:
+    def interrupted(self: ImageEncoder, message: Any, **options: Any) -> Any:
         calls.append(message)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return encode(self, message)
+        return encode(self, message, **options)
 
     monkeypatch.setattr(ImageEncoder, "encode", interrupted)
     assert run("encode", bag, "-o", tmp_path / "o.mcap") == 130

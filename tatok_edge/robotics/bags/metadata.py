@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from tatok_edge.errors import SourceError
+from tatok_edge.files import is_hidden
 from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel
 
 METADATA_FILE: Final = "metadata.yaml"
@@ -15,8 +17,13 @@ METADATA_RECORD: Final = "rosbag2"
 """Name of the MCAP metadata record in which rosbag2 keeps a copy of metadata.yaml."""
 NUMBERED_QOS, NAMED_QOS = 5, 9
 """The two versions of metadata.yaml that are written: QoS policies as numbers, and as names."""
-BAG_FILE: Final = re.compile(r".+\.(mcap|db3)(\.zst|\.zstd|-wal|-shm)?")
+BAG_FILE: Final = re.compile(r".+\.(mcap|db3)(\.zst|\.zstd|-wal|-shm|-journal)?", re.IGNORECASE)
 """Names of the recorded files in a folder of rosbag2."""
+
+BAG_SUFFIXES: Final = (".mcap", ".db3")
+"""Endings of the files that a bag may be."""
+COMPRESSED: Final = (".zst", ".zstd")
+"""Endings that the recorder adds to compressed files."""
 
 _LARGEST = 16 << 20
 _INFO = "rosbag2_bagfile_information"
@@ -40,6 +47,36 @@ def load_info(text: bytes, name: str) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise SourceError(f"{name}: is not the metadata of a bag")
     return info
+
+
+def is_metadata(path: Path) -> bool:
+    """Whether a file is a metadata.yaml of rosbag2. Other tools write files of that name."""
+    try:
+        with path.open("rb") as file:
+            return _INFO.encode() in file.read(_LARGEST)
+    except OSError:
+        return False
+
+
+def file_names(info: dict[str, Any]) -> list[str]:
+    """Names of the recorded files, without folders.
+
+    Older versions wrote paths of the recording machine, and a bag may name any file.
+
+    Raises:
+        SourceError: It names no files.
+    """
+    names = info.get("relative_file_paths")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise SourceError(f"{METADATA_FILE}: names no files")
+    return list(dict.fromkeys(PurePosixPath(name).name for name in names))
+
+
+def storage_of(path: Path) -> str:
+    """Ending of a recorded file, without the ending of its compression; an empty string for other files."""
+    inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    suffix = inner.suffix.lower()
+    return suffix if suffix in BAG_SUFFIXES and not is_hidden(path.name) else ""
 
 
 def dump_info(info: dict[str, Any]) -> str:

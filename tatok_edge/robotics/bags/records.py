@@ -1,9 +1,15 @@
-"""The records of a bag, the same for all file formats: channels and messages."""
+"""The files and records of a bag, the same for all file formats: recordings, channels and messages."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mcap.records import Attachment, Metadata
 
 LARGEST_CHUNK: Final = 1 << 30
 """Largest chunk or message in bytes after decompression. Recorders write chunks of a few megabytes."""
@@ -42,8 +48,33 @@ class Message:
     data: bytes = field(repr=False)
 
 
+class Recording(ABC):
+    """A file of a bag.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.channels: list[Channel] = []
+        """Its channels, in the order of the file."""
+        self.used: set[Channel] = set()
+        """The channels that have messages."""
+        self.first_time: int | None = None
+        """Log time of the first message in nanoseconds; None without messages."""
+
+    @abstractmethod
+    def records(self) -> Iterator[Channel | Message | Attachment | Metadata]:
+        """All records; messages in the order of their log times, equal times in the order of the file.
+
+        Raises:
+            Damaged: At the end: a part cannot be read.
+        """
+
+
 class Damaged(Exception):
-    """The rest of a file cannot be read.
+    """A part of a file cannot be read.
 
     Args:
         message: The damage, as it follows the name of the file in a message.

@@ -1,35 +1,168 @@
-"""Reads the SQLite files of rosbag2."""
+"""Reads the SQLite files of rosbag2, with the write-ahead log or journal that a killed recorder leaves beside them."""
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import struct
+import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Final
 
-from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel, Damaged, Message
+from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel, Damaged, Message, Recording
+
+WAL, JOURNAL = "-wal", "-journal"
+"""Endings of the files that SQLite keeps beside a database: the write-ahead log, and the old pages of a transaction."""
+_WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
+_WAL_HEAD, _FRAME_HEAD = 32, 24
+_ERRORS = (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError)
 
 
-def read_sqlite(path: Path) -> Iterator[Channel | Message]:
-    """Channels, then messages in the order of their times.
+class SqliteFile(Recording):
+    """An SQLite file of rosbag2. Neither the file nor its write-ahead log is changed.
+
+    Args:
+        path: The file.
 
     Raises:
-        Damaged: The rest of the file cannot be read.
+        Damaged: It has no record that can be read.
+        OSError: It cannot be read.
     """
-    begun = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if not path.stat().st_size and not _size(path, WAL):
+            raise Damaged("is empty", at_start=True)
+        try:
+            with _opened(path) as base:
+                channels = _channels(base)
+                self.channels = list(dict.fromkeys(channels.values()))
+                self.used = set(self.channels)  # where the messages cannot be counted, any topic may have some
+                try:
+                    topics = [row[0] for row in base.execute("SELECT DISTINCT topic_id FROM messages")]
+                    self.used = {channels[topic] for topic in topics if topic in channels}
+                    self.first_time = base.execute("SELECT min(timestamp) FROM messages").fetchone()[0]
+                except sqlite3.Error:
+                    pass
+                if not isinstance(self.first_time, int):
+                    self.first_time = None
+        except _ERRORS as error:
+            raise Damaged(f"is not a database of rosbag2 ({error})", at_start=True) from None
+
+    def records(self) -> Iterator[Channel | Message]:
+        """Channels, then messages in the order of their times.
+
+        Raises:
+            Damaged: At the end: a part cannot be read.
+        """
+        lost, why = 0, ""
+        try:
+            with _opened(self.path) as base:
+                channels = _channels(base)
+                yield from channels.values()
+                # By number, so that a damaged page costs its messages and not all later ones.
+                for time, number in base.execute("SELECT timestamp, id FROM messages ORDER BY timestamp, id"):
+                    try:
+                        (row,) = base.execute("SELECT topic_id, data FROM messages WHERE id = ?", (number,))
+                        yield _message(channels, time, *row)
+                    except (Damaged, *_ERRORS) as error:
+                        lost, why = lost + 1, why or str(error)
+                log = _log_problem(self.path, base)
+        except _ERRORS as error:
+            raise Damaged(f"is damaged ({error})") from None
+        if lost:
+            raise Damaged(f"is damaged: {lost} messages cannot be read ({why})")
+        if log:
+            raise Damaged(log)
+
+
+def _message(channels: dict[int, Channel], time: Any, topic: Any, data: Any) -> Message:
+    if topic not in channels or not isinstance(time, int) or time < 0 or not isinstance(data, bytes):
+        raise Damaged("a message has no topic, time or data")
+    return Message(channels[topic], time, time, 0, data)
+
+
+def _size(path: Path, suffix: str) -> int:
+    """Size of the file beside a database that has its name and ``suffix``; 0 where there is none."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as base:
-            channels = _channels(base)
-            begun = True
-            yield from channels.values()
-            rows = base.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY timestamp, id")
-            for number, (topic, time, data) in enumerate(rows):
-                if topic not in channels or not isinstance(time, int) or time < 0 or not isinstance(data, bytes):
-                    raise Damaged(f"is damaged: message {number} has no topic, time or data")
-                yield Message(channels[topic], time, time, 0, data)
-    except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError) as error:
-        what = "is damaged" if begun else "is not a database of rosbag2"
-        raise Damaged(f"{what} ({error})", at_start=not begun) from None
+        return path.with_name(path.name + suffix).stat().st_size
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database to read.
+
+    Without a log or journal beside it, it is read as it is. With a write-ahead log, SQLite reads both, and keeps its
+    usual index of the log (``-shm``) beside them. Where it cannot make that file, and with a journal, which SQLite can
+    only use by changing the database, a copy is read.
+    """
+    with ExitStack() as stack:
+        log, journal = _size(path, WAL), _size(path, JOURNAL)
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        if not log and not journal:
+            base = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+        else:
+            base = (None if journal else _with_log(uri)) or sqlite3.connect(_copy(path, stack))
+        stack.callback(base.close)
+        yield base
+
+
+def _with_log(uri: str) -> sqlite3.Connection | None:
+    """A database with its write-ahead log; None where SQLite cannot make its index of the log."""
+    base = sqlite3.connect(uri, uri=True)
+    try:
+        base.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        base.close()
+        return None
+    return base
+
+
+def _copy(path: Path, stack: ExitStack) -> Path:
+    """A copy of a database and the files beside it, in a folder that is removed at the end."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tatok-bag-")))
+    for suffix in ("", WAL, JOURNAL):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            shutil.copyfile(source, folder / source.name)
+    return folder / path.name
+
+
+def _log_problem(path: Path, base: sqlite3.Connection) -> str:
+    """What SQLite leaves out of a write-ahead log without a word; an empty string where it is whole.
+
+    SQLite reads the log up to its last whole transaction. Frames of earlier rounds may follow, with other salts.
+    """
+    log = path.with_name(path.name + WAL)
+    size = _size(path, WAL)
+    if not size:
+        return ""
+    with log.open("rb") as file:
+        head = file.read(_WAL_HEAD)
+        if len(head) < _WAL_HEAD:
+            return f"the write-ahead log {log.name} is cut off at its start: its messages are lost"
+        magic, _, page = struct.unpack_from(">III", head)
+        if magic not in _WAL_MAGIC or not 512 <= page <= 65536:
+            return f"the write-ahead log {log.name} is damaged: its messages are lost"
+        salts, pages, open_frames, at = head[16:24], 0, 0, _WAL_HEAD
+        while at + _FRAME_HEAD <= size:
+            file.seek(at)
+            frame = file.read(_FRAME_HEAD)
+            if frame[8:16] != salts:
+                break
+            commit = struct.unpack_from(">I", frame, 4)[0]
+            whole = at + _FRAME_HEAD + page <= size
+            pages, open_frames = (commit, 0) if commit and whole else (pages, open_frames + 1)
+            at += _FRAME_HEAD + page
+    if pages and base.execute("PRAGMA page_count").fetchone()[0] < pages:
+        return f"the write-ahead log {log.name} is damaged: its later messages are lost"
+    if open_frames:
+        return f"the write-ahead log {log.name} is cut off: the messages of its last transaction are lost"
+    return ""
 
 
 def _channels(base: sqlite3.Connection) -> dict[int, Channel]:

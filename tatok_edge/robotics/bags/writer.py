@@ -43,7 +43,7 @@ class BagWriter(Draft):
         self.path = Path(path)
         self.rosbag2: dict[str, Any] | None = None
         """Metadata of the bag that is copied, see :attr:`Bag.rosbag2`: its distribution and custom data are kept."""
-        self._is_folder = self.path.suffix != ".mcap"
+        self._is_folder = self.path.suffix.lower() != ".mcap"
         self._temporary = temporary_name(self.path)
         if self._is_folder:
             self._temporary.mkdir()
