@@ -7,7 +7,7 @@ PYTHON ?= python3
 # A video file, a camera number or an rtsp:// URL; by default a clip that the project renders itself.
 VIDEO ?= synthetic:frames=90,width=640,height=480
 # How many tokens to keep; 'tatok encode --help' lists the limits.
-BUDGET ?= --tau 0.9
+BUDGET ?= --keep 1
 # A camera never ends, so the demo stops after so many frames.
 FRAMES ?= 300
 

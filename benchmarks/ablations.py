@@ -18,20 +18,33 @@ from typing import Any, get_args
 import common
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tatok_edge.cli.progress import Progress
-from tatok_edge.geometry import PATCH
 from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.training.checkpoint import load_model
 from tatok_edge.training.config import Variant
-from tatok_edge.training.filtering import select
-from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
+from tatok_edge.training.filtering import residual_scores, select, visual_weights
+from tatok_edge.training.model import Encoded, TaTok
 
-SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
-SHOWN = (1.0, 0.5, 0.35, 0.25, 0.1)
-SAME = ("config", "use", "seed", "batch", "crop", "lr", "prior_weight", "rate_weight", "mean_weight", "seam_weight")
+SHARES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+"""Tokens per patch, up to the depth of a model."""
+SHOWN = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.1)
+DEPTHS = (1, 2)
+"""Largest numbers of tokens of one patch that a deeper model is limited to."""
+SAME = (
+    "config",
+    "depth",
+    "use",
+    "seed",
+    "batch",
+    "crop",
+    "lr",
+    "prior_weight",
+    "rate_weight",
+    "mean_weight",
+    "seam_weight",
+)
 """Options that must be the same in all runs."""
 TITLES = {
     "tatok": "TaTok",
@@ -60,16 +73,16 @@ class Curve:
         return float(np.exp(np.interp(psnr, self.psnr, np.log(self.tokens))))
 
 
-def scores(image: Tensor, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
-    """Scores of the patches ``(1, 1, h, w)``: residual, information and random."""
-    # As in the tokenizer: the error of the mean, averaged over 2x2 pixels.
-    error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
-    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1, keepdim=True)
-    return {
+def scores(model: TaTok, image: Tensor, encoded: Encoded, generator: torch.Generator) -> dict[str, Tensor]:
+    """Scores of the tokens ``(1, depth, h, w)``, never rising over depth; some are of the first tokens alone."""
+    residual = residual_scores(model, image, encoded)
+    found = {
         "residual": residual,
-        "information": encoded.information,
-        "random": torch.rand(residual.shape, generator=generator),
+        "visual": residual * visual_weights(image, model.config.patch),
+        "information": encoded.information.cummin(1).values,
+        "random": torch.rand(residual.shape, generator=generator).cummin(1).values,
     }
+    return found | {f"depth {depth}": residual[:, :depth] for depth in DEPTHS if depth < model.config.depth}
 
 
 @torch.inference_mode()
@@ -89,12 +102,15 @@ def measure(model: TaTok, paths: list[Path]) -> dict[str, list[dict[str, float]]
             encoded = model.encode(image)
             extra = encoded.global_codes[0, 0].numel() if model.config.variant == "tatok" else 0
             if model.config.fixed_rate:
-                ranked, shares = {"all": torch.zeros_like(encoded.information)}, (1.0,)
+                ranked = {"all": torch.zeros_like(encoded.information)}
             else:
-                ranked, shares = scores(image, encoded, generator), SHARES
+                ranked = scores(model, image, encoded, generator)
             for name, score in ranked.items():
-                for share in shares:
-                    keep = select(score, torch.tensor([share]))
+                for share in (1.0,) if name == "all" else SHARES:
+                    if share > score.shape[1]:
+                        continue
+                    keep = torch.zeros_like(encoded.information, dtype=torch.bool)
+                    keep[:, : score.shape[1]] = select(score, torch.tensor([share]))
                     decoded = ((model.decode(encoded, keep).clamp(-1, 1) + 1) * 127.5).round()
                     psnr = 10 * math.log10(255**2 / max(float((decoded - pixels).pow(2).mean()), 1e-6))
                     found.setdefault((name, share), []).append((float(keep.sum()) + extra, psnr))
@@ -131,6 +147,12 @@ def findings(variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "db_over_random_at_35_percent": at_share(model["residual"], 0.35)["psnr_db"]
         - at_share(model["random"], 0.35)["psnr_db"],
         "db_of_globals_at_equal_tokens": {},
+        "db_of_depth_at_equal_tokens": {
+            f"{depth:g}": at_share(model["residual"], depth)["psnr_db"]
+            - at_share(model[f"depth {depth}"], depth)["psnr_db"]
+            for depth in DEPTHS
+            if f"depth {depth}" in model
+        },
     }
     for share in (0.5, 0.35, 0.25, 0.1):
         point = at_share(model["residual"], share)
@@ -183,44 +205,57 @@ def markdown(report: dict[str, Any]) -> str:
         f"{variants['tatok']['steps']:,} steps of {options['batch']} crops of {options['crop']} pixels with seed "
         f"{options['seed']}, from its own analytic start (averaged weights): far fewer than the shipped model had.",
         "",
-        "| variant | parameters | tokens | " + " | ".join(f"{100 * share:g}%" for share in SHOWN) + " |",
+        "Columns are tokens per patch on average.",
+        "",
+        "| variant | parameters | tokens | " + " | ".join(f"{share:g}" for share in SHOWN) + " |",
         "|---" * (3 + len(SHOWN)) + "|",
     ]
 
     def row(title: str, parameters: str, points: list[dict[str, float]]) -> None:
         known = {point["share"]: point for point in points}
         cells = [f"{known[share]['psnr_db']:.2f}" if share in known else "" for share in SHOWN]
-        lines.append(f"| {title} | {parameters} | {known[1.0]['tokens']:.0f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} | {parameters} | {points[0]['tokens']:.0f} | " + " | ".join(cells) + " |")
 
     size = {name: f"{variant['parameters'] / 1e6:.2f} M" for name, variant in variants.items()}
     model = variants["tatok"]["results"]
     row(f"{TITLES['tatok']}, tokens by residual", size["tatok"], model["residual"])
-    row(f"{TITLES['tatok']}, tokens by information", size["tatok"], model["information"])
-    row("(c) TaTok without filtering: all tokens", size["tatok"], [at_share(model["residual"], 1.0)])
+    for score in ("visual", "information"):
+        row(f"{TITLES['tatok']}, tokens by {score}", size["tatok"], model[score])
+    row("(c) TaTok without filtering: all tokens", size["tatok"], model["residual"][:1])
     row("(d) TaTok, tokens at random", size["tatok"], model["random"])
+    for depth in DEPTHS:
+        if f"depth {depth}" in model:
+            most = "one token" if depth == 1 else f"{depth} tokens"
+            row(f"(f) TaTok, at most {most} for a patch", size["tatok"], model[f"depth {depth}"])
     for name in ("patch8", "patch16"):
         row(TITLES[name], size[name], variants[name]["results"]["all"])
     for score, points in variants["no-globals"]["results"].items():
+        if score.startswith("depth"):
+            continue
         by = "at random" if score == "random" else f"by {score}"
         row(f"{TITLES['no-globals']}, tokens {by}", size["no-globals"], points)
 
     def text(value: float | None, form: str) -> str:
         return "not reached" if value is None else form.format(value)
 
+    deeper = ", ".join(
+        f"{text(value, '{:+.2f} dB')} over at most {depth} at {depth} per patch"
+        for depth, value in found["db_of_depth_at_equal_tokens"].items()
+    )
     globals_ = ", ".join(
-        f"{text(value, '{:+.2f} dB')} at {float(share):.0%}"
-        for share, value in found["db_of_globals_at_equal_tokens"].items()
+        f"{text(value, '{:+.2f} dB')} at {share}" for share, value in found["db_of_globals_at_equal_tokens"].items()
     )
     lines += [
         "",
-        "Tokens are patch and global tokens. (c) and (d) are the trained TaTok itself, decoded from other tokens. At "
-        "equal tokens, globals counted:",
+        "Tokens are patch and global tokens, where most are kept. (c), (d) and (f) are the trained TaTok itself, "
+        "decoded from other tokens. At equal tokens, globals counted:",
         "",
         f"- the PSNR of (a) takes {text(found['fewer_tokens_than_patch8'], '{:.2f}x fewer tokens')} "
         f"({text(found['tokens_for_the_psnr_of_patch8'], '{:.0f} per picture')});",
         f"- at the tokens of (b): {text(found['db_over_patch16_at_its_tokens'], '{:+.2f} dB')};",
         f"- globals, against (e) with whatever selection serves it best: {globals_};",
-        f"- filtering, against (d) at 35 %: {text(found['db_over_random_at_35_percent'], '{:+.2f} dB')}.",
+        f"- filtering, against (d) at 0.35 per patch: {text(found['db_over_random_at_35_percent'], '{:+.2f} dB')};",
+        f"- depth, against (f): {deeper}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ from tatok_edge.evaluation.speed import machine, test_image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.device import Device, open_device
-from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels
+from tatok_edge.runtime.cuda.kernels import DtfLimits, Frames, Kernels, Scores
 from tatok_edge.runtime.tensorrt.flavour import (
     Messages,
     find_flavour,
@@ -36,11 +36,12 @@ from tatok_edge.runtime.tensorrt.flavour import (
 )
 
 LEVELS = (8, 8, 8, 5, 5, 5)
+DEPTH = 4
 CONTEXT = 96
 REPEATS, LAUNCHES = 20, 10
 DTF_TARGET_US = 60.0
 GATHER_TARGET = 0.6
-"""Goals: time of token filtering for 32 frames of 4,800 tokens, and the gather's share of the copy bandwidth."""
+"""Goals: time of token filtering for 32 frames of 4,800 patches, and the gather's share of the copy bandwidth."""
 
 
 class Memory:
@@ -84,7 +85,7 @@ class Case:
 
 
 def arrays(memory: Memory, images: int, height: int, width: int) -> tuple[Frames, dict[str, int], int]:
-    """Inputs and outputs of the kernels: the frames, the other arrays by name, and the number of kept patches."""
+    """Inputs and outputs of the kernels: the frames, the other arrays by name, and how many patches are kept."""
     rng = np.random.default_rng(0)
     rows, columns = height // 8, width // 8
     patches, cells = rows * columns, (rows // 4) * (columns // 4)
@@ -92,16 +93,19 @@ def arrays(memory: Memory, images: int, height: int, width: int) -> tuple[Frames
     picture = np.ascontiguousarray(test_image(width, height))
     frames = Frames.packed(memory.put(np.stack([picture] * images)), images, height, width)
     old = np.ascontiguousarray(np.stack([picture] * images) + rng.integers(0, 9, (images, height, width, 3), np.uint8))
-    scores = rng.gamma(0.7, 4.0, (images, patches)).astype(np.float32)
+    scores = -np.sort(-rng.gamma(0.7, 4.0, (images, patches, DEPTH)).astype(np.float32), axis=2)
     positions = np.flatnonzero(rng.random(total) < 0.5).astype(np.int32)
     kept = len(positions)
-    codes = rng.integers(0, LEVELS, (kept, 6)).astype(np.int32)
+    tokens = np.repeat(positions, 2)  # two of each patch
+    basis = rng.integers(-1000, 1000, (DEPTH, 6, 192)).astype(np.int16)
     named = {
         "scores": memory.put(scores),
         "half": memory.put(scores.astype(np.float16)),
-        "indices": memory.empty((images, patches), np.int32),
+        "indices": memory.empty((images, patches * DEPTH), np.int32),
+        "depths": memory.empty((images, patches * DEPTH), np.int32),
         "counts": memory.empty((images,), np.int32),
-        "flat": memory.empty((total,), np.int32),
+        "flat": memory.empty((total * DEPTH,), np.int32),
+        "flat_depths": memory.empty((total * DEPTH,), np.int32),
         "cu": memory.empty((images + 1,), np.int32),
         "cells": memory.empty((images, 192, cells), np.float32),
         "context": memory.put(rng.standard_normal((images, CONTEXT, patches), np.float32)),
@@ -112,12 +116,17 @@ def arrays(memory: Memory, images: int, height: int, width: int) -> tuple[Frames
         "frames": memory.empty((images, height, width, 3), np.uint8),
         "old": memory.put(old),
         "changes": memory.empty((images, 2, patches), np.int32),
-        "codes": memory.put(codes),
-        "expected": memory.put(rng.uniform(-1, 1, (images, 6, patches)).astype(np.float32)),
-        "entropy": memory.put(scores),
-        "state": memory.empty((images, 8, patches), np.float32),
-        "log2": memory.put(-rng.exponential(3, (images, sum(LEVELS), patches)).astype(np.float32)),
-        "bits": memory.empty((kept,), np.float32),
+        "basis": memory.put(basis),
+        "activity": memory.empty((images, patches), np.int64),
+        "weights": memory.empty((images, patches), np.float32),
+        "tokens": memory.put(tokens),
+        "codes": memory.put(rng.integers(0, LEVELS, (2 * kept, 6)).astype(np.int32)),
+        "stacks": memory.put(rng.integers(0, LEVELS * DEPTH, (kept, 6 * DEPTH)).astype(np.int32)),
+        "expected": memory.put(rng.uniform(-1, 1, (images, 6 * DEPTH, patches)).astype(np.float32)),
+        "entropy": memory.put(rng.uniform(0, 16, (images, DEPTH, patches)).astype(np.float32)),
+        "state": memory.empty((images, 8 * DEPTH, patches), np.float32),
+        "log2": memory.put(-rng.exponential(3, (images, sum(LEVELS) * DEPTH, patches)).astype(np.float32)),
+        "bits": memory.empty((kept, DEPTH), np.float32),
     }
     return frames, named, kept
 
@@ -125,23 +134,40 @@ def arrays(memory: Memory, images: int, height: int, width: int) -> tuple[Frames
 def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int) -> list[Case]:
     """Every kernel for a batch of frames whose sides are multiples of 32."""
     patches, cells = (height // 8) * (width // 8), (height // 32) * (width // 32)
-    total, state_values = images * patches, images * 8 * patches
+    total = images * patches
     frames, p, kept = arrays(memory, images, height, width)
     limits = DtfLimits.make(tau=0.6)
     frame_bytes = images * height * width * 3
     size = f"{images} x {width}x{height}"
 
     def dtf(name: str, half: bool) -> Callable[[int], None]:
-        return lambda s: kernels.dtf(p[name], images, patches, limits, p["indices"], p["counts"], half=half, stream=s)
+        scores = Scores.packed(p[name], images, patches, DEPTH, half=half)
+        return lambda s: kernels.dtf(scores, limits, p["indices"], p["depths"], p["counts"], stream=s)
 
     return [
-        Case("token filtering, fp32", size, total * 8, dtf("scores", False)),
-        Case("token filtering, fp16", size, total * 6, dtf("half", True)),
+        Case(
+            "scores of stacks",
+            size,
+            frame_bytes + total * (192 + DEPTH) * 4,
+            lambda s: kernels.patch_scores(frames, p["mean"], p["basis"], DEPTH, 6, p["scores"], stream=s),
+        ),
+        Case(
+            "visual weights",
+            size,
+            frame_bytes + total * (2 * 8 + 4),
+            lambda s: kernels.visual_weights(frames, p["activity"], p["weights"], stream=s),
+        ),
+        Case("token filtering, fp32", size, total * DEPTH * 12, dtf("scores", False)),
+        Case("token filtering, fp16", size, total * DEPTH * 10, dtf("half", True)),
         Case(
             "flat positions",
             size,
-            total * 8,
-            lambda s: kernels.flatten(p["indices"], p["counts"], images, patches, p["flat"], p["cu"], stream=s),
+            total * DEPTH * 16,
+            lambda s: kernels.flatten(
+                *(p["indices"], p["depths"], p["counts"], images, patches, DEPTH),
+                *(p["flat"], p["flat_depths"], p["cu"]),
+                stream=s,
+            ),
         ),
         Case(
             "frame to thumbnail cells",
@@ -178,19 +204,22 @@ def cases(kernels: Kernels, memory: Memory, images: int, height: int, width: int
         ),
         Case(
             "scatter of codes",
-            f"{size}, {kept} codes",
-            state_values * 4 + images * 7 * patches * 4 + kept * (7 * 4 + 7 * 4),
+            f"{size}, {2 * kept} codes",
+            total * (8 + 7) * DEPTH * 4 + 2 * kept * (7 * 4 + 7 * 4),
             lambda s: kernels.decoder_state(
-                *(p["codes"], p["positions"], kept, p["expected"], p["entropy"], images, patches, LEVELS, p["state"]),
+                *(p["codes"], p["tokens"], 2 * kept, p["expected"], p["entropy"]),
+                *(images, patches, DEPTH, LEVELS, p["state"]),
                 stream=s,
             ),
         ),
         Case(
             "information",
-            f"{size}, {kept} codes",
-            kept * (6 * 4 + 6 * 4 + 4 + 4),
+            f"{size}, {kept} stacks",
+            kept * (DEPTH * (6 * 4 + 6 * 4 + 4) + 4),
             lambda s: kernels.information(
-                *(p["log2"], p["codes"], p["positions"], kept, images, patches, LEVELS, p["bits"]), stream=s
+                *(p["log2"], p["stacks"], p["positions"], kept),
+                *(images, patches, DEPTH, DEPTH, LEVELS, p["bits"]),
+                stream=s,
             ),
         ),
     ]
@@ -254,11 +283,11 @@ def torch_rows(batches: tuple[int, ...], width: int, height: int, run: bool) -> 
         pixels = (image / 127.5 - 1).repeat(batch, 1, 1, 1)
         with torch.inference_mode():
             encoded = model.encode(pixels)
-            keep = torch.ones(encoded.information.shape, dtype=torch.bool, device="cuda")
+            keep = torch.ones_like(encoded.information)
 
             def decode(encoded: Any = encoded, keep: Any = keep) -> object:
                 prior = model.context(model.fsq.values(encoded.global_codes, 1))
-                state = decoder_state(model.fsq.values(encoded.codes, 1), keep, prior.expected, prior.entropy)
+                state = decoder_state(encoded.values, keep, prior.expected, prior.entropy)
                 return model.decoder(state, prior.context, prior.mean)
 
             calls = {"encode": lambda pixels=pixels: model.encode(pixels), "decode": decode}
@@ -289,7 +318,7 @@ def rtx_status(device: Device) -> str:
         logger = make_logger(flavour, messages)
         builder = make_builder(flavour, logger, messages)
         network = make_network(flavour, builder)
-        model = dtf_model(DtfLimits.make(tau=0.6), form="onnx", shape=(1, 1024))
+        model = dtf_model(DtfLimits.make(tau=0.6), form="onnx", depth=DEPTH, shape=(1, 1024))
         if not make_parser(flavour, network, logger).parse(model.SerializeToString()):
             return f"{flavour.title} does not parse the filter: {messages.first('no message')}"
         config = builder.create_builder_config()
@@ -336,7 +365,7 @@ def targets(rows: list[dict[str, Any]]) -> dict[str, bool]:
     """Whether the figures reach the goals."""
     batch = {row["kernel"]: row for row in rows if row["work"].startswith("32 x")}
     return {
-        f"token filtering of 32 frames of 4,800 tokens within {DTF_TARGET_US:.0f} us": (
+        f"token filtering of 32 frames of 4,800 patches within {DTF_TARGET_US:.0f} us": (
             batch["token filtering, fp32"]["us"] <= DTF_TARGET_US
         ),
         f"gather at {GATHER_TARGET:.0%} of the copy bandwidth or more": (

@@ -106,7 +106,7 @@ def random_access(path: Path) -> dict[str, float]:
     for number in order:
         start = time.perf_counter_ns()
         frame = dataset[number]
-        frame.ids[:1], frame.positions[-1:]
+        frame.ids[:1], frame.positions[-1:], frame.depths[-1:]
         times.append((time.perf_counter_ns() - start) / 1000)
     return {
         "frames": len(dataset),

@@ -119,7 +119,7 @@ def browse(url: str, seconds: float, changes: int, picture: Path | None) -> dict
             # The next frame must show each change: from no patch tokens to all, and back.
             page.evaluate(
                 "value => { sliderMs = null; const slider = document.getElementById('slider-keep');"
-                "slider.value = value; slider.dispatchEvent(new Event('input')); }",
+                "slider.value = value ? slider.max : 0; slider.dispatchEvent(new Event('input')); }",
                 number % 2,
             )
             end = time.monotonic() + 30

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from tatok_edge.cli.progress import Progress
-from tatok_edge.evaluation.folder import centre_crop, evaluate_pictures, summarize
+from tatok_edge.evaluation.folder import centre_crop, depth_shares, evaluate_pictures, summarize
 from tatok_edge.evaluation.metrics import Curve, bd_rate, psnr
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.evaluation.tables import budget_name, markdown_table
@@ -26,11 +26,14 @@ from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
 from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.sources.open import open_source
-from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.budget import Score, TokenBudget
 
-KEEPS = (1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+KEEPS = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+"""Tokens per patch, up to the depth of the model."""
+SHOWN_DEPTHS = (0.35, 1.0, 2.0, 3.0)
+"""Tokens per patch of the histogram of depths."""
 TAUS = (0.95, 0.9, 0.8)
-AVIF_RANGE = (0.05, 0.15)
+AVIF_RANGE = (0.05, 0.4)
 """Range of bits per pixel for the comparison with AVIF."""
 CORRELATION_TAU = 0.9
 CORRELATION_DB = (24.0, 26.0, 28.0)
@@ -51,7 +54,7 @@ CROPS = {
 }
 """Kodak pictures to show, and top and left of the part."""
 CROP_SIDE = 208
-CROP_KEEPS = (1.0, 0.35, 0.25, 0.1)
+CROP_KEEPS = (2.0, 1.0, 0.35, 0.1)
 PASSES = 8
 """Passes of the refined set."""
 
@@ -66,6 +69,13 @@ class PictureSet(NamedTuple):
     read: Callable[[], Iterator[tuple[str, Image]]]
     passes: int = 0
     """Passes of refining."""
+    score: Score = "residual"
+    """What ranks the tokens."""
+    max_depth: int | None = None
+    """Most tokens of one patch."""
+
+
+SETS = ("kodak", "kodak-refined", "kodak-visual", "kodak-flat", "kodak-256", "held-out", "clips")
 
 
 def picture_sets(data: Path) -> dict[str, PictureSet]:
@@ -97,9 +107,12 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
         "kodak-refined": PictureSet(
             f"Kodak, full size, refined with {PASSES} passes (`--refine {PASSES}`)", pictures(kodak), PASSES
         ),
+        "kodak-visual": PictureSet("Kodak, full size, `--score visual`", pictures(kodak), score="visual"),
+        "kodak-flat": PictureSet(
+            "Kodak, full size, at most one token per patch (`--max-depth 1`)", pictures(kodak), max_depth=1
+        ),
         "kodak-256": PictureSet(f"Kodak, centre crops of 256x256 ({len(kodak)} pictures)", pictures(kodak, 256)),
         "held-out": PictureSet(f"Held-out pictures of the training set ({len(held)})", pictures(held)),
-        # Models shipped until November 2026 were trained on 24 frames of each of some clips; newer models on none.
         "clips": PictureSet(f"Frames of clips, for evaluation only (every {CLIP_STEP}th)", clips),
     }
 
@@ -140,12 +153,12 @@ def decode(data: bytes) -> Image:
 
 
 CODECS: dict[str, tuple[Callable[[Image, int], bytes], tuple[int, ...]]] = {
-    "JPEG": (encode_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50)),
-    "JPEG, standard tables": (encode_plain_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50)),
-    "WebP": (encode_webp, (1, 5, 10, 20, 30, 40, 55)),
-    "AVIF": (encode_avif, (1, 6, 12, 18, 24, 30, 36, 44)),
+    "JPEG": (encode_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50, 65)),
+    "JPEG, standard tables": (encode_plain_jpeg, (1, 3, 5, 8, 12, 18, 26, 36, 50, 65)),
+    "WebP": (encode_webp, (1, 5, 10, 20, 30, 40, 55, 70)),
+    "AVIF": (encode_avif, (1, 6, 12, 18, 24, 30, 36, 44, 52)),
 }
-"""Encoder and qualities: the whole range below 30 dB and a little more."""
+"""Encoder and qualities: the whole range below 32 dB and a little more."""
 
 
 def codec_curves(pictures: Iterator[tuple[str, Image]]) -> dict[str, list[dict[str, float]]]:
@@ -222,9 +235,9 @@ def webp_bits_at(image: Image, target: float) -> int:
 
 
 def tokens_at(tokenizer: Tokenizer, result: EncodeResult, image: Image, target: float) -> int:
-    """The fewest patch tokens, to 1 % of the patches, that give ``target`` dB; all patches where they do not."""
+    """The fewest patch tokens, to 1 % of the patches, that give ``target`` dB; all tokens where they do not."""
     patches = result.frame.n_patches
-    low, high = -1, 100  # below, reached (or all)
+    low, high = -1, 100 * tokenizer.depth  # below, reached (or all)
     while high - low > 1:
         middle = (low + high) // 2
         frame = tokenizer.reduce(result, TokenBudget(keep=middle / 100))
@@ -247,7 +260,7 @@ def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> 
                 "picture": name,
                 "tokens_tau": tokenizer.reduce(result, TokenBudget(tau=CORRELATION_TAU)).n_tokens,
                 "webp_bits": webp_bits_at(image, WEBP_DB),
-                "patches": result.frame.n_patches,
+                "all_tokens": result.frame.n_tokens,
                 "webp_least_bits": 8 * len(encode_webp(image, 1)),
             }
             for target in CORRELATION_DB:
@@ -269,13 +282,29 @@ def correlation(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]]) -> 
         "at_quality": {
             f"{target:g}": {
                 "rho": rho(f"tokens_{target:g}_db", f"webp_bits_{target:g}_db"),
-                "all_tokens": sum(r[f"tokens_{target:g}_db"] == r["patches"] for r in rows),
+                "all_tokens": sum(r[f"tokens_{target:g}_db"] == r["all_tokens"] for r in rows),
                 "least_webp": sum(r[f"webp_bits_{target:g}_db"] == r["webp_least_bits"] for r in rows),
             }
             for target in CORRELATION_DB
         },
         "pictures": rows,
     }
+
+
+# --- how deep ---------------------------------------------------------------------------------------
+
+
+def histogram(tokenizer: Tokenizer, pictures: Iterator[tuple[str, Image]], score: Score) -> dict[str, list[float]]:
+    """Mean share of the patches with 0, 1, ... K tokens, by tokens per patch."""
+    sums = {keep: np.zeros(tokenizer.depth + 1) for keep in SHOWN_DEPTHS if keep <= tokenizer.depth}
+    count = 0
+    for _, image in pictures:
+        count += 1
+        result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size, score=score))
+        for keep, total in sums.items():
+            frame = tokenizer.reduce(result, TokenBudget(keep=keep, score=score))
+            total += depth_shares(frame, tokenizer.depth)
+    return {f"{keep:g}": (total / count).round(4).tolist() for keep, total in sums.items()}
 
 
 # --- the report -------------------------------------------------------------------------------------
@@ -292,9 +321,11 @@ def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any
         "sets": {},
     }
     for name in names:
-        passes = sets[name].passes
-        budgets = [TokenBudget(keep=keep, refine=passes) for keep in KEEPS]
-        budgets += [TokenBudget(tau=tau, refine=passes) for tau in TAUS]
+        chosen = sets[name]
+        common_limits: dict[str, Any] = {"refine": chosen.passes, "score": chosen.score, "max_depth": chosen.max_depth}
+        most = TokenBudget(max_depth=chosen.max_depth).depth(tokenizer.depth)
+        budgets = [TokenBudget(keep=keep, **common_limits) for keep in KEEPS if keep <= most]
+        budgets += [TokenBudget(tau=tau, **common_limits) for tau in TAUS]
         rows = evaluate_pictures(tokenizer, sets[name].read(), budgets, structure=True)
         results = summarize(rows)
         report["sets"][name] = {
@@ -305,6 +336,8 @@ def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any
         if name == "kodak":
             report["codecs"] = codec_curves(sets[name].read())
             report["bd_rate"] = bd_rates(results, report["codecs"])
+        if name in ("kodak", "kodak-visual"):
+            report.setdefault("depths", {})[chosen.score] = histogram(tokenizer, chosen.read(), chosen.score)
         if name == "kodak-refined" and "kodak" in report["sets"]:
             report["bd_rate_refined"] = bd_rates(results, report["codecs"])
             report["refined_against_plain"] = compare(report["sets"]["kodak"]["results"], results)
@@ -317,11 +350,22 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
         f"{report['model']} `{report['tag']}`. PSNR over RGB, mean of that of each picture; SSIM and MS-SSIM by "
-        "`pytorch-msssim`. Tokens are chosen by residual: a share of the patches, or (τ) of their score. Bits before "
-        "coding: 16 per patch and global token, and one per patch for the positions; bits: whole packets.",
+        "`pytorch-msssim`. Tokens are chosen by residual where nothing else is said: so many per patch on average, or "
+        "(τ) a share of the score. Bits before coding: 16 per patch and global token, and the depth of each patch as a "
+        "number of fixed length; bits: whole packets.",
     ]
     for chosen in report["sets"].values():
         lines += ["", f"**{chosen['title']}**, {chosen['pictures']} measured", "", markdown_table(chosen["results"])]
+    for score, rows in report.get("depths", {}).items():
+        most = len(next(iter(rows.values())))
+        lines += [
+            f"Patches by depth on Kodak at full size, tokens chosen by `{score}`:",
+            "",
+            f"| tokens per patch | {' | '.join(f'{depth} tokens' for depth in range(most))} |",
+            "|---" * (1 + most) + "|",
+        ]
+        lines += [f"| {keep} | {' | '.join(f'{share:.1%}' for share in shares)} |" for keep, shares in rows.items()]
+        lines.append("")
     if "bd_rate" in report:
         kinds = {"bits": report["bd_rate"], "bits, refined": report.get("bd_rate_refined", {})}
         kinds = {kind: rates for kind, rates in kinds.items() if rates}
@@ -391,20 +435,20 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6))
     for name, chosen in report["sets"].items():
         rows = [row for row in chosen["results"] if row["keep"] is not None]
-        axes[0].plot([100 * row["keep"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=name)
-        if name in ("kodak", "kodak-refined"):
+        axes[0].plot([row["keep"] for row in rows], [row["psnr_db"] for row in rows], marker="o", label=name)
+        if name in ("kodak", "kodak-refined", "kodak-flat"):
             axes[1].plot(
                 [row["bits_per_pixel"] for row in rows],
                 [row["psnr_db"] for row in rows],
                 marker="o",
                 label=report["model"] + name.removeprefix("kodak").replace("-", ", "),
             )
-    axes[0].set(xlabel="patch tokens kept (%)", ylabel="PSNR (dB)", title="tokens")
+    axes[0].set(xlabel="tokens per patch", ylabel="PSNR (dB)", title="tokens", xscale="log")
     for codec, points in report.get("codecs", {}).items():
         x, y = [point["bits_per_pixel"] for point in points], [point["psnr_db"] for point in points]
         axes[1].plot(x, y, marker=".", label=codec)
-    axes[1].set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="Kodak, full size", xlim=(0, 0.5))
-    axes[1].set_ylim(20, 32)
+    axes[1].set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="Kodak, full size", xlim=(0, 1))
+    axes[1].set_ylim(20, 34)
     if "correlation" in report:
         pictures = report["correlation"]["pictures"]
         for target in CORRELATION_DB:
@@ -425,7 +469,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def crop_sheet(tokenizer: Tokenizer, kodak: Path) -> Image:
     """Parts of eight pictures: the original, and the reconstruction from fewer and fewer tokens."""
     gap, header = 4, 26
-    columns = ["original", *(f"{keep:.0%}" for keep in CROP_KEEPS)]
+    columns = ["original", *(f"{keep:g} per patch" for keep in CROP_KEEPS)]
     width = len(columns) * (CROP_SIDE + gap) - gap
     top = np.full((header, width, 3), 255, np.uint8)
     for number, text in enumerate(columns):
@@ -450,7 +494,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="tatok-s8")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--sets", nargs="*", default=["kodak", "kodak-refined", "kodak-256", "held-out", "clips"])
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--crops", type=Path, help="also write crops side by side, as a JPEG")
     args = parser.parse_args()
     if unknown := sorted(set(args.sets) - set(picture_sets(args.data))):

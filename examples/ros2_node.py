@@ -109,7 +109,7 @@ class Encoder:
             self.encoder.request_keyframe()
         self._receivers = receivers
         try:
-            encoded = self.encoder.encode(message)
+            encoded = self.encoder.encode(message, recorded_ns=time.time_ns())
         except TaTokError as error:
             self.node.get_logger().error(str(error), throttle_duration_sec=5.0)
             return

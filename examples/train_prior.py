@@ -1,11 +1,12 @@
 """Trains a small causal transformer on a data set of tokens: frames of any number of tokens, no padding.
 
-tatok dataset videos/ -o tokens --tau 0.8
+tatok dataset videos/ -o tokens --keep 1
 python examples/train_prior.py tokens --steps 200
 
-A frame is a sequence: its global tokens, then its patch tokens in raster order. The model is told where the next token
-lies and predicts its id, one FSQ digit beside the other. Needs PyTorch. On a GPU, attention runs without padding
-(``torch.nn.attention.varlen``); on a CPU, frame by frame.
+A frame is a sequence: its global tokens, then its patch tokens in raster order, the stack of each patch together. The
+model is told where the next token lies (its position and depth) and predicts its id, one FSQ digit beside the other.
+A patch has 0 to K tokens, so a frame takes as many steps as it has information. Needs PyTorch. On a GPU, attention runs
+without padding (``torch.nn.attention.varlen``); on a CPU, frame by frame.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from tatok_edge.geometry import cell_grid, patch_grid
 
 
 def sequence(frame: FrameTokens) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids ``(L,)`` and places ``(L, 3)`` of a frame: 1 for patch and 0 for global tokens, then y and x."""
+    """Token ids ``(L,)`` and places ``(L, 3)`` of a frame: the depth (0 for global tokens), then y and x in patches."""
     cells, patches = cell_grid(frame.width, frame.height)[1], patch_grid(frame.width, frame.height)[1]
     raster = np.arange(frame.global_ids.size)
     where = np.concatenate(
         [
             np.stack([0 * raster, raster // cells * 4 + 2, raster % cells * 4 + 2], axis=1),
-            np.stack([0 * frame.positions + 1, frame.positions // patches, frame.positions % patches], axis=1),
+            np.stack([frame.depths, frame.positions // patches, frame.positions % patches], axis=1),
         ]
     )
     return np.concatenate([frame.global_ids, frame.ids]).astype(np.int64), where.astype(np.float32)
@@ -89,12 +90,13 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """Predicts the digits of every token from its place and from the tokens before it in its frame."""
 
-    def __init__(self, levels: tuple[int, ...], width: int = 96, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, levels: tuple[int, ...], stack: int, width: int = 96, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.levels = levels
         self.digit = nn.ModuleList(nn.Embedding(count + 1, width) for count in levels)  # one more: no token before
-        self.place = nn.Sequential(nn.Linear(2 * 2 * 6 + 1, width), nn.GELU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.depth = nn.Embedding(stack + 1, width)  # 0: a global token
+        self.place = nn.Sequential(nn.Linear(2 * 2 * 6, width), nn.GELU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(levels)))
 
     def digits(self, ids: Tensor) -> Tensor:
@@ -111,8 +113,12 @@ class Prior(nn.Module):
         before = digits.roll(1, 0)
         before[cu_seqlens[:-1].long()] = torch.tensor(self.levels, device=ids.device)
         waves = places[:, 1:, None] * (math.pi / 2 ** torch.arange(2, 8, device=ids.device))
-        spot = torch.cat([places[:, :1], waves.sin().flatten(1), waves.cos().flatten(1)], 1)
-        x = self.place(spot) + sum(table(before[:, d]) for d, table in enumerate(self.digit))
+        spot = torch.cat([waves.sin().flatten(1), waves.cos().flatten(1)], 1)
+        x = (
+            self.place(spot)
+            + self.depth(places[:, 0].long())
+            + sum(table(before[:, d]) for d, table in enumerate(self.digit))
+        )
         for block in self.blocks:
             x = block(x, cu_seqlens)
         logits = self.head(x).split(self.levels, 1)
@@ -124,7 +130,7 @@ def train(dataset: TokenDataset, *, steps: int, batch: int, device: torch.device
     """Bits per token at every step."""
     torch.manual_seed(0)
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, collate_fn=collate)  # type: ignore[arg-type, var-annotated]
-    model = Prior(dataset.levels).to(device)
+    model = Prior(dataset.levels, dataset.depth).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses: list[float] = []
     while len(losses) < steps:
@@ -150,7 +156,10 @@ def main() -> None:
     args = parser.parse_args()
 
     dataset = open_dataset(args.dataset)
-    print(f"{dataset}; without a model a token takes {math.log2(dataset.vocabulary):.2f} bits")
+    print(
+        f"{dataset}, up to {dataset.depth} for each patch; "
+        f"without a model a token takes {math.log2(dataset.vocabulary):.2f} bits"
+    )
     losses = train(
         dataset,
         steps=args.steps,

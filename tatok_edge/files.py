@@ -1,21 +1,25 @@
 """Writes files and folders under a temporary name, and renames them when they are complete.
 
-So a failure leaves an earlier file or folder as it was. Also reads JSON files, up to a size.
+So a failure leaves an earlier file or folder as it was. Also reads JSON files, and orders names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tatok_edge.errors import InputError, TaTokError
+
+SYSTEM_NAMES: Final = ("@eadir", "desktop.ini", "system volume information", "thumbs.db", "$recycle.bin", "__macosx")
+"""Names that systems and archives put beside the files of the user, in small letters."""
 
 _Draft = TypeVar("_Draft", bound="Draft")
 
@@ -83,6 +87,17 @@ def temporary_name(target: Path) -> Path:
     """A hidden name beside ``target``, on the same file system, with the same ending."""
     target = target.absolute()
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+
+
+def natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts paths by name, numbers inside names by value: ``2.png`` before ``10.png``."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file in a folder is none of the user's: hidden, as ``._x.png`` and ``.DS_Store``, or of the system."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def check_target(path: str | Path, suffixes: Sequence[str]) -> None:

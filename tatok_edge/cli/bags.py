@@ -15,6 +15,7 @@ import numpy as np
 
 from tatok_edge.cli.interrupt import exit_code, until_signal
 from tatok_edge.cli.options import model_choice
+from tatok_edge.cli.pipes import PIPE
 from tatok_edge.cli.progress import Progress
 from tatok_edge.cli.report import (
     Report,
@@ -22,6 +23,7 @@ from tatok_edge.cli.report import (
     completeness,
     print_json,
     print_table,
+    report_stream,
     run_figures,
     say,
     speed_text,
@@ -30,7 +32,7 @@ from tatok_edge.cli.token_file import FALLBACK_FPS
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.pictures.writing import VIDEO_SUFFIX, open_output
+from tatok_edge.pictures.writing import VIDEO_SUFFIXES, open_output
 from tatok_edge.robotics.bags.bag import Bag, choose_topics
 from tatok_edge.robotics.bags.cdr import Cdr
 from tatok_edge.robotics.bags.records import Channel, Message
@@ -99,7 +101,7 @@ def encode(args: argparse.Namespace, budget: TokenBudget) -> int:
 def decode(args: argparse.Namespace) -> int:
     """``tatok decode`` of a bag; returns the exit code."""
     output = args.output
-    video = Path(output).suffix.lower() == VIDEO_SUFFIX
+    video = output == PIPE or Path(output).suffix.lower() in VIDEO_SUFFIXES
     if not video:
         check_output(output, force=args.force)
     elif Path(output).exists() and not args.force:
@@ -142,16 +144,16 @@ class _Work:
         if data is None:
             return None
         self.topics[record.channel.topic].bytes_out += len(data)
-        channel = self._channel(record.channel)
+        channel = self.channel(record.channel)
         return Message(channel, record.log_time, record.publish_time, record.sequence, data)
 
-    def attempt(self, record: Message, convert: Callable[[Any, str], T]) -> T | None:
+    def attempt(self, record: Message, convert: Callable[[Any, Message], T]) -> T | None:
         """Converts a message. A message that cannot be converted is counted as a problem, and None returned."""
         topic = self.topics[record.channel.topic]
         topic.messages += 1
         topic.bytes_in += len(record.data)
         try:
-            converted = convert(self.cdr.read(record), record.channel.topic)
+            converted = convert(self.cdr.read(record), record)
         except KeyframeTooLarge:
             raise
         except (FormatError, InputError) as error:
@@ -160,13 +162,14 @@ class _Work:
         topic.done += 1
         return converted
 
-    def _convert(self, message: Any, name: str) -> bytes:
+    def _convert(self, message: Any, record: Message) -> bytes:
         raise NotImplementedError
 
     def _target_type(self) -> str:
         raise NotImplementedError
 
-    def _channel(self, source: Channel) -> Channel:
+    def channel(self, source: Channel) -> Channel:
+        """The channel that replaces ``source``."""
         if source not in self._channels:
             target = self.topics[source.topic].target
             self._channels[source] = self.cdr.channel(target, self._target_type(), source)
@@ -196,9 +199,9 @@ class _Encoding(_Work):
     def _target_type(self) -> str:
         return COMPRESSED_TYPE
 
-    def _convert(self, message: Any, name: str) -> bytes:
-        topic = self.topics[name]
-        encoded = self._encoders[name].encode(message)
+    def _convert(self, message: Any, record: Message) -> bytes:
+        topic = self.topics[record.channel.topic]
+        encoded = self._encoders[record.channel.topic].encode(message, recorded_ns=record.log_time)
         assert encoded is not None  # there is no bandwidth to keep
         topic.keyframes += encoded.kind == "key"
         topic.tokens += encoded.n_tokens
@@ -220,8 +223,9 @@ class _Decoding(_Work):
     def _target_type(self) -> str:
         return IMAGE_TYPE
 
-    def picture(self, message: Any, name: str) -> tuple[Image, str]:
+    def picture(self, message: Any, record: Message) -> tuple[Image, str]:
         """The complete picture of a token message, and the encoding of the camera message."""
+        name = record.channel.topic
         decoded, encoding = self._decoders[name].decode(message)
         if decoded.image is None or not decoded.complete:
             raise FormatError(decoded.problem or "patches are missing until the next keyframe")
@@ -230,8 +234,8 @@ class _Decoding(_Work):
         topic.sizes.add((decoded.image.shape[1], decoded.image.shape[0]))
         return decoded.image, encoding
 
-    def _convert(self, message: Any, name: str) -> bytes:
-        image, encoding = self.picture(message, name)
+    def _convert(self, message: Any, record: Message) -> bytes:
+        image, encoding = self.picture(message, record)
         made = image_to_message(self.cdr.types[IMAGE_TYPE], message.header, image, encoding, buffer=lambda data: data)
         return self.cdr.write(made, IMAGE_TYPE)
 
@@ -261,6 +265,8 @@ def _rewrite(bag: Bag, work: _Work, args: argparse.Namespace, *, frames: int | N
                 writer.write(record)
                 copied += isinstance(record, Message)
                 continue
+            if isinstance(record, Channel):  # a topic without messages stays, too
+                writer.write(work.channel(record))
             made = work.replace(record) if isinstance(record, Message) else None
             if made is not None:
                 writer.write(made)
@@ -308,13 +314,13 @@ def _row(topic: _Topic) -> str:
 def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -> int:
     """Decodes the whole pictures of one topic to a video."""
     output = args.output
-    count, rate = _rate(bag, topic)
-    rate = args.fps or rate
+    count, measured = _rate(bag, topic)
+    rate = args.fps or measured or FALLBACK_FPS
     bag.problems.clear()  # everything is read once more
     start = time.perf_counter()
     with (
         until_signal() as received,
-        open_output(output, fps=rate, frames=count) as target,
+        open_output(output, fps=rate, frames=count, raw=args.raw) as target,
         Progress("decoding", count) as progress,
     ):
         for record in bag.records():
@@ -323,7 +329,8 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -
             if isinstance(record, Message) and work.takes(record.channel):
                 picture = work.attempt(record, work.picture)
                 if picture is not None:
-                    target.write(picture[0], work.topics[topic].messages - 1)
+                    stamp_us = None if args.fps or measured is None else record.log_time // 1000
+                    target.write(picture[0], work.topics[topic].messages - 1, stamp_us)
                     progress.update(target.written)
         problems = _problems(bag, work)
         if not target.written and not received:
@@ -331,15 +338,15 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -
     seconds = time.perf_counter() - start
     report = _report(bag, work, output, seconds, problems, received) | {"fps": round(rate, 3)}
     if args.json:
-        print_json(report)
+        print_json(report, report_stream(output))
     else:
         rows = {f"{topic}  ": f"{target.written} frames, {rate:.4g} frames/s", "model": work.tokenizer.name}
-        print_table(f"{bag.path} -> {output}", rows)
+        print_table(f"{bag.path} -> {output}", rows, report_stream(output))
     return _end(work, output, problems, received)
 
 
-def _rate(bag: Bag, topic: str) -> tuple[int, float]:
-    """Number of messages of a topic, and their rate by their times of recording."""
+def _rate(bag: Bag, topic: str) -> tuple[int, float | None]:
+    """Number of messages of a topic, and their rate by their times of recording; None if these do not rise."""
     first = last = count = 0
     for record in bag.records():
         if isinstance(record, Message) and record.channel.topic == topic:
@@ -347,8 +354,7 @@ def _rate(bag: Bag, topic: str) -> tuple[int, float]:
             last = record.log_time
             count += 1
     seconds = (last - first) / 1e9
-    rate = (count - 1) / seconds if count > 1 and seconds > 0 else FALLBACK_FPS
-    return count, min(max(rate, 0.01), 1000.0)
+    return count, min(max((count - 1) / seconds, 0.01), 1000.0) if seconds > 0 else None
 
 
 def _problems(bag: Bag, work: _Work) -> list[str]:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     profiles = choose_profiles(bundle, args.profiles, args.calibrate, args.calibrate_as, args.tau)
     extra = {}
     if args.dtf is not None:
-        extra["dtf"] = dtf_graph(flavour, args.dtf, TAU if args.tau is None else args.tau, profiles)
+        extra["dtf"] = dtf_graph(flavour, args.dtf, TAU if args.tau is None else args.tau, profiles, depth=bundle.depth)
     folder = cache_folder() if args.output in (None, "cache") else Path(args.output)
     with StageProgress() as progress:
 

@@ -18,7 +18,7 @@ from tatok_edge.cli.options import (
     token_budget,
 )
 from tatok_edge.cli.progress import StageProgress
-from tatok_edge.cli.report import print_json, print_table, say
+from tatok_edge.cli.report import depth_text, print_json, print_table, say
 from tatok_edge.datasets.build import Interrupted, Options, make_dataset
 from tatok_edge.errors import TaTokError
 from tatok_edge.model.bundle import DEFAULT_MODEL
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report)
+    for note in report["notes"][:SHOWN_PROBLEMS]:
+        say("dataset", note)
     problems = report["problems"]
     for problem in problems[:SHOWN_PROBLEMS]:
         say("dataset", problem)
@@ -97,7 +99,7 @@ def _options(args: argparse.Namespace) -> Options:
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise UsageError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
     if args.precision != "fp32":
-        raise UsageError("--precision is for the decoder, and a data set is only encoded: leave --precision out")
+        raise UsageError("a data set holds the tokens of fp32, on every machine the same: leave --precision out")
     return Options(
         format=args.format,
         model=args.model or DEFAULT_MODEL,
@@ -118,8 +120,18 @@ def _report(made: dict[str, Any], output: str) -> dict[str, Any]:
     run = made["run"]
     problems = [f"left out: {clip['problem']}" for clip in made["left_out"]]
     problems += [clip["problem"] for clip in made["clips"] if "problem" in clip]
-    names = ("format", "frames", "tokens", "tokens_per_frame", "globals", "vocabulary", "fps", "sizes", "budget")
-    return {name: made[name] for name in names} | {
+    names = (
+        "format",
+        "frames",
+        "tokens",
+        "tokens_per_frame",
+        "globals",
+        "vocabulary",
+        "depth",
+        "patches_by_depth",
+        "fps",
+    )
+    return {name: made[name] for name in (*names, "sizes", "budget")} | {
         "clips": len(made["clips"]),
         "left_out": len(made["left_out"]),
         "model": made["model"]["name"],
@@ -132,6 +144,7 @@ def _report(made: dict[str, Any], output: str) -> dict[str, Any]:
         "resumed_clips": run["resumed_clips"],
         "complete": not problems,
         "problems": problems,
+        "notes": run["notes"],
     }
 
 
@@ -146,6 +159,7 @@ def _print(report: dict[str, Any]) -> None:
         "frames": f"{report['frames']} ({width}x{height}{more}{rate})",
         "tokens per frame": f"{tokens['mean']:.0f} ({tokens['min']} to {tokens['max']}), "
         f"and {report['globals'] / report['frames']:.0f} global tokens",
+        "tokens per patch": depth_text(report["patches_by_depth"]),
         "size": f"{report['bytes'] / 1e6:.2f} MB, {report['bytes'] / report['frames']:.0f} bytes per frame",
     }
     if report["workers"]:

@@ -395,12 +395,8 @@ def _opencv() -> Report:
     def has(feature: str) -> bool:
         return re.search(rf"^\s*{feature}:\s+YES", build, re.MULTILINE) is not None
 
-    features = {"ffmpeg": has("FFMPEG"), "gstreamer": has("GStreamer"), "v4l2": has("v4l/v4l2")}
+    features = {"gstreamer": has("GStreamer"), "v4l2": has("v4l/v4l2")}
     missing = []
-    if not features["ffmpeg"]:
-        missing.append("no FFmpeg: no RTSP and no video files except through a gst: pipeline")
-    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) < (4, 13):
-        missing.append("older than 4.13: a video that changes size freezes at the last picture before the change")
     if not features["v4l2"]:
         missing.append("no V4L2: no USB cameras on Linux")
     if not features["gstreamer"]:

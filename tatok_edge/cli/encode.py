@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tatok_edge.cli import bags
 from tatok_edge.cli.interrupt import until_signal
@@ -18,13 +19,16 @@ from tatok_edge.cli.options import (
     refuse_bag_options,
     token_budget,
 )
+from tatok_edge.cli.pipes import PIPE, check_pipe_output
 from tatok_edge.cli.progress import Progress
 from tatok_edge.cli.recording import Recording
 from tatok_edge.cli.report import (
     Report,
     print_json,
     print_table,
+    report_stream,
     run_figures,
+    say,
     speed_text,
     token_rows,
 )
@@ -33,17 +37,26 @@ from tatok_edge.files import check_target
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.pictures.writing import PICTURE_SUFFIXES, write_image
-from tatok_edge.robotics.bags.bag import is_bag
+from tatok_edge.robotics.bags.bag import split_topic
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Source
 from tatok_edge.tokens.budget import TokenBudget
+
+BAG_OUTPUTS = (".mcap", "")
+"""Endings of an output that is a bag; an input that is a bag can become a token file, too."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
     parser.add_argument("source", metavar="IN", help=SOURCE_HELP)
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.ttk", help="the token file to write")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT.ttk",
+        help="the token file to write, or - for packets on standard output",
+    )
     add_budget(parser)
     add_frames(parser, "stop after N frames")
     parser.add_argument("--snapshot", metavar="PNG", help="also save the original of the last frame")
@@ -55,16 +68,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encodes frame by frame, so memory does not grow with the length of the source."""
     budget = token_budget(args)
-    if is_bag(args.source):
-        if args.snapshot is not None:
-            raise UsageError("--snapshot is not for bags")
-        return bags.encode(args, budget)
+    name = args.source
+    if (bag := split_topic(args.source)) is not None:
+        if bag[1] is not None:
+            args.source, args.topic = str(bag[0]), [*(args.topic or ()), bag[1]]
+        if Path(args.output).suffix.lower() in BAG_OUTPUTS and args.output != "-":
+            if args.snapshot is not None:
+                raise UsageError("--snapshot is not for bags")
+            return bags.encode(args, budget)
+        if args.topic:
+            if len(args.topic) > 1:
+                raise UsageError("a token file holds one topic; give --topic once, or name a bag as output")
+            name, args.topic = f"{bag[0]}#{args.topic[0]}", None
     refuse_bag_options(args, "topic", "keep_images", "frames_only", "max_loss_db", "keyframe_interval", "force")
-    check_target(args.output, (TOKEN_SUFFIX,))
+    if args.output == PIPE:
+        check_pipe_output()
+    else:
+        check_target(args.output, (TOKEN_SUFFIX,))
     if args.snapshot is not None:
         check_target(args.snapshot, PICTURE_SUFFIXES)
     tokenizer = model_choice(args).load()
-    with open_source(args.source) as source, until_signal(source.stop) as received:
+    with open_source(name) as source, until_signal(source.stop) as received:
+        for note in source.notes:
+            say("encode", note)
         recording = Recording(source, tokenizer, budget, output=args.output, fps=source.fps)
         last = _encode_frames(source, tokenizer, budget, recording, frames=args.frames)
         recording.require_frames()
@@ -74,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         report |= {"dropped_frames": source.dropped, **recording.report(received)}
         live = source.live
     if args.json:
-        print_json(report)
+        print_json(report, report_stream(args.output))
     else:
         _print(report, tokenizer, live=live)
     return recording.exit_code("encode", received, f"; {args.output} holds the {report['frames']} good frames")
@@ -108,4 +134,4 @@ def _print(report: Report, tokenizer: Tokenizer, *, live: bool) -> None:
     if live:
         rows["dropped"] = f"{report['dropped_frames']} frames came faster than they could be encoded"
     rows["backend"] = str(tokenizer.backend)
-    print_table(f"{report['source']} -> {report['output']}", rows)
+    print_table(f"{report['source']} -> {report['output']}", rows, report_stream(report["output"]))

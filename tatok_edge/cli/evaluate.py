@@ -11,9 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from tatok_edge.cli.options import UsageError, add_force, add_model, add_refine, model_choice, positive, shares
+from tatok_edge.cli.options import (
+    UsageError,
+    add_force,
+    add_max_depth,
+    add_model,
+    add_refine,
+    add_score,
+    keeps,
+    model_choice,
+    positive,
+    shares,
+)
 from tatok_edge.cli.progress import Progress
-from tatok_edge.cli.report import Report, print_json
+from tatok_edge.cli.report import Report, print_json, say
 from tatok_edge.errors import InputError
 from tatok_edge.evaluation.compare import compare_runs
 from tatok_edge.evaluation.folder import evaluate_folder
@@ -24,6 +35,11 @@ from tatok_edge.sources.images import list_images
 
 SUFFIXES = (".json", ".csv", ".md", ".png")
 """Formats of a report: all figures, a row per picture and budget, a table, a plot."""
+KEEPS = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.1)
+"""Tokens per patch that are measured where none are given, up to the depth of the model."""
+
+SHOWN_PROBLEMS = 5
+"""Pictures left out that are printed at most; the JSON report has all."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +48,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", metavar="DIR", help="folder of pictures")
     parser.add_argument(
         "--keep",
-        type=shares,
-        default=[1.0, 0.5, 0.35, 0.25, 0.1],
-        metavar="SHARE,...",
-        help="shares of the patch tokens to keep (default: 1.0,0.5,0.35,0.25,0.1)",
+        type=keeps,
+        metavar="N,...",
+        help="tokens per patch to keep (default: 4,2,1,0.5,0.35,0.25,0.1, up to the depth of the model)",
     )
     parser.add_argument("--tau", type=shares, default=[], metavar="TAU,...", help="also keep these shares of the score")
     parser.add_argument("--ssim", action="store_true", help="also measure SSIM and MS-SSIM (extra 'evaluate')")
+    add_score(parser)
+    add_max_depth(parser)
     add_refine(parser)
     parser.add_argument("--crop", type=positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
     parser.add_argument(
@@ -64,20 +81,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give a folder of pictures, or --compare and two reports")
     if args.compare is not None:
         _compare(args)
-    else:
-        _evaluate(args)
-    return 0
+        return 0
+    return _evaluate(args)
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> int:
     _check_outputs(args.output, args.force)
     tokenizer = model_choice(args).load()
     with Progress("evaluating", len(list_images(args.folder)), unit="pictures") as progress:
         report = evaluate_folder(
             tokenizer,
             args.folder,
-            args.keep,
+            args.keep or [keep for keep in KEEPS if keep <= tokenizer.depth],
             taus=args.tau,
+            score=args.score or "residual",
+            max_depth=args.max_depth,
             structure=args.ssim,
             crop=args.crop,
             refine=args.refine,
@@ -87,9 +105,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     for output in args.output:
         _write(Path(output), report)
     report.pop("pictures", None)
+    for line in (*report["notes"], *report["problems"][:SHOWN_PROBLEMS]):
+        say("evaluate", line)
+    if len(report["problems"]) > SHOWN_PROBLEMS:
+        say("evaluate", f"and {len(report['problems']) - SHOWN_PROBLEMS} more pictures left out")
+    code = 1 if report["problems"] else 0
     if args.json:
         print_json(report)
-        return
+        return code
     print(f"{tokenizer.name} on {report['images']} pictures of {args.folder}, {tokenizer.backend.name}")
     similarities = ("ssim", "ms_ssim") if args.ssim else ()
     print(f"{'keep':>8}{'PSNR dB':>10}{'tokens':>10}{'bits':>12}" + (f"{'SSIM':>9}{'MS-SSIM':>9}" if args.ssim else ""))
@@ -98,6 +121,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         line += f"{row['bits_per_image']:>12.0f}"
         line += "".join("-".rjust(9) if row[key] is None else f"{row[key]:>9.4f}" for key in similarities)
         print(line)
+    return code
 
 
 def _compare(args: argparse.Namespace) -> None:

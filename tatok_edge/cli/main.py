@@ -45,7 +45,7 @@ the work and returns the exit code. It raises :class:`~tatok_edge.cli.options.Us
 """
 
 _EXAMPLES = """examples:
-  tatok encode clip.mp4 -o clip.ttk --keep 0.35     keep the best 35 % of the patch tokens
+  tatok encode clip.mp4 -o clip.ttk --keep 1        one token per patch on average, where it helps most
   tatok encode 0 -o camera.ttk --tau 0.8            from the first camera, until Ctrl-C
   tatok stream 0 -o camera.ttk --max-kbps 200       as a stream: only changes cost tokens
   tatok decode clip.ttk -o clip_decoded.mp4         back to a video (or to a picture, or a folder of PNG files)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tatok_edge.tokens.budget import TokenBudget
 
 SOURCE_HELP = (
-    "picture, folder of pictures, video file, camera number, rtsp:// URL, csi:N (Jetson), gst:PIPELINE, "
-    "or 'synthetic' (a rendered clip)"
+    "picture, folder of pictures, video file, camera number, rtsp:// or http:// URL, csi:N (Jetson), "
+    "gst:PIPELINE, - (a video from standard input), or 'synthetic' (a rendered clip)"
 )
 
 
@@ -73,7 +73,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     text = "backend that runs the networks: auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto)"
     add_backend(group, text)
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the networks (default: automatic)")
-    text = "precision of the decoder on a CPU: int8 is faster, tokens stay the same (default: fp32)"
+    text = "precision of the networks on a CPU: int8 is faster, its tokens are other ones but as good (default: fp32)"
     add_choice(group, "--precision", ("fp32", "int8"), text)
 
 
@@ -108,16 +108,33 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """The options of a :class:`TokenBudget`."""
     group = parser.add_argument_group("how many tokens (all limits given apply; without any, all tokens are kept)")
     group.add_argument("--tau", type=float, metavar="SHARE", help="share of the total score to keep, above 0 to 1")
-    group.add_argument("--keep", type=float, metavar="SHARE", help="largest share of the patch tokens, 0 to 1")
+    text = "most tokens per patch on average, from 0 to the depth of the model: 0.35, 1 or 2.5"
+    group.add_argument("--keep", type=float, metavar="N", help=text)
     group.add_argument("--max-tokens", type=int, metavar="N", help="largest number of patch tokens per frame")
+    add_max_depth(group)
     group.add_argument("--max-bits", type=int, metavar="N", help="largest size of a frame in bits")
+    add_score(group)
+    add_refine(group)
+
+
+def add_max_depth(group: argparse._ActionsContainer) -> None:
+    """``--max-depth``."""
+    group.add_argument(
+        "--max-depth",
+        type=int,
+        metavar="N",
+        help="most tokens of one patch (default: the depth of the model); 1: at most one token for each patch",
+    )
+
+
+def add_score(group: argparse._ActionsContainer) -> None:
+    """``--score``."""
     group.add_argument(
         "--score",
-        choices=("residual", "information", "entropy"),
-        help="score that ranks the patches: the residual after predicting their pixels from the global tokens "
-        "(default), the information of the patch token in bits, or its entropy in bits",
+        choices=("residual", "visual", "information", "entropy"),
+        help="score that ranks the tokens: the squared error that a token can remove (residual, default); the same, "
+        "less where texture hides errors (visual); the information of the token in bits; or its entropy in bits",
     )
-    add_refine(group)
 
 
 def add_refine(group: argparse._ActionsContainer) -> None:
@@ -140,8 +157,8 @@ def token_budget(args: argparse.Namespace) -> TokenBudget:
     """
     from tatok_edge.tokens.budget import TokenBudget
 
-    names = ("tau", "keep", "max_tokens", "max_bits", "score", "refine")
-    given = {name: getattr(args, name) for name in names}
+    names = ("tau", "keep", "max_tokens", "max_depth", "max_bits", "score", "refine")
+    given = {name: getattr(args, name, None) for name in names}
     try:
         return TokenBudget(**{name: value for name, value in given.items() if value is not None})
     except InputError as error:
@@ -239,12 +256,21 @@ def words(text: str) -> list[str]:
 
 def shares(text: str) -> list[float]:
     """Shares from 0 to 1 with commas between them."""
+    return _numbers(text, 1, "shares from 0 to 1")
+
+
+def keeps(text: str) -> list[float]:
+    """Tokens per patch with commas between them, up to the depth that any model may have."""
+    return _numbers(text, 8, "tokens per patch from 0 to 8")
+
+
+def _numbers(text: str, most: float, what: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or not all(0 <= share <= 1 for share in values):
-        raise argparse.ArgumentTypeError(f"must be shares from 0 to 1 with commas between, got {text!r}")
+    if not values or not all(0 <= value <= most for value in values):
+        raise argparse.ArgumentTypeError(f"must be {what} with commas between, got {text!r}")
     return values
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tatok_edge.cli.interrupt import exit_code
+from tatok_edge.cli.pipes import PIPE, PacketPipe
 from tatok_edge.cli.report import FrameTotals, Report, budget_record, say
 from tatok_edge.errors import SourceError, TaTokError
 from tatok_edge.format.writer import Writer
@@ -28,7 +29,7 @@ class Recording:
         source: Where the frames come from.
         tokenizer: The model.
         budget: The budget, for the metadata of the file.
-        output: The token file to write; None for a run without one.
+        output: The token file to write, or ``-`` for packets on standard output; None for a run without one.
         fps: Frame rate of the file, if known.
     """
 
@@ -51,9 +52,11 @@ class Recording:
         self._source = source
         self._output = output
         self._budget = budget_record(budget)
-        self.writer: Writer | None = None
-        """Writes the token file."""
-        if output is not None:
+        self.writer: Writer | PacketPipe | None = None
+        """Writes the token file or the packets."""
+        if output == PIPE:
+            self.writer = PacketPipe(tokenizer)
+        elif output is not None:
             metadata = {"source": source.name, "backend": tokenizer.backend.name, "budget": self._budget}
             self.writer = Writer(output, tokenizer.entropy_model, name=tokenizer.name, fps=fps, metadata=metadata)
 
@@ -102,8 +105,9 @@ class Recording:
             "fps": self.fps,
             "source": self._source.name,
             "output": output,
-            "file_bytes": self.totals.size if output is None else Path(output).stat().st_size,
+            "file_bytes": self.totals.size if output is None or output == PIPE else Path(output).stat().st_size,
             "budget": self._budget,
             "complete": self.problem is None and not received,
             "problem": self.problem,
+            "notes": self._source.notes,
         }

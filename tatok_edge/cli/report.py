@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tatok_edge.errors import one_line
 
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 
-def print_table(title: str, rows: dict[str, str]) -> None:
-    """Prints names and values below a title."""
-    print(title)
+def report_stream(output: str | None) -> TextIO:
+    """Where the report goes: to standard output, or to standard error where that takes the ``output``."""
+    return sys.stderr if output == "-" else sys.stdout
+
+
+def print_table(title: str, rows: dict[str, str], stream: TextIO | None = None) -> None:
+    """Prints names and values below a title, by default on standard output."""
+    print(title, file=stream)
     for name, value in rows.items():
-        print(f"  {name:<18}{value}")
+        print(f"  {name:<18}{value}", file=stream)
 
 
-def print_json(report: Report) -> None:
-    """Prints one JSON document."""
-    print(json.dumps(report, indent=2, allow_nan=False))
+def print_json(report: Report, stream: TextIO | None = None) -> None:
+    """Prints one JSON document, by default on standard output."""
+    print(json.dumps(report, indent=2, allow_nan=False), file=stream)
 
 
 def say(command: str, message: str) -> None:
@@ -79,6 +84,7 @@ class FrameTotals:
             "sizes": len(self.sizes),
             "tokens_per_frame": {"mean": mean(self.tokens), "min": self.least, "max": self.most},
             "patches_per_frame": {"mean": mean(self.patches)},
+            "tokens_per_patch": round(self.tokens / self.patches, 4) if self.patches else None,
             "bits_per_frame": {"mean": mean(8 * self.size)},
             "bits_per_pixel": round(8 * self.size / self.pixels, 6) if count else None,
         }
@@ -115,6 +121,14 @@ def budget_record(budget: TokenBudget) -> Report:
     return record
 
 
+def depth_text(patches_by_depth: list[int]) -> str:
+    """The shares of patches with 0, 1, ... tokens in one line, and the tokens per patch."""
+    patches = max(sum(patches_by_depth), 1)
+    mean = sum(depth * count for depth, count in enumerate(patches_by_depth)) / patches
+    shares = ", ".join(f"{depth}: {count / patches:.1%}" for depth, count in enumerate(patches_by_depth))
+    return f"{mean:.2f} ({shares} of the patches)"
+
+
 def token_rows(report: Report) -> dict[str, str]:
     """The rows of a table that encode, stream and info share."""
     if not report["frames"]:
@@ -125,8 +139,8 @@ def token_rows(report: Report) -> dict[str, str]:
     rate = f", {report['fps']:.4g} frames/s" if report["fps"] else ""
     return {
         "frames": f"{report['frames']} ({report['width']}x{report['height']}{more}{rate})",
-        "tokens per frame": f"{tokens['mean']:.0f} of {patches:.0f} ({tokens['mean'] / patches:.1%}), "
-        f"{tokens['min']} to {tokens['max']}",
+        "tokens per frame": f"{tokens['mean']:.0f} ({tokens['min']} to {tokens['max']}) for {patches:.0f} patches: "
+        f"{tokens['mean'] / patches:.2f} per patch",
         "bits per frame": f"{report['bits_per_frame']['mean']:.0f} ({report['bits_per_pixel']:.4f} per pixel, "
         f"{raw:.0f} times less than RGB)",
         "file": f"{report['file_bytes'] / 1000:.1f} kB",

@@ -19,8 +19,9 @@ from tatok_edge.cli.options import (
     model_choice,
     token_budget,
 )
+from tatok_edge.cli.pipes import PIPE, check_pipe_output
 from tatok_edge.cli.recording import Recording
-from tatok_edge.cli.report import Report, print_json, print_table, run_figures, token_rows
+from tatok_edge.cli.report import Report, print_json, print_table, report_stream, run_figures, say, token_rows
 from tatok_edge.cli.token_file import TOKEN_SUFFIX
 from tatok_edge.files import check_target
 from tatok_edge.model.tokenizer import Tokenizer
@@ -40,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
     parser.add_argument("source", metavar="IN", help=SOURCE_HELP)
-    parser.add_argument("-o", "--output", metavar="OUT.ttk", help="the token file to write (default: none)")
+    text = "the token file to write, or - for packets on standard output (default: none)"
+    parser.add_argument("-o", "--output", metavar="OUT.ttk", help=text)
     parser.add_argument("--fps", type=float, metavar="RATE", help="take at most RATE frames per second")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
     parser.add_argument("--max-kbps", type=float, metavar="K", help="bandwidth in kbit/s, kept in every second")
@@ -60,10 +62,14 @@ def run(args: argparse.Namespace) -> int:
     if args.seconds is not None and not args.seconds > 0:
         raise UsageError(f"--seconds must be above 0, got {args.seconds:g}")
     budget = token_budget(args)
-    if args.output is not None:
+    if args.output == PIPE:
+        check_pipe_output()
+    elif args.output is not None:
         check_target(args.output, (TOKEN_SUFFIX,))
     tokenizer = model_choice(args).load()
     with open_source(args.source, on_lag=args.on_lag) as source, until_signal(source.stop) as received:
+        for note in source.notes:
+            say("stream", note)
         stream = Stream(
             tokenizer,
             source,
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         report |= {"dropped": source.dropped, "reconnects": source.reconnects, **recording.report(received)}
         live = source.live
     if args.json:
-        print_json(report)
+        print_json(report, report_stream(args.output))
     else:
         _print(report, tokenizer, live=live)
     kept = "" if args.output is None else f"; {args.output} holds the frames before that"
@@ -158,7 +164,7 @@ def _print(report: Report, tokenizer: Tokenizer, *, live: bool) -> None:
         rows["dropped"] = f"{report['dropped']} frames came faster than they could be encoded"
     rows["backend"] = f"{tokenizer.backend.name}, {tokenizer.backend.threads} threads ({tokenizer.backend.reason})"
     source, output = report["source"], report["output"]
-    print_table(source if output is None else f"{source} -> {output}", rows)
+    print_table(source if output is None else f"{source} -> {output}", rows, report_stream(output))
 
 
 class _Status:

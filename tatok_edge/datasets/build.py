@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tatok_edge.datasets.assembly import Assembly
+from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.clips import Clip, find_clips
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
 from tatok_edge.datasets.local import run_here, run_processes
 from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
-from tatok_edge.datasets.tokens import narrow
+from tatok_edge.datasets.tokens import DEPTH_DTYPE, narrow
 from tatok_edge.datasets.worker import Done, EncodeOptions, Engine, Job
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
@@ -123,14 +124,15 @@ def make_dataset(
     monitor = _Monitor(stopped, advance)
     _check_options(options)
     module = module_of(options.format)  # fails early if a package is missing
-    clips = find_clips(inputs)
+    notes: list[str] = []
+    clips = find_clips(inputs, notes)
     bundle = open_bundle(options.model)
     plan = _plan(clips, bundle, options)
     target = Path(output)
     work = target.with_name(target.name + ".partial")
     if (finished := _check_output(target, work, plan, options)) is not None:
         shutil.rmtree(work, ignore_errors=True)
-        return finished | {"run": _run_record(start, target, 0, len(finished["clips"]), 0)}
+        return finished | {"run": _run_record(start, target, 0, len(finished["clips"]), 0, notes)}
     work.mkdir(exist_ok=True)
     with _lock(work / _LOCK, target):
         _begin(work, plan, options)
@@ -146,7 +148,7 @@ def make_dataset(
         left_out, frames = _encode(work, jobs, len(clips), workers, options, module, monitor) if jobs else ({}, 0)
         metadata = _assemble(work, clips, left_out, bundle, plan, options, module, monitor)
         _put_in_place(work, target)
-    return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames)}
+    return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames, notes)}
 
 
 def _check_options(options: Options) -> None:
@@ -298,6 +300,10 @@ def _encode(
             elif options.format == "lerobot":  # a wrong rate is reported at the second clip, not after the last
                 part = Part.find(work / PARTS, event.number)
                 assert part is not None
+                if (problem := module.unsteady(part)) is not None:
+                    left_out[event.number] = problem
+                    shutil.rmtree(part.path)
+                    continue
                 rates = rates or {part.info["name"]: part.info["fps"]}
                 module.frame_rate(rates | {part.info["name"]: part.info["fps"]})
         monitor.advance("encoding", frames + sum(running.values()), None, f"{done} of {clips} clips")
@@ -380,6 +386,7 @@ def _metadata(parts: Sequence[Part], bundle: Bundle, plan: dict[str, Any], optio
         },
         "vocabulary": vocabulary,
         "levels": list(bundle.levels),
+        "depth": bundle.depth,
         "patch": PATCH,
         "cell": CELL,
         "budget": budget | {"score": options.budget.score},
@@ -392,10 +399,12 @@ def _metadata(parts: Sequence[Part], bundle: Bundle, plan: dict[str, Any], optio
             "min": min(int(count.min()) for count in counts),
             "max": max(int(count.max()) for count in counts),
         },
+        "patches_by_depth": patches_by_depth(parts, bundle.depth),
         "sizes": [[*size, number] for size, number in sorted(sizes.items(), key=lambda item: -item[1])[:MAX_SIZES]],
         "types": {
             "ids": narrow(vocabulary).str,
             "positions": narrow(patches).str,
+            "depths": DEPTH_DTYPE.str,
             "globals": narrow(vocabulary).str,
         },
         "clips": [
@@ -413,6 +422,24 @@ def _metadata(parts: Sequence[Part], bundle: Bundle, plan: dict[str, Any], optio
     }
 
 
+def patches_by_depth(parts: Sequence[Part], depth: int) -> list[int]:
+    """Number of patches with 0, 1, ... ``depth`` tokens, in all frames together."""
+    reaching = np.zeros(depth + 2, np.int64)
+    for part in parts:
+        for start, stop in part.blocks(BLOCK_FRAMES):
+            reaching[: depth + 1] += np.bincount(part.read("depths", start, stop), minlength=depth + 1)
+            sizes = part.table[start:stop]
+            reaching[0] += (cells_along(sizes["width"]) * cells_along(sizes["height"])).sum() * (CELL // PATCH) ** 2
+    # A patch of depth 3 has a token of depth 1, 2 and 3.
+    counts: list[int] = (reaching[:-1] - reaching[1:]).tolist()
+    return counts
+
+
+def cells_along(pixels: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Cells along sides of so many pixels."""
+    return -(-pixels.astype(np.int64) // CELL)
+
+
 def _put_in_place(work: Path, target: Path) -> None:
     replaced = target.with_name(f".{target.name}.old")
     if target.exists():
@@ -423,11 +450,14 @@ def _put_in_place(work: Path, target: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _run_record(start: float, target: Path, workers: int, resumed: int, frames: int) -> dict[str, Any]:
+def _run_record(
+    start: float, target: Path, workers: int, resumed: int, frames: int, notes: Sequence[str]
+) -> dict[str, Any]:
     return {
         "seconds": round(time.perf_counter() - start, 3),
         "workers": workers,
         "resumed_clips": resumed,
         "encoded_frames": frames,
+        "notes": list(notes),
         "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
     }

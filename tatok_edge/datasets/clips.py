@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tatok_edge.errors import InputError
-from tatok_edge.sources.images import IMAGE_SUFFIXES
+from tatok_edge.errors import InputError, SourceError
+from tatok_edge.files import natural_order
+from tatok_edge.robotics.bags.bag import Bag, is_bag, split_topic
+from tatok_edge.robotics.images import IMAGE_TYPES
+from tatok_edge.sources.folders import folder_content
+from tatok_edge.sources.images import FolderSource
+from tatok_edge.sources.kinds import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import Source
 
-BAG_SUFFIXES = (".mcap", ".db3")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
-"""Endings of the videos that are taken from a folder; a video that is given by its own path may have any ending."""
 LIST_SUFFIX = ".txt"
 """Ending of a file that lists paths, one a line."""
 MAX_LIST_BYTES = 64 << 20
@@ -31,52 +32,64 @@ class Clip:
     """Path or name for :func:`open_clip`."""
 
 
-def find_clips(inputs: Sequence[str]) -> list[Clip]:
+def find_clips(inputs: Sequence[str], notes: list[str] | None = None) -> list[Clip]:
     """The clips of some inputs, in their order; the clips of a folder in natural order.
 
     Args:
-        inputs: Each is one of these: the path of a video; of a folder of pictures; of a bag (all its image topics, or
-            one as ``BAG#/TOPIC``); of a folder with any of these at any depth; of a ``.txt`` file with one path a line
-            (``#`` begins a comment); or ``synthetic:...``.
+        inputs: Each is one of these: the path of a video; of a bag (all its image topics, or one as ``BAG#/TOPIC``); of
+            a folder, whose pictures are one clip, and whose videos, bags and folders are further clips, at any depth
+            (:mod:`tatok_edge.sources.folders`); of a ``.txt`` file with one path a line (``#`` begins a comment); or
+            ``synthetic:...``. A file of that name comes first.
+        notes: Gets a line for each folder with files that are no clip.
 
     Raises:
         InputError: An input is missing, is empty or is named twice; the message says which one.
     """
     found: list[tuple[str, Path | None]] = []  # the source, and the folder above it
+    notes = [] if notes is None else notes
     for name in _expanded(inputs):
-        if name.partition(":")[0] == "synthetic":
-            found.append((name, None))
-            continue
         path = Path(name)
-        if bag := _topic(name):
-            found.append((name, _absolute(bag[0]).parent))
-            continue
-        if not path.exists():
+        if not os.path.exists(name):
+            if name.partition(":")[0] == "synthetic":
+                found.append((name, None))
+                continue
+            if (bag := split_topic(name)) is not None and bag[0].exists():
+                found.append((name, _absolute(bag[0]).parent))
+                continue
             raise InputError(
                 f"{name}: no such file; an input is a video, a folder of pictures or of videos, a bag, "
                 f"or a {LIST_SUFFIX} file with one path a line"
             )
-        if not path.is_dir() or _is_clip(path):
+        if not path.is_dir() or is_bag(path):
             found += [(source, _absolute(path).parent) for source in _sources(path)]
             continue
-        inside = [source for clip in _walk(path) for source in _sources(clip)]
+        inside = list(_walk(path, set(), notes))
         if not inside:
             raise InputError(
                 f"{name}: holds no picture (*{', *'.join(IMAGE_SUFFIXES)}) and no video (*{', *'.join(VIDEO_SUFFIXES)})"
             )
-        found += [(source, _absolute(path)) for source in inside]
+        own = _absolute(path)
+        found += [(source, own.parent if _absolute(Path(source)) == own else own) for source in inside]
     if not found:
         raise InputError("there is no input: the lists are empty")
+    return _named(found)
+
+
+def _named(found: Sequence[tuple[str, Path | None]]) -> list[Clip]:
+    """Names the clips by their paths from the folder that all share.
+
+    Raises:
+        InputError: A clip is named twice.
+    """
     anchors = [str(anchor) for _, anchor in found if anchor is not None]
     base = os.path.commonpath(anchors) if anchors else ""
     clips = []
     names: set[str] = set()
     for source, anchor in found:
-        path, topic = _topic(source) or (Path(source), "")
+        name = source
         if anchor is not None:
-            name = Path(os.path.relpath(_absolute(path), base)).as_posix() + ("#" + topic if topic else "")
-        else:
-            name = source
+            path, topic = _path_and_topic(source)
+            name = Path(os.path.relpath(_absolute(path), base)).as_posix() + (f"#{topic}" if topic else "")
         name = os.fsencode(name).decode("utf-8", "backslashreplace")
         if name in names:
             raise InputError(f"{source}: is named twice; every clip goes into a data set once")
@@ -95,42 +108,30 @@ def open_clip(source: str, fps: float | None) -> Source:
     Raises:
         SourceError: It cannot be opened.
     """
-    path, topic = _topic(source) or (Path(source), "")
-    if topic or _is_bag(path):
-        from tatok_edge.sources.bag import BagSource
-
-        return BagSource(path, topic or None)
-    return open_source(source, fps=fps if path.is_dir() else None)
+    path = Path(source)
+    if os.path.isdir(source) and not is_bag(path):
+        return FolderSource(path, fps)
+    return open_source(source)
 
 
-def _topic(source: str) -> tuple[Path, str] | None:
-    """The bag and the topic of ``BAG#/TOPIC``; None where there is no bag of that name."""
-    name, mark, topic = source.partition("#/")
-    path = Path(name)
-    return (path, "/" + topic) if mark and path.exists() and _is_bag(path) else None
+def _path_and_topic(source: str) -> tuple[Path, str | None]:
+    if not os.path.exists(source) and (bag := split_topic(source)) is not None:
+        return bag
+    return Path(source), None
 
 
 def _sources(path: Path) -> list[str]:
-    """The clips of one path: one, or for a bag one per image topic."""
-    if not _is_bag(path):
+    """The clips of one path: one, or for a bag one per image topic with messages."""
+    if not is_bag(path):
         return [str(path)]
-    from tatok_edge.robotics.bags.bag import Bag
-    from tatok_edge.robotics.images import IMAGE_TYPES
-
-    with Bag(path) as bag:
-        topics = list(bag.topics(IMAGE_TYPES))
-    # A bag without images becomes a clip, too: opening it fails with a message that names its topics.
+    try:
+        with Bag(path) as bag:
+            topics = list(bag.topics(IMAGE_TYPES))
+            topics = [topic for topic in topics if topic not in bag.silent] or topics
+    except SourceError:
+        topics = []
+    # A bag that cannot be read, or has no images, becomes a clip, too: opening it fails with a message that says why.
     return [f"{path}#{topic}" for topic in topics] or [str(path)]
-
-
-def _is_bag(path: Path) -> bool:
-    if not path.is_dir() and path.suffix.lower() not in BAG_SUFFIXES:
-        return False
-    if path.is_dir() and _holds_pictures(path):
-        return False
-    from tatok_edge.robotics.bags.bag import is_bag
-
-    return path.exists() and is_bag(path)
 
 
 def _expanded(inputs: Sequence[str]) -> Iterator[str]:
@@ -147,7 +148,7 @@ def _expanded(inputs: Sequence[str]) -> Iterator[str]:
             raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
         for line in lines:
             entry = line.strip()
-            if entry and not entry.startswith("#"):
+            if entry and (not entry.startswith("#") or os.path.exists(entry)):
                 yield entry
 
 
@@ -155,30 +156,28 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _is_clip(folder: Path) -> bool:
-    """Whether a folder is one clip: a folder of pictures, or a bag."""
-    return _holds_pictures(folder) or _is_bag(folder)
+def _walk(folder: Path, above: set[str], notes: list[str]) -> Iterator[str]:
+    """The sources of the clips of a folder: its pictures, then its videos, bags and folders, in natural order.
 
-
-def _holds_pictures(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() for entry in entries)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir(), key=_natural_order):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if _is_clip(path):
-                yield path
-            else:
-                yield from _walk(path)
-        elif path.suffix.lower() in (*VIDEO_SUFFIXES, *BAG_SUFFIXES):
-            yield path
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts numbers inside names by value."""
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+    Args:
+        folder: The folder.
+        above: The folders that it lies in, with links resolved: a link may lead back.
+        notes: Gets a line for each folder with files that are no clip, or that cannot be read.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        content = folder_content(folder)
+    except SourceError as error:
+        notes.append(f"left out: {error}")
+        return
+    if beside := content.beside(clips=False):
+        notes.append(f"{folder}: {beside} left out")
+    if content.pictures:
+        yield str(folder)
+    for path in sorted([*content.videos, *content.bags, *content.folders], key=natural_order):
+        if path.is_dir() and not is_bag(path):
+            yield from _walk(path, above | {real}, notes)
+        else:
+            yield from _sources(path)

@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
-from tatok_edge.datasets.parts import Column, Part, sync
+from tatok_edge.datasets.parts import COLUMNS, Part, sync
 from tatok_edge.datasets.tokens import FRAME_DTYPE, FrameTokens, RaggedTokens, check_offsets, frame_tokens, offsets32
 from tatok_edge.errors import FormatError
-
-COLUMNS: tuple[Column, ...] = ("ids", "positions", "globals")
 
 
 def write(assembly: Assembly) -> None:
@@ -64,7 +62,9 @@ class FlatReader:
     def __init__(self, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> None:
         self._clips = clips
         types = {name: np.dtype(kind) for name, kind in metadata["types"].items()}
-        self._ids, self._positions, self._globals = (_map(folder / f"{name}.bin", types[name]) for name in COLUMNS)
+        self._ids, self._positions, self._depths, self._globals = (
+            _map(folder / f"{name}.bin", types[name]) for name in COLUMNS
+        )
         self._frames = _map(folder / "frames.bin", FRAME_DTYPE)
         offsets = _map(folder / "offsets.bin", np.dtype("<i8"))
         if offsets.size != 2 * (self._frames.size + 1) or self._frames.size != metadata["frames"]:
@@ -72,8 +72,9 @@ class FlatReader:
                 f"{folder}: offsets.bin and frames.bin do not hold {metadata['frames']} frames; the data set is damaged"
             )
         offsets = offsets.reshape(-1, 2)
-        if self._ids.size != self._positions.size:
-            raise FormatError(f"{folder}: ids.bin and positions.bin differ in length; the data set is damaged")
+        for name, array in (("positions", self._positions), ("depths", self._depths)):
+            if self._ids.size != array.size:
+                raise FormatError(f"{folder}: ids.bin and {name}.bin differ in length; the data set is damaged")
         check_offsets(offsets[:, 0], self._ids.size, str(folder / "offsets.bin"))
         check_offsets(offsets[:, 1], self._globals.size, str(folder / "offsets.bin"))
         self._offsets = offsets
@@ -84,6 +85,7 @@ class FlatReader:
         return frame_tokens(
             self._ids[token:last_token],
             self._positions[token:last_token],
+            self._depths[token:last_token],
             self._globals[cell:last_cell],
             self._frames[number],
         )
@@ -96,6 +98,7 @@ class FlatReader:
         return RaggedTokens(
             ids=self._ids[token:last_token],
             positions=self._positions[token:last_token],
+            depths=self._depths[token:last_token],
             cu_seqlens=offsets32(offsets[:, 0] - token),
             global_ids=self._globals[cell:last_cell],
             cu_globals=offsets32(offsets[:, 1] - cell),

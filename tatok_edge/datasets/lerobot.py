@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import Assembly
 from tatok_edge.datasets.parquet import RowGroupReader, Shards
-from tatok_edge.datasets.parts import Part, sync
+from tatok_edge.datasets.parts import OFFSETS_OF, Column, Part, sync
 from tatok_edge.datasets.tokens import offsets32
 from tatok_edge.errors import InputError
 
@@ -33,10 +33,17 @@ TASK = "video"
 PADDING = -1
 RATE_TOLERANCE = 1e-3
 """Frame rates with a smaller relative difference count as equal: containers round them."""
+TIME_TOLERANCE = 1.5
+"""Frame times by which a frame may be off ``frame_index / fps``."""
 ROWS = 256
 """Largest number of padded frames in memory at a time."""
 _FILE = re.compile(r"data/chunk-\d{3,}/file-\d{3,}\.parquet")
-_PADDED = {"observation.tokens": "ids", "observation.positions": "positions", "observation.globals": "globals"}
+_PADDED: dict[str, Column] = {
+    "observation.tokens": "ids",
+    "observation.positions": "positions",
+    "observation.depths": "depths",
+    "observation.globals": "globals",
+}
 
 
 def write(assembly: Assembly) -> None:
@@ -61,7 +68,7 @@ def write(assembly: Assembly) -> None:
             record["file"], record["row_group"] = shards.place()
             chunk, file = divmod(len(shards.paths) - 1, CHUNK_FILES)
             for start, stop in part.blocks(ROWS):
-                arrays = _rows(part, start, stop, number, frames, widest)
+                arrays = _rows(part, start, stop, number, frames, widest, fps)
                 for name, array in arrays.items():
                     statistics[name].add(array)
                 shards.write(pa.Table.from_arrays([_arrow(arrays[name]) for name in features], schema=schema))
@@ -132,6 +139,28 @@ def frame_rate(rates: Mapping[str, float | None]) -> int | float:
     return int(rate) if float(rate).is_integer() else float(rate)
 
 
+def unsteady(part: Part) -> str | None:
+    """Why a clip has no constant frame rate, which LeRobot needs; None where it has one.
+
+    LeRobot takes ``frame_index / fps`` as the time of a frame. A frame may be off by :data:`TIME_TOLERANCE` frame
+    times: cameras are not exact, and a frame may be missing.
+    """
+    fps = part.info["fps"]
+    if not fps or not part.table["timestamp_us"].any():
+        return None
+    times = part.table["timestamp_us"] / 1e6
+    off = np.abs(times - np.arange(part.frames) / fps)
+    late = np.flatnonzero(off > TIME_TOLERANCE / fps + RATE_TOLERANCE * times)
+    if not late.size:
+        return None
+    frame = int(late[0])
+    return (
+        f"{part.info['name']}: its frame rate varies: at {fps:g} frames/s, frame {frame} is due at {frame / fps:.3f} s "
+        f"and comes at {times[frame]:.3f} s, and LeRobot takes constant rates only; make the rate constant first "
+        f"(ffmpeg -i IN -vf fps={fps:g} OUT), give the true rate of a bag with --fps, or take another --format"
+    )
+
+
 def _features(tokens: int, cells: int) -> dict[str, dict[str, Any]]:
     def feature(kind: str, length: int = 1, names: list[str] | None = None) -> dict[str, Any]:
         return {"dtype": kind, "shape": [length], "names": names}
@@ -139,6 +168,7 @@ def _features(tokens: int, cells: int) -> dict[str, dict[str, Any]]:
     return {
         "observation.tokens": feature("int32", tokens),
         "observation.positions": feature("int32", tokens),
+        "observation.depths": feature("int32", tokens),
         "observation.n_tokens": feature("int32"),
         "observation.globals": feature("int32", cells),
         "observation.n_globals": feature("int32"),
@@ -155,16 +185,16 @@ def _features(tokens: int, cells: int) -> dict[str, dict[str, Any]]:
 
 
 def _rows(
-    part: Part, start: int, stop: int, number: int, first: int, widest: dict[str, int]
+    part: Part, start: int, stop: int, number: int, first: int, widest: dict[str, int], fps: float
 ) -> dict[str, NDArray[Any]]:
     """Frames as arrays, ``(frames,)`` or ``(frames, length)``."""
     table = part.table[start:stop]
     counts = np.diff(part.offsets[start : stop + 1], axis=0).astype(np.int32)
     rows: dict[str, NDArray[Any]] = {}
     for name, column in _PADDED.items():
-        of = int(column == "globals")
+        of = OFFSETS_OF[column]
         padded = np.full((stop - start, widest["globals" if of else "tokens"]), PADDING, np.int32)
-        padded[np.arange(padded.shape[1]) < counts[:, of, None]] = part.read(column, start, stop)  # type: ignore[arg-type]
+        padded[np.arange(padded.shape[1]) < counts[:, of, None]] = part.read(column, start, stop)
         rows[name] = padded
     frame = np.arange(start, stop, dtype=np.int64)
     return rows | {
@@ -173,7 +203,8 @@ def _rows(
         "observation.size": np.stack([table["width"], table["height"]], axis=1).astype(np.int32),
         "source_frame": table["index"],
         "source_timestamp_us": table["timestamp_us"],
-        "timestamp": (table["timestamp_us"] / 1e6).astype(np.float32),
+        # By LeRobot's definition; the true times are in source_timestamp_us.
+        "timestamp": (frame / fps).astype(np.float32),
         "frame_index": frame,
         "episode_index": np.full(stop - start, number, np.int64),
         "index": frame + first,

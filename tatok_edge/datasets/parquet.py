@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.clip_reader import ClipReader
-from tatok_edge.datasets.parts import Column, Part, sync
+from tatok_edge.datasets.parts import OFFSETS_OF, Column, Part, sync
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
 
-_LISTS: dict[str, Column] = {"ids": "ids", "positions": "positions", "global_ids": "globals"}
+_LISTS: dict[str, Column] = {"ids": "ids", "positions": "positions", "depths": "depths", "global_ids": "globals"}
 _FILE = re.compile(r"data-\d{6,}\.parquet")
 
 
@@ -66,7 +66,7 @@ def _table(
         *(pa.array(np.ascontiguousarray(table[key])) for key in ("index", "timestamp_us", "width", "height")),
     ]
     for column in _LISTS.values():
-        offsets = part.offsets[start : stop + 1, 1 if column == "globals" else 0]
+        offsets = part.offsets[start : stop + 1, OFFSETS_OF[column]]
         values = part.read(column, start, stop).astype(types[column])
         columns.append(pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(values)))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -204,7 +204,7 @@ class ParquetReader(RowGroupReader):
         for name, column in _LISTS.items():
             values, offsets = flatten(table.column(name))
             arrays[column] = values.astype(self.types[column], copy=False)
-            if column != "positions":
+            if column in ("ids", "globals"):
                 arrays["cu_globals" if column == "globals" else "cu_seqlens"] = offsets
         arrays["indices"] = table.column("frame_index").to_numpy()
         arrays["timestamps_us"] = table.column("timestamp_us").to_numpy()

@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.datasets.tokens import FRAME_DTYPE, UIntArray, narrow
+from tatok_edge.datasets.tokens import DEPTH_DTYPE, FRAME_DTYPE, UIntArray, narrow
 from tatok_edge.tokens.frame import TokenFrame
 
 PARTS = "parts"
@@ -28,8 +28,10 @@ INFO = "part.json"
 MAX_SIZES = 64
 """Largest number of frame sizes that the metadata list."""
 
-Column = Literal["ids", "positions", "globals"]
-_OFFSETS_OF: dict[Column, int] = {"ids": 0, "positions": 0, "globals": 1}
+Column = Literal["ids", "positions", "depths", "globals"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
+OFFSETS_OF: dict[Column, int] = {"ids": 0, "positions": 0, "depths": 0, "globals": 1}
+"""Column of :attr:`Part.offsets` for each array: that of the patch tokens, or of the global tokens."""
 
 
 class PartWriter:
@@ -50,6 +52,7 @@ class PartWriter:
             "ids": narrow(vocabulary),
             # The type for the whole data set is known only at the end.
             "positions": np.dtype("<u4"),
+            "depths": DEPTH_DTYPE,
             "globals": narrow(vocabulary),
         }
         self._files = {name: (self._temporary / f"{name}.bin").open("wb") for name in self._types}
@@ -62,6 +65,7 @@ class PartWriter:
         arrays: dict[Column, NDArray[np.int32]] = {
             "ids": frame.ids,
             "positions": frame.positions,
+            "depths": frame.depths,
             "globals": frame.global_ids,
         }
         for name, array in arrays.items():
@@ -145,7 +149,7 @@ class Part:
     def read(self, column: Column, start: int, stop: int) -> UIntArray:
         """The values of frames ``start`` to ``stop - 1``."""
         kind = np.dtype(self.info["types"][column])
-        first, last = (int(self.offsets[frame, _OFFSETS_OF[column]]) for frame in (start, stop))
+        first, last = (int(self.offsets[frame, OFFSETS_OF[column]]) for frame in (start, stop))
         # Read, not mapped: mapped pages count as memory of the process.
         return np.fromfile(self.path / f"{column}.bin", kind, last - first, offset=first * kind.itemsize)
 

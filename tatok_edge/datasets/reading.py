@@ -10,9 +10,10 @@ from typing import Any
 
 from tatok_edge.datasets.clip_reader import FrameReader
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, open_reader
-from tatok_edge.datasets.tokens import FrameTokens, RaggedTokens
+from tatok_edge.datasets.tokens import DEPTH_DTYPE, FrameTokens, RaggedTokens
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.files import read_json
+from tatok_edge.tokens.checks import MAX_DEPTH
 
 MAX_METADATA_BYTES = 1 << 30
 _KINDS = {"<u2", "<u4"}
@@ -60,6 +61,11 @@ class TokenDataset:
     def vocabulary(self) -> int:
         """Number of different token ids."""
         return int(self.metadata["vocabulary"])
+
+    @property
+    def depth(self) -> int:
+        """Most tokens of a patch: the depth of the model."""
+        return int(self.metadata["depth"])
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -149,12 +155,14 @@ def _read_metadata(where: Path) -> dict[str, Any]:
     try:
         fits = (
             metadata["format"] in FORMATS
-            and all(_count(metadata[name]) for name in ("frames", "tokens", "globals", "vocabulary"))
+            and all(_count(metadata[name]) for name in ("frames", "tokens", "globals", "vocabulary", "depth"))
             and isinstance(model, dict)
             and isinstance(model["name"], str)
             and len(bytes.fromhex(model["tag"])) == 8
             and isinstance(types, dict)
             and all(types[name] in _KINDS for name in ("ids", "positions", "globals"))
+            and types["depths"] == DEPTH_DTYPE.str
+            and 1 <= metadata["depth"] <= MAX_DEPTH
             and isinstance(metadata["levels"], list)
             and isinstance(metadata["clips"], list)
         )

@@ -18,6 +18,8 @@ FRAME_DTYPE = np.dtype(
 the data set, size in pixels."""
 
 UIntArray = NDArray[np.unsignedinteger[Any]]
+DEPTH_DTYPE = np.dtype("u1")
+"""Type of depths."""
 
 
 def narrow(limit: int) -> np.dtype[np.unsignedinteger[Any]]:
@@ -32,7 +34,10 @@ class FrameTokens:
     ids: UIntArray
     """Token ids ``(T,)``, uint16 (uint32 for vocabularies above 65,536)."""
     positions: UIntArray
-    """Raster index of each token in the patch grid ``(T,)``, rising; uint16 (uint32 for very large frames)."""
+    """Patch of each token ``(T,)``: raster index in the patch grid, never falling; uint16 (uint32 for very large
+    frames). A patch comes as often as it has tokens."""
+    depths: UIntArray
+    """Depth of each token in the stack of its patch ``(T,)``, from 1; uint8."""
     global_ids: UIntArray
     """Ids of the global tokens ``(G,)``, raster order of the cells."""
     width: int
@@ -55,7 +60,7 @@ class FrameTokens:
         Raises:
             InputError: The tokens do not fit the frame: the data set is damaged.
         """
-        return TokenFrame(
+        frame = TokenFrame(
             ids=self.ids.astype(np.int32),
             positions=self.positions.astype(np.int32),
             global_ids=self.global_ids.astype(np.int32),
@@ -65,6 +70,11 @@ class FrameTokens:
             index=self.index,
             timestamp_us=self.timestamp_us,
         )
+        if not np.array_equal(frame.depths, self.depths):
+            raise InputError(
+                f"frame {self.index} of clip {self.clip}: depths do not fit positions; the data set is damaged"
+            )
+        return frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +87,9 @@ class RaggedTokens:
     ids: UIntArray
     """Token ids of all frames ``(T,)``."""
     positions: UIntArray
-    """Raster index of each token in the patch grid of its frame ``(T,)``."""
+    """Patch of each token ``(T,)``: raster index in the patch grid of its frame."""
+    depths: UIntArray
+    """Depth of each token in the stack of its patch ``(T,)``, from 1; uint8."""
     cu_seqlens: NDArray[np.int32]
     """Offset of the tokens of each frame, int32 ``(B + 1,)``; the last entry is T."""
     global_ids: UIntArray
@@ -96,7 +108,8 @@ class RaggedTokens:
         number %= len(self)
         tokens = slice(int(self.cu_seqlens[number]), int(self.cu_seqlens[number + 1]))
         cells = slice(int(self.cu_globals[number]), int(self.cu_globals[number + 1]))
-        return frame_tokens(self.ids[tokens], self.positions[tokens], self.global_ids[cells], self.frames[number])
+        arrays = self.ids[tokens], self.positions[tokens], self.depths[tokens], self.global_ids[cells]
+        return frame_tokens(*arrays, self.frames[number])
 
     @classmethod
     def join(cls, frames: list[FrameTokens]) -> RaggedTokens:
@@ -111,6 +124,7 @@ class RaggedTokens:
         return cls(
             ids=np.concatenate([frame.ids for frame in frames]),
             positions=np.concatenate([frame.positions for frame in frames]),
+            depths=np.concatenate([frame.depths for frame in frames]),
             cu_seqlens=offsets32(np.cumsum([0, *(frame.ids.size for frame in frames)])),
             global_ids=np.concatenate([frame.global_ids for frame in frames]),
             cu_globals=offsets32(np.cumsum([0, *(frame.global_ids.size for frame in frames)])),
@@ -118,10 +132,12 @@ class RaggedTokens:
         )
 
 
-def frame_tokens(ids: UIntArray, positions: UIntArray, global_ids: UIntArray, row: np.void) -> FrameTokens:
+def frame_tokens(
+    ids: UIntArray, positions: UIntArray, depths: UIntArray, global_ids: UIntArray, row: np.void
+) -> FrameTokens:
     """One frame from its arrays and its row of :data:`FRAME_DTYPE`."""
     timestamp_us, index, clip, width, height = row.item()
-    return FrameTokens(ids, positions, global_ids, width, height, index, timestamp_us, clip)
+    return FrameTokens(ids, positions, depths, global_ids, width, height, index, timestamp_us, clip)
 
 
 def offsets32(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -155,7 +171,7 @@ def ragged_from(arrays: dict[str, NDArray[Any]], number: int, where: str) -> Rag
     if (
         arrays["indices"].shape != (frames,)
         or arrays["sizes"].shape != (frames, 2)
-        or arrays["positions"].shape != arrays["ids"].shape
+        or any(arrays[name].shape != arrays["ids"].shape for name in ("positions", "depths"))
         or any(arrays[name].shape != (frames + 1,) for name in ("cu_seqlens", "cu_globals"))
     ):
         raise FormatError(f"{where}: the arrays of clip {number} do not fit each other; the data set is damaged")
@@ -167,6 +183,7 @@ def ragged_from(arrays: dict[str, NDArray[Any]], number: int, where: str) -> Rag
     return RaggedTokens(
         ids=arrays["ids"],
         positions=arrays["positions"],
+        depths=arrays["depths"],
         cu_seqlens=arrays["cu_seqlens"],
         global_ids=arrays["globals"],
         cu_globals=arrays["cu_globals"],

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.clip_reader import ClipReader
-from tatok_edge.datasets.flat import COLUMNS
-from tatok_edge.datasets.parts import Column, Part, sync
+from tatok_edge.datasets.parts import COLUMNS, OFFSETS_OF, Column, Part, sync
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
 
-MEMBERS = ("ids", "positions", "globals", "cu_seqlens", "cu_globals", "timestamps_us", "indices", "sizes")
+MEMBERS = (*COLUMNS, "cu_seqlens", "cu_globals", "timestamps_us", "indices", "sizes")
 """The arrays of a sample; its key is the number of the clip, and ``json`` holds the clip's record."""
 _TYPES = {"cu_seqlens": "<i4", "cu_globals": "<i4", "timestamps_us": "<i8", "indices": "<i8", "sizes": "<u2"}
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
@@ -73,12 +72,14 @@ def write(assembly: Assembly) -> None:
 
 def _about(metadata: dict[str, Any]) -> dict[str, Any]:
     """Facts that are needed to read the tokens of a sample from the shard alone."""
-    return {name: metadata[name] for name in ("format_version", "model", "vocabulary", "levels", "patch", "cell")}
+    return {
+        name: metadata[name] for name in ("format_version", "model", "vocabulary", "levels", "depth", "patch", "cell")
+    }
 
 
 def _add_column(tar: tarfile.TarFile, name: str, part: Part, column: Column, kind: np.dtype[Any]) -> None:
     """Adds an array of a part, block by block."""
-    count = int(part.info["globals" if column == "globals" else "tokens"])
+    count = int(part.info[("tokens", "globals")[OFFSETS_OF[column]]])
     header = io.BytesIO()
     fields = {"descr": kind.str, "fortran_order": False, "shape": (count,)}
     npy.write_array_header_1_0(header, fields)

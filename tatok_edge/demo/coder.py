@@ -17,8 +17,8 @@ from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
-EVERY_TOKEN: Final = TokenBudget(min_tokens=1 << 24, score="entropy")
-"""Budget of the fixed-rate mode: all tokens. The entropy score costs no time, and ranks nothing here."""
+FIXED_RATE: Final = TokenBudget(min_tokens=1 << 24, max_depth=1, score="entropy")
+"""Budget of the fixed-rate mode: one token for every patch. The entropy score costs no time, and ranks nothing here."""
 
 Tokens = TokenFrame | DeltaFrame
 
@@ -66,7 +66,7 @@ class LiveCoder:
             InputError: The bandwidth is too small for one keyframe.
         """
         if settings.mode == "fixed":
-            frame = self._tokenizer.encode(image, budget=EVERY_TOKEN, index=index, timestamp_us=timestamp_us)
+            frame = self._tokenizer.encode(image, budget=FIXED_RATE, index=index, timestamp_us=timestamp_us)
             return frame, self._tokenizer.pack(frame)
         encoder = self._encoder
         encoder.max_loss_db = settings.max_loss_db

@@ -27,6 +27,7 @@ from tatok_edge.sources.opencv import rgb
 from tatok_edge.sources.passwords import without_secrets
 from tatok_edge.sources.source import Source
 from tatok_edge.stream.decoder import StreamDecoder
+from tatok_edge.stream.state import held_ahead
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -333,6 +334,8 @@ class RecordingFeed:
             self._next = at + 1
             if at < number:
                 self._decoder.push(packet)
+        before = self._decoder.state  # a delta is read with what is held before it
+        held = None if before is None else held_ahead(before.held, reader.info(number).n_updated_cells or 0)
         decoded = self._decoder.decode(packet)
         if decoded.image is None or not decoded.complete:
             raise FormatError(f"{reader.path}: frame {number}: {decoded.problem or 'patches are missing'}")
@@ -340,9 +343,8 @@ class RecordingFeed:
         if reader.is_key(number):
             tokens = reader[number]
         else:
-            state = self._decoder.state
-            assert state is not None
-            tokens = unpack_delta(packet, self._tokenizer.entropy_model, state.global_ids)
+            assert held is not None
+            tokens = unpack_delta(packet, self._tokenizer.entropy_model, held)
         return Played(decoded.image, tokens, len(packet), number, self._times[number], time.monotonic())
 
     def _check_size(self, number: int) -> None:

@@ -12,6 +12,7 @@ from tatok_edge.errors import InputError
 from tatok_edge.stream.options import MAX_LOSS_DB
 from tatok_edge.stream.rate import SMALLEST_KBPS
 from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.checks import MAX_DEPTH
 
 MAX_TEXT: Final = 4096
 """Length of the longest text message in characters."""
@@ -39,8 +40,8 @@ class Settings:
 
     tau: float = 1.0
     """Share of the total score to keep; see :class:`TokenBudget`."""
-    keep: float = 1.0
-    """Largest share of patches with a token in one frame."""
+    keep: float | None = None
+    """Most tokens per patch on average in one frame; None for no limit."""
     max_tokens: int | None = None
     """Largest number of patch tokens in one frame."""
     max_loss_db: float = MAX_LOSS_DB
@@ -48,7 +49,7 @@ class Settings:
     max_kbps: float | None = None
     """Largest bandwidth of any second, in kbit/s; None for no limit."""
     mode: Mode = "adaptive"
-    """``"adaptive"`` sends tokens for changed patches only, ``"fixed"`` sends all tokens of every frame."""
+    """``"adaptive"`` sends tokens for changed patches only, ``"fixed"`` one token for every patch of every frame."""
     size: int = 320
     """Length of the longer side of the pictures in pixels; larger pictures are scaled down."""
     version: int = 0
@@ -187,7 +188,7 @@ def _mode(name: str, value: object) -> str:
 
 _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "tau": lambda name, value: _real(name, value, 0.01, 1.0),
-    "keep": lambda name, value: _real(name, value, 0.0, 1.0),
+    "keep": lambda name, value: None if value is None else _real(name, value, 0.0, MAX_DEPTH),
     "max_tokens": lambda name, value: None if value is None else _integer(name, value, 0, 1 << 24),
     "max_loss_db": lambda name, value: _real(name, value, 0.0, 20.0),
     "max_kbps": lambda name, value: None if value is None else _real(name, value, SMALLEST_KBPS, MAX_KBPS),

@@ -17,8 +17,9 @@ from tatok_edge.stream.rate import WINDOW_US
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
-HELD, UPDATED, TOKEN, MOVED = 0, 1, 2, 3
-"""Values of the map: the patch is held, updated without a token, updated with a token, or moved with its cell."""
+HELD, UPDATED, MOVED, TOKEN = 0, 1, 2, 3
+"""Values of the map: the patch is held, updated without a token, or moved with its cell; ``TOKEN`` and above: one token
+was sent for it, two tokens, and so on."""
 JPEG_QUALITY: Final = 90
 
 
@@ -39,7 +40,7 @@ class View:
     picture: bytes
     """The decoded picture, as JPEG."""
     token_map: bytes
-    """One of ``HELD``, ``UPDATED``, ``TOKEN`` and ``MOVED`` per patch, raster order."""
+    """What happened to each patch, in raster order: see :data:`HELD`."""
 
 
 class Audience(Protocol):
@@ -103,6 +104,7 @@ def figures(tokens: TokenFrame | DeltaFrame | None, width: int, height: int) -> 
         "height": height,
         "grid": [rows, columns],
         "patch_tokens": 0 if tokens is None else tokens.n_tokens,
+        "patches_with_tokens": 0 if tokens is None else int(np.count_nonzero(tokens.depth_map())),
         "global_tokens": 0 if tokens is None else int(tokens.global_ids.size),
         "vectors": tokens.n_vectors if isinstance(tokens, DeltaFrame) else 0,
         "updated": updated,
@@ -131,7 +133,8 @@ def map_of(tokens: TokenFrame | DeltaFrame | None, patches: int) -> NDArray[np.u
     elif tokens is not None:
         result[:] = UPDATED
     if tokens is not None:
-        result[tokens.positions] = TOKEN
+        depths = tokens.depth_map().ravel()
+        result[depths > 0] = TOKEN - 1 + depths[depths > 0]
     return result
 
 

@@ -12,7 +12,7 @@ from tatok_edge.evaluation.metrics import MIN_POINTS, Curve, bd_quality, bd_rate
 def curves(report: dict[str, Any]) -> dict[str, Curve]:
     """Curves of PSNR over ``"tokens"`` (patch and global) and ``"bits"`` of a report of :func:`evaluate_folder`.
 
-    They go through the shares of tokens, or through the ``tau`` where there are fewer than four of those.
+    They go through the numbers of tokens per patch, or through the ``tau`` where there are fewer than four of those.
 
     Raises:
         InputError: the report is of another kind, or has too few budgets.
@@ -28,7 +28,7 @@ def curves(report: dict[str, Any]) -> dict[str, Curve]:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a report of 'tatok evaluate' ({error!r}); measure again") from None
     if len(chosen) < MIN_POINTS:
-        raise InputError(f"a comparison needs at least {MIN_POINTS} shares (--keep or --tau), got {len(chosen)}")
+        raise InputError(f"a comparison needs at least {MIN_POINTS} budgets (--keep or --tau), got {len(chosen)}")
     return {"tokens": Curve(tokens, quality), "bits": Curve(bits, quality)}
 
 

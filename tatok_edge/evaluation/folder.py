@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tatok_edge.errors import InputError
+from tatok_edge.errors import InputError, SourceError
 from tatok_edge.evaluation.metrics import psnr, structural_similarity
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
+from tatok_edge.sources.folders import folder_content
 from tatok_edge.sources.images import list_images, read_image
-from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.budget import Score, TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
 Row = dict[str, Any]
@@ -26,21 +29,49 @@ _MEANS = {
     "ms_ssim": 5,
     "tokens_per_image": 2,
     "global_tokens_per_image": 2,
+    "patches_with_tokens": 2,
     "bits_per_image": 1,
     "uncoded_bits_per_image": 1,
 }
 """Figures that a summary averages over the pictures, and their decimals."""
 
 
-def uncoded_bits(frame: TokenFrame, vocabulary: int) -> int:
+def uncoded_bits(frame: TokenFrame, vocabulary: int, depth: int) -> int:
     """Bits of a frame's tokens before entropy coding.
 
-    Every id of fixed length, patch and global tokens alike, and one bit per patch that says whether it is kept, unless
-    all or none are.
+    Every id of fixed length, patch and global tokens alike, and the depth of each patch as a number of fixed length,
+    unless no patch has a token or all have as many as they can.
+
+    Args:
+        frame: The tokens.
+        vocabulary: Number of different token ids.
+        depth: Most tokens of a patch.
     """
     id_bits = math.ceil(math.log2(vocabulary))
-    positions = 0 if frame.n_tokens in (0, frame.n_patches) else frame.n_patches
-    return (frame.n_tokens + frame.n_globals) * id_bits + positions
+    depths = 0 if frame.n_tokens in (0, depth * frame.n_patches) else math.ceil(math.log2(depth + 1)) * frame.n_patches
+    return (frame.n_tokens + frame.n_globals) * id_bits + depths
+
+
+def random_tokens(frame: TokenFrame, count: int, random: np.random.Generator) -> TokenFrame:
+    """``count`` of the tokens of a frame at random, as a baseline for scores; stacks stay whole.
+
+    Every order in which each token comes after those above it in its stack is equally likely.
+    """
+    # A random order of the patches in which each comes as often as it has tokens; the first time is its first token.
+    order = random.permutation(frame.positions)
+    return take(frame, np.bincount(order[:count], minlength=frame.n_patches))
+
+
+def take(frame: TokenFrame, depths: NDArray[np.integer[Any]]) -> TokenFrame:
+    """The first ``depths`` tokens ``(N,)`` of the stack of each patch."""
+    chosen = frame.depths <= depths[frame.positions]
+    return dataclasses.replace(frame, ids=frame.ids[chosen], positions=frame.positions[chosen])
+
+
+def depth_shares(frame: TokenFrame, depth: int) -> list[float]:
+    """Share of the patches with 0, 1, ... ``depth`` tokens."""
+    counts = np.bincount(frame.depth_map().ravel(), minlength=depth + 1)
+    return [round(float(count), 5) for count in counts / frame.n_patches]
 
 
 def centre_crop(image: Image, side: int) -> Image:
@@ -83,17 +114,17 @@ def evaluate_pictures(
     """
     scores = {budget.score for budget in budgets}
     if len(scores) != 1:
-        raise InputError("at least one share to keep is needed" if not scores else "budgets of one score are needed")
+        raise InputError("at least one budget is needed" if not scores else "budgets of one score are needed")
     rows: list[Row] = []
     for number, (name, image) in enumerate(pictures, 1):
-        # A patch that scores nothing is not kept unless it is asked for.
+        # A token that scores nothing is not kept unless it is asked for.
         every = TokenBudget(min_tokens=image.size, score=budgets[0].score)
         everything = tokenizer.encode_detailed(image, budget=every)
         for budget in budgets:
             refined = budget.refine > 0
             frame = tokenizer.encode(image, budget=budget) if refined else tokenizer.reduce(everything, budget)
             decoded = tokenizer.decode(frame)
-            row = {
+            row: Row = {
                 "picture": name,
                 "keep": budget.keep,
                 "tau": budget.tau if budget.tau < 1 else None,
@@ -103,7 +134,8 @@ def evaluate_pictures(
                 "tokens_per_image": frame.n_tokens,
                 "global_tokens_per_image": frame.n_globals,
                 "bits_per_image": 8 * len(tokenizer.pack(frame)),
-                "uncoded_bits_per_image": uncoded_bits(frame, tokenizer.vocabulary),
+                "uncoded_bits_per_image": uncoded_bits(frame, tokenizer.vocabulary, tokenizer.depth),
+                "patches_with_tokens": int(np.count_nonzero(frame.depth_map())),
             }
             if structure:
                 similarity = structural_similarity(image, decoded)
@@ -136,25 +168,45 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     return results
 
 
+def _pictures(paths: Sequence[Path], crop: int | None, problems: list[str]) -> Iterable[tuple[str, Image]]:
+    """Name and pixels of each picture that can be read; ``problems`` gets a line for each other one."""
+    for path in paths:
+        try:
+            image = read_image(path)
+        except SourceError as error:
+            problems.append(f"left out: {error}")
+            continue
+        try:
+            yield path.name, image if crop is None else centre_crop(image, crop)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
 def evaluate_folder(
     tokenizer: Tokenizer,
     folder: str | Path,
     keeps: Sequence[float],
     *,
     taus: Sequence[float] = (),
+    score: Score = "residual",
+    max_depth: int | None = None,
     structure: bool = False,
     crop: int | None = None,
     refine: int = 0,
     per_picture: bool = False,
     advance: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Encodes and decodes every picture of a folder at several shares of kept patch tokens.
+    """Encodes and decodes every picture of a folder at several numbers of tokens.
+
+    Pictures that cannot be read are left out and named under ``"problems"``.
 
     Args:
         tokenizer: The model.
         folder: Folder of pictures.
-        keeps: Shares of the patch tokens.
+        keeps: Tokens per patch.
         taus: Shares of the total score, as further budgets.
+        score: What ranks the tokens.
+        max_depth: Most tokens of one patch.
         structure: Measure SSIM and MS-SSIM too (needs the ``evaluate`` extra).
         crop: Only the middle ``crop`` x ``crop`` pixels of each picture.
         refine: Passes of refining, as :class:`TokenBudget` takes them.
@@ -167,37 +219,41 @@ def evaluate_folder(
         PSNR of each), and model, backend and seconds. Bits are those of whole packets.
 
     Raises:
-        InputError: no budget, a share outside 0 to 1, passes outside 0 to 64, or a picture smaller than the crop.
+        InputError: no budget, a number of tokens per patch above the depth of the model, a share outside 0 to 1,
+            passes outside 0 to 64, or a picture smaller than the crop.
         SourceError: the folder holds no readable picture.
         BackendError: ``structure`` without the ``evaluate`` extra.
     """
-    budgets = [TokenBudget(keep=keep, refine=refine) for keep in keeps]
-    budgets += [TokenBudget(tau=tau, refine=refine) for tau in taus]
+    budgets = [TokenBudget(keep=keep, score=score, max_depth=max_depth, refine=refine) for keep in keeps]
+    budgets += [TokenBudget(tau=tau, score=score, max_depth=max_depth, refine=refine) for tau in taus]
     if not budgets:
-        raise InputError("at least one share to keep is needed")
+        raise InputError("at least one number of tokens per patch is needed")
+    for budget in budgets:
+        budget.limits(1, tokenizer.depth)  # before the first picture is read
     paths = list_images(folder)
+    beside = folder_content(folder).beside()
+    problems: list[str] = []
     start = time.perf_counter()
 
-    def pictures() -> Iterable[tuple[str, Image]]:
-        for path in paths:
-            image = read_image(path)
-            try:
-                yield path.name, image if crop is None else centre_crop(image, crop)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-
-    rows = evaluate_pictures(tokenizer, pictures(), budgets, structure=structure, advance=advance)
+    pictures = _pictures(paths, crop, problems)
+    rows = evaluate_pictures(tokenizer, pictures, budgets, structure=structure, advance=advance)
+    if not rows:
+        raise SourceError(f"{folder}: none of its {len(paths)} pictures can be read; the first: {problems[0]}")
     sizes = {row["picture"]: row["width"] * row["height"] for row in rows}
     report: dict[str, Any] = {
-        "images": len(paths),
+        "images": len(sizes),
         "pixels": sum(sizes.values()),
         "crop": crop,
         "refine": refine,
+        "score": score,
+        "depth": budgets[0].depth(tokenizer.depth),
         "results": summarize(rows),
         "model": tokenizer.name,
         "tag": tokenizer.tag.hex(),
         "backend": tokenizer.backend.name,
         "seconds": round(time.perf_counter() - start, 3),
+        "problems": problems,
+        "notes": [f"{folder}: its {len(paths)} pictures are taken, and not {beside}"] if beside else [],
     }
     if per_picture:
         report["pictures"] = rows

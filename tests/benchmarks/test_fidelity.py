@@ -50,15 +50,31 @@ def test_the_report_of_a_set(
     codecs = {name: (encode, qualities[::2]) for name, (encode, qualities) in fidelity.CODECS.items()}
     monkeypatch.setattr(fidelity, "CODECS", codecs)
     parts = {
-        name: fidelity.PictureSet(f"The set {name}", lambda: iter(chosen), passes)
-        for name, passes in (("kodak", 0), ("kodak-refined", 2), ("held-out", 0), ("clips", 0))
+        name: fidelity.PictureSet(f"The set {name}", lambda: iter(chosen), **options)
+        for name, options in (
+            ("kodak", {}),
+            ("kodak-refined", {"passes": 2}),
+            ("kodak-visual", {"score": "visual"}),
+            ("kodak-flat", {"max_depth": 1}),
+            ("held-out", {}),
+            ("clips", {}),
+        )
     }
     monkeypatch.setattr(fidelity, "picture_sets", lambda data: parts)
-    monkeypatch.setattr(fidelity, "KEEPS", (1.0, 0.5, 0.25, 0.1))
+    monkeypatch.setattr(fidelity, "KEEPS", (2.0, 0.5, 0.25, 0.1))
     monkeypatch.setattr(fidelity, "TAUS", (0.8,))
     monkeypatch.setattr(fidelity, "CORRELATION_DB", (24.0,))
-    report = fidelity.measure(tokenizer, tmp_path, ["kodak", "kodak-refined", "held-out"])
-    assert list(report["sets"]) == ["kodak", "kodak-refined", "held-out"]
+    measured = ["kodak", "kodak-refined", "kodak-visual", "kodak-flat", "held-out"]
+    report = fidelity.measure(tokenizer, tmp_path, measured)
+    assert list(report["sets"]) == measured
+    flat = report["sets"]["kodak-flat"]["results"]
+    assert [row["keep"] for row in flat] == [0.5, 0.25, 0.1, None]  # no more than one token for a patch
+    assert flat[0]["patches_with_tokens"] == flat[0]["tokens_per_image"]
+    for score in ("residual", "visual"):
+        for keep, shares in report["depths"][score].items():
+            assert len(shares) == tokenizer.depth + 1 and sum(shares) == pytest.approx(1, abs=1e-3)
+            mean = sum(depth * share for depth, share in enumerate(shares))
+            assert mean == pytest.approx(float(keep), abs=0.01)
     expected = summarize(evaluate_pictures(tokenizer, chosen, [TokenBudget(keep=0.25)]))[0]
     row = report["sets"]["kodak"]["results"][2]
     assert (row["keep"], row["psnr_db"], row["bits_per_image"]) == (
@@ -69,7 +85,7 @@ def test_the_report_of_a_set(
     for name, points in report["codecs"].items():
         assert [point["quality"] for point in points] == list(fidelity.CODECS[name][1])
         assert np.all(np.diff([point["bits_per_pixel"] for point in points]) > 0)
-    assert set(report["bd_rate"]) == {*fidelity.CODECS, "AVIF at 0.05-0.15 bits per pixel"}
+    assert set(report["bd_rate"]) == {*fidelity.CODECS, "AVIF at 0.05-0.4 bits per pixel"}
     plain, refined = (report["sets"][name]["results"] for name in ("kodak", "kodak-refined"))
     assert all(b["psnr_db"] > a["psnr_db"] for a, b in zip(plain, refined, strict=True))
     assert report["refined_against_plain"]["tokens_percent"] < -3
@@ -79,10 +95,11 @@ def test_the_report_of_a_set(
     assert report["correlation"]["at_tau"] is None or -1 <= report["correlation"]["at_tau"] <= 1
     assert [row["picture"] for row in report["correlation"]["pictures"]] == [name for name, _ in chosen]
     text = fidelity.markdown(report)
+    assert "Patches by depth on Kodak at full size, tokens chosen by `visual`:" in text
     assert "**The set held-out**, 2 measured" in text and f"| {row['psnr_db']:.2f} |" in text
     assert "Refined against not refined: -" in text and "| against | bits | bits, refined |" in text
     lines = fidelity.table(report).splitlines()
-    assert len(lines) == 1 + 3 * 5 + sum(len(qualities) for _, qualities in fidelity.CODECS.values())
+    assert len(lines) == 1 + 4 * 5 + 4 + sum(len(qualities) for _, qualities in fidelity.CODECS.values())
     fidelity.plot(report, tmp_path / "plot.png")
     assert cv2.imread(str(tmp_path / "plot.png")).std() > 10
 
@@ -94,23 +111,23 @@ def test_bd_rate_against_a_codec(fidelity: ModuleType) -> None:
     codec.append({"quality": 5, "bits_per_pixel": 0.4, "psnr_db": 28.0})  # the same picture once more
     found = fidelity.bd_rates(ours, {"JPEG": codec, "AVIF": codec})
     assert found["JPEG"]["percent"] == pytest.approx(-50, abs=0.01) and found["JPEG"]["psnr_db"] == [24, 28]
-    limited = found["AVIF at 0.05-0.15 bits per pixel"]
+    limited = found["AVIF at 0.05-0.4 bits per pixel"]
     assert limited["percent"] == pytest.approx(-50, abs=0.01)
-    # AVIF has 0.15 bits per pixel at 26.6 dB, we have 0.05 at 26.
-    assert limited["psnr_db"] == pytest.approx([26, 28 - np.log2(0.4 / 0.15)], abs=0.02)
+    # AVIF has 0.4 bits per pixel at 28 dB, we have 0.05 at 26.
+    assert limited["psnr_db"] == pytest.approx([26, 28], abs=0.02)
 
 
 def test_tokens_and_bits_for_a_quality(fidelity: ModuleType, tokenizer: Tokenizer, pictures: Path) -> None:
     image = some(pictures, 1)[0][1]
     result = tokenizer.encode_detailed(image, budget=TokenBudget(min_tokens=image.size))
-    best = psnr(image, tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=1.0))))
+    best = psnr(image, tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=tokenizer.depth))))
     none = psnr(image, tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=0.0))))
     patches = result.frame.n_patches
-    assert fidelity.tokens_at(tokenizer, result, image, best + 1) == patches
+    assert fidelity.tokens_at(tokenizer, result, image, best + 1) == patches * tokenizer.depth
     assert fidelity.tokens_at(tokenizer, result, image, none - 1) == 0
     middle = (best + none) / 2
     count = fidelity.tokens_at(tokenizer, result, image, middle)
-    assert 0 < count < patches
+    assert 0 < count < patches * tokenizer.depth
     assert psnr(image, tokenizer.decode(tokenizer.reduce(result, TokenBudget(keep=count / patches)))) >= middle
     for target in (28.0, 32.0):
         bits = fidelity.webp_bits_at(image, target)
@@ -138,7 +155,7 @@ def test_correlation_of_plain_and_busy_pictures(fidelity: ModuleType, tokenizer:
 
 def test_the_sets_of_the_shared_data(fidelity: ModuleType) -> None:
     sets = fidelity.picture_sets(shared(""))
-    assert list(sets) == ["kodak", "kodak-refined", "kodak-256", "held-out", "clips"]
+    assert list(sets) == list(fidelity.SETS)
     first = {name: next(chosen.read()) for name, chosen in sets.items()}
     assert first["kodak"][0] == "kodim01.png" and first["kodak"][1].shape == (512, 768, 3)
     assert first["kodak-256"][1].shape == (256, 256, 3)

@@ -37,7 +37,7 @@ def started(variant: Variant, source: CropSource) -> TaTok:
     return model
 
 
-@pytest.mark.parametrize(("variant", "count"), [("tatok", 4 + 64), ("patch8", 64), ("patch16", 16)])
+@pytest.mark.parametrize(("variant", "count"), [("tatok", 4 + 2 * 64), ("patch8", 64), ("patch16", 16)])
 @torch.no_grad()
 def test_sequences_go_there_and_back(generation: ModuleType, source: CropSource, variant: Variant, count: int) -> None:
     model = started(variant, source)
@@ -55,14 +55,15 @@ def test_filtered_sequences_are_short(generation: ModuleType, source: CropSource
     model = started("tatok", source)
     images = source.crops(4, SIDE, torch.Generator().manual_seed(2))
     tokens = generation.tokenize(model, images, 0.6)
-    assert (tokens.lengths < 68).all() and len(set(tokens.lengths.tolist())) > 1
+    assert (tokens.lengths < 132).all() and len(set(tokens.lengths.tolist())) > 1
     encoded = model.encode(images)
-    keep = generation.kept_patches(model, images, encoded, 0.6)
-    assert (keep.sum(1) + 4 == tokens.lengths).all()
-    expected = model.decode(encoded, keep.reshape(encoded.information.shape)).clamp(-1, 1)
+    keep = generation.kept_tokens(model, images, encoded, 0.6)
+    assert (keep.sum((1, 2, 3)) + 4 == tokens.lengths).all()
+    assert keep[:, 1].any() and (keep[:, 0] >= keep[:, 1]).all()  # stacks are whole
+    expected = model.decode(encoded, keep).clamp(-1, 1)
     torch.testing.assert_close(generation.detokenize(model, tokens, SIDE), expected)
     for positions, length in zip(tokens.positions, tokens.lengths, strict=True):
-        assert (positions[:length].diff() > 0).all() and (positions[length:] == 68).all()
+        assert (positions[:length].diff() > 0).all() and (positions[length:] == 132).all()
 
 
 @pytest.fixture
@@ -92,6 +93,8 @@ def test_the_prior_learns_and_draws_sequences(generation: ModuleType, source: Cr
     for positions, length in zip(drawn.positions, drawn.lengths, strict=True):
         assert positions[:4].tolist() == [0, 1, 2, 3]  # the globals come first
         assert (positions[:length].diff() > 0).all() and (positions[length:] == layout.places).all()
+        second = positions[:length][(positions[:length] >= 4) & ((positions[:length] - 4) % 2 == 1)]
+        assert set((second - 1).tolist()) <= set(positions.tolist())  # no second token without the first
     assert (drawn.codes >= 0).all() and (drawn.codes < torch.tensor(model.config.levels)).all()
     assert generation.detokenize(model, drawn, SIDE).shape == (3, 3, SIDE, SIDE)
     assert torch.isfinite(prior.loss(drawn))
@@ -117,7 +120,7 @@ def test_a_dry_run(generation: ModuleType, source: CropSource, setup: Any, varia
 
     result = generation.run(started(variant, source), source, setup, features)
     assert result["variant"] == variant
-    assert result["tokens"] == 16 if variant == "patch16" else 4 < result["tokens"] < 68
+    assert result["tokens"] == 16 if variant == "patch16" else 4 < result["tokens"] < 132
     assert 0 <= result["rfid"] < result["gfid"] and result["bits_per_picture"] > 100 and result["sample_ms"] > 0
     fields = generation.Setup.__dataclass_fields__
     report = {"setup": {name: getattr(setup, name) for name in fields}, "results": [result], "device": "the CPU"}

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from helpers.cli_runs import SMALL, Run, load, one_line, psnr
 
+from tatok_edge.pictures.drawing import COLOUR_SHARE, DROPPED, depth_colour
 from tatok_edge.sources.synthetic import Scene, render
 
 
@@ -61,7 +63,7 @@ def test_folder_is_replaced_only_if_it_holds_earlier_frames(tatok: Run, small: P
     assert len(list(Path("out").iterdir())) == 7
 
 
-def test_view_shows_original_kept_tokens_and_reconstruction(tatok: Run, small: Path) -> None:
+def test_view_shows_original_depths_and_reconstruction(tatok: Run, small: Path) -> None:
     result = tatok("view", small, "-o", "view.png", "--source", SMALL, "--frame", 2, "--json")
     assert result.code == 0
     assert result.json["psnr_db"] > 15
@@ -71,9 +73,16 @@ def test_view_shows_original_kept_tokens_and_reconstruction(tatok: Run, small: P
     np.testing.assert_array_equal(picture[top : top + height, left : left + width], enlarged)
     assert picture.shape[1] == 3 * width + 4 * 8
     assert picture.shape[0] > height + 200  # the plot of tokens per frame is below
-    kept = picture[top : top + height, left + width + 8 :][:, :width]
-    same = (kept == enlarged).all(axis=2).mean()
-    assert 0.1 < same < 0.5  # 34 of 96 patches keep their colours, less the lines around them
+    counts = result.json["patches_by_depth"]
+    assert result.json["depth"] == 4 and len(counts) == 5 and sum(counts) == 96
+    assert sum(depth * count for depth, count in enumerate(counts)) == result.json["tokens"] == 34
+    # Patches without a token are in shades of one dark blue, the others in colours.
+    coloured = picture[top : top + height, left + width + 8 :][:, :width].astype(int)
+    bluish = coloured[..., 2] - coloured[..., 0] - COLOUR_SHARE * (DROPPED[2] - DROPPED[0])
+    assert (np.abs(bluish) < 1.1).mean() == pytest.approx(counts[0] / 96, abs=0.02)
+    legend = picture[top + height + 8 : top + height + 40]
+    for depth in range(5):
+        assert (legend == depth_colour(depth)).all(axis=2).any()
 
 
 def test_view_takes_a_snapshot_or_no_source(tatok: Run, small: Path) -> None:

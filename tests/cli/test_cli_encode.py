@@ -53,7 +53,7 @@ def test_encode_reports_the_contract(tatok: Run) -> None:
 
 def test_summary_table(tatok: Run, small: Path) -> None:
     result = tatok("encode", SMALL, "-o", "a.ttk", "--keep", "0.35")
-    assert re.search(r"tokens per frame +34 of 96 \(35\.4%\), 34 to 34", result.out)
+    assert re.search(r"tokens per frame +34 \(34 to 34\) for 96 patches: 0\.35 per patch", result.out)
     assert result.err == ""
     assert "96x64, 30 frames/s" in tatok("info", small).out
 
@@ -73,12 +73,40 @@ def test_budgets(tatok: Run) -> None:
 
     assert tokens("--max-tokens", 10)["max"] == 10
     assert tokens("--keep", 0)["max"] == 0
+    assert tokens("--keep", 2)["max"] == 2 * 96
+    assert tokens("--max-depth", 1)["max"] == tokens("--max-depth", 1)["min"] == 96  # one for every patch
+    assert tokens("--max-depth", 2, "--keep", 0.5, "--score", "visual")["max"] == 48
     everything, most, some = tokens(), tokens("--tau", 0.8), tokens("--tau", 0.4)
     assert everything["mean"] > most["mean"] > some["mean"] > 0
     assert tokens("--tau", 0.4, "--score", "entropy")["mean"] > 0
     tokens("--max-bits", 900)
     with Reader("a.ttk") as reader:
         assert all(8 * len(reader.packet(number)) <= 900 for number in range(len(reader)))
+
+
+def test_more_tokens_than_the_model_gives_are_refused(tatok: Run) -> None:
+    says = "keep must be from 0 to 4 tokens per patch, the depth of this model, got 5"
+    one_line(tatok("encode", SMALL, "-o", "a.ttk", "--keep", 5), 1, says)
+    assert not Path("a.ttk").exists()
+
+
+def test_info_counts_the_patches_by_depth(tatok: Run) -> None:
+    """Of a file of frames, and of a stream, where patches hold tokens of earlier packets."""
+    assert tatok("encode", SMALL, "-o", "a.ttk", "--keep", 1.5).code == 0
+    report = tatok("info", "a.ttk", "--depths", "--json").json
+    assert (report["depth"], report["tokens_per_patch"]) == (4, 1.5)
+    counts = report["patches_by_depth"]
+    assert sum(counts) == 6 * 96 and sum(depth * count for depth, count in enumerate(counts)) == 6 * 144
+    assert counts[0] > 0 and max(counts[2:]) > 0
+    assert tatok("info", "a.ttk", "--json").json["patches_by_depth"] is None
+    text = tatok("info", "a.ttk", "--depths").out
+    assert re.search(r"held per patch +1\.50 \(0: \d+\.\d%, 1: .*, 4: \d+\.\d% of the patches\)", text)
+    assert "tatok-s8, up to 4 tokens per patch" in text
+    assert tatok("stream", SMALL, "-o", "b.ttk", "--keep", 1).code == 0
+    streamed = tatok("info", "b.ttk", "--depths", "--json").json
+    assert streamed["key_frames"] < streamed["frames"] == 6
+    assert sum(streamed["patches_by_depth"]) == 6 * 96 and not streamed["problem"]
+    one_line(tatok("info", "a.ttk", "--depths", "--model", "none"), 1, "unknown model 'none'")
 
 
 def test_frames_stops_early_and_snapshot_keeps_the_last_frame(tatok: Run) -> None:

@@ -14,7 +14,10 @@ def test_camera_example(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert len(re.findall(r"^frame +\d: \d+ of 96 tokens .* bytes, \d+\.\d dB$", done.stdout, re.MULTILINE)) == 3
+    assert (
+        len(re.findall(r"^frame +\d: 48 tokens in \d+ of 96 patches .* bytes, \d+\.\d dB$", done.stdout, re.MULTILINE))
+        == 3
+    )
 
 
 def test_tcp_example_recovers_from_a_lost_packet(tmp_path: Path) -> None:
@@ -29,3 +32,16 @@ def test_tcp_example_recovers_from_a_lost_packet(tmp_path: Path) -> None:
     assert received[0][1] == "key" and received[5][2] == "whole" and received[6][2] != "whole"
     # A keyframe was asked for, and all is well again.
     assert "key" in [kind for _, kind, _ in received[6:]] and "whole" in [state for _, _, state in received[7:]]
+
+
+def test_probes_read_edges_from_tokens(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "probe_features.py"
+    clips = [f"synthetic:frames=3,width={width},height=192" for width in (256, 320)]
+    arguments = [*clips, "--frames", "3", "--keep", "1.5"]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    right = [float(share) for share in re.findall(r"([\d.]+)% right", done.stdout)]
+    usual, values, features = right
+    assert "on values (24 numbers per patch)" in done.stdout
+    assert values > usual + 2 and features > usual + 5, done.stdout

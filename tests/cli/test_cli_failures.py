@@ -21,7 +21,11 @@ def test_video_that_breaks_off_is_kept_up_to_there(tatok: Run) -> None:
     data = shared("videos/bear_pan.mp4").read_bytes()
     Path("cut.mp4").write_bytes(data[: len(data) // 3])
     result = tatok("encode", "cut.mp4", "-o", "a.ttk", "--keep", "0.1", "--json")
-    one_line(result, 1, r"cut\.mp4 breaks off after \d+ of 82 frames; a\.ttk holds the \d+ good frames")
+    one_line(
+        result,
+        1,
+        r"cut\.mp4 breaks off after \d+ of 82 frames: \d+ of \d+ bytes are there; a\.ttk holds the \d+ good frames",
+    )
     report = result.json
     assert report["complete"] is False
     with Reader("a.ttk") as reader:
@@ -113,7 +117,7 @@ def test_damaged_frame_is_skipped_and_named(tatok: Run, small: Path) -> None:
 
 def test_file_of_another_model(tatok: Run, small: Path) -> None:
     with Reader(small) as reader:
-        stranger = SimpleNamespace(levels=reader.levels, tag=b"STRANGER")
+        stranger = SimpleNamespace(levels=reader.levels, depth=reader.depth, tag=b"STRANGER")
         with Writer("other.ttk", stranger, name=DEFAULT_MODEL) as writer:  # type: ignore[arg-type]
             writer.write_packet(reader.packet(0))
         with Writer("unknown.ttk", stranger, name="tatok-x9") as writer:  # type: ignore[arg-type]

@@ -37,12 +37,15 @@ def frames_of_clips(draw: st.DrawFn) -> list[list[TokenFrame]]:
         for index in range(draw(st.integers(1, 6))):
             width, height = draw(st.sampled_from([(32, 32), (96, 64), (100, 45), (2112, 2080)]))
             rows, columns = patch_grid(width, height)
-            count = draw(st.integers(0, min(rows * columns, 40)))
+            depth = open_bundle("tatok-s8").depth
+            count = draw(st.integers(0, min(depth * rows * columns, 40)))
+            # From few places, so that stacks are deep.
+            places = rng.choice(min(depth * rows * columns, 64), count, replace=False) // depth
             cells = cell_grid(width, height)
             clip.append(
                 TokenFrame(
                     ids=rng.integers(0, 64000, count, dtype=np.int32),
-                    positions=np.sort(rng.choice(rows * columns, count, replace=False)).astype(np.int32),
+                    positions=np.sort(places).astype(np.int32),
                     global_ids=rng.integers(0, 64000, cells[0] * cells[1], dtype=np.int32),
                     width=width,
                     height=height,
@@ -90,11 +93,17 @@ def test_what_is_written_is_read(
     assert [frame.token_frame(dataset.model_tag) for frame in dataset] == frames
     for number in (0, len(frames) // 2, len(frames) - 1):
         assert dataset[number].token_frame(dataset.model_tag) == frames[number]
+    assert [frame.depths.tolist() for frame in dataset] == [frame.depths.tolist() for frame in frames]
+    assert dataset[0].depths.dtype == dataset.clip(0).depths.dtype == np.uint8
+    everywhere = np.concatenate([frame.depth_map().ravel() for frame in frames])
+    assert dataset.depth == open_bundle("tatok-s8").depth
+    assert dataset.metadata["patches_by_depth"] == np.bincount(everywhere, minlength=dataset.depth + 1).tolist()
     large = any(frame.n_patches > 65536 for frame in frames)
     assert dataset[0].positions.dtype == (np.uint32 if large else np.uint16)
     last = dataset.clip(-1)
     assert [len(clip) for clip in dataset.iter_clips()] == [len(clip) for clip in clips]
     assert isinstance(last, RaggedTokens)
+    assert last.depths.tolist() == [depth for frame in clips[-1] for depth in frame.depths]
     assert last.cu_seqlens.tolist() == np.cumsum([0, *(frame.n_tokens for frame in clips[-1])]).tolist()
     shutil.rmtree(folder)
 
@@ -102,6 +111,7 @@ def test_what_is_written_is_read(
 def test_flat_layout_is_what_the_docs_say(flat: Path, expected: list[TokenFrame]) -> None:
     ids = np.fromfile(flat / "ids.bin", "<u2")
     positions = np.fromfile(flat / "positions.bin", "<u2")
+    depths = np.fromfile(flat / "depths.bin", np.uint8)
     cells = np.fromfile(flat / "globals.bin", "<u2")
     offsets = np.fromfile(flat / "offsets.bin", "<i8").reshape(-1, 2)
     frames = np.frombuffer((flat / "frames.bin").read_bytes(), "<i8,<i8,<u4,<u2,<u2")
@@ -110,6 +120,7 @@ def test_flat_layout_is_what_the_docs_say(flat: Path, expected: list[TokenFrame]
         (token, cell), (last_token, last_cell) = offsets[number], offsets[number + 1]
         assert ids[token:last_token].tolist() == expected[number].ids.tolist()
         assert positions[token:last_token].tolist() == expected[number].positions.tolist()
+        assert depths[token:last_token].tolist() == expected[number].depths.tolist()
         assert cells[cell:last_cell].tolist() == expected[number].global_ids.tolist()
         row = expected[number]
         assert frames[number].item()[:2] == (row.timestamp_us, row.index)
@@ -157,6 +168,9 @@ def test_webdataset_reads_the_shards(clips: Path, tmp_path: Path, expected: list
     start, stop = first["cu_seqlens.npy"][2:4]
     assert first["ids.npy"].dtype == np.uint16
     assert first["ids.npy"][start:stop].tolist() == expected[2].ids.tolist()
+    assert first["depths.npy"].dtype == np.uint8
+    assert first["depths.npy"][start:stop].tolist() == expected[2].depths.tolist()
+    assert first["json"]["depth"] == open_bundle("tatok-s8").depth
     with tarfile.open(shards[0]) as tar:
         assert {(member.mtime, member.uid) for member in tar} == {(0, 0)}
 
@@ -170,6 +184,8 @@ def test_parquet_columns(clips: Path, tmp_path: Path, expected: list[TokenFrame]
     assert str(table.schema.field("ids").type) == "list<element: uint16>"
     assert table.column("clip").to_pylist() == [name for name, count in FRAMES.items() for _ in range(count)]
     assert table.column("ids").to_pylist() == [frame.ids.tolist() for frame in expected]
+    assert str(table.schema.field("depths").type) == "list<element: uint8>"
+    assert table.column("depths").to_pylist() == [frame.depths.tolist() for frame in expected]
     assert json.loads(table.schema.metadata[b"tatok"])["model"]["name"] == "tatok-s8"
     file = parquet.ParquetFile(path)
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [9, 6, 4]
@@ -194,7 +210,8 @@ def test_lerobot_layout(clips: Path, tmp_path: Path, expected: list[TokenFrame])
     for row, frame in zip(data.to_pylist(), expected, strict=True):
         assert row["observation.n_tokens"] == frame.n_tokens
         assert row["observation.tokens"] == frame.ids.tolist() + [-1] * (widest - frame.n_tokens)
-        assert row["timestamp"] == pytest.approx(frame.timestamp_us / 1e6)
+        assert row["observation.depths"] == frame.depths.tolist() + [-1] * (widest - frame.n_tokens)
+        assert row["timestamp"] == pytest.approx(row["frame_index"] / info["fps"])
     episodes = parquet.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [(e["dataset_from_index"], e["dataset_to_index"]) for e in episodes] == [(0, 9), (9, 15), (15, 19)]
     statistics = json.loads((out / "meta/stats.json").read_text())
@@ -205,6 +222,19 @@ def test_lerobot_layout(clips: Path, tmp_path: Path, expected: list[TokenFrame])
     tasks = pandas.read_parquet(out / "meta/tasks.parquet")
     assert tasks.iloc[0].name == "video"
     assert tasks.loc["video"].task_index == 0
+
+
+def test_depths_that_do_not_fit_are_noticed(tmp_path: Path, expected: list[TokenFrame]) -> None:
+    out = write(tmp_path, [expected[:2]], "flat", 1)
+    depths = np.fromfile(out / "depths.bin", np.uint8)
+    depths[3] += 1
+    depths.tofile(out / "depths.bin")
+    frame = open_dataset(out)[0]
+    with pytest.raises(InputError, match="frame 0 of clip 0: depths do not fit positions; the data set is damaged"):
+        frame.token_frame(open_dataset(out).model_tag)
+    depths[:-1].tofile(out / "depths.bin")
+    with pytest.raises(FormatError, match=r"ids\.bin and depths\.bin differ in length"):
+        open_dataset(out)
 
 
 @pytest.fixture(scope="session", params=["flat", "webdataset"])
@@ -277,3 +307,31 @@ def test_spawned_workers_of_a_data_loader(flat: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         assert pool.apply(len, (dataset,)) == len(dataset)
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ([0, 40, 80, 120], None),
+        ([0, 41, 79, 121], None),
+        ([0, 40, 120, 160], None),  # one frame was lost
+        ([0, 40, 80, 500], "frame 3 is due at 0.120 s and comes at 0.500 s"),
+        ([0, 200, 400, 600], "frame 1 is due at 0.040 s"),
+        ([0, 0, 0, 0], None),
+    ],
+)
+def test_lerobot_takes_constant_rates_only(tmp_path: Path, times: list[int], says: str | None) -> None:
+    lerobot = pytest.importorskip("tatok_edge.datasets.lerobot")
+    tag, empty = open_bundle("tatok-s8").tag, np.zeros(0, np.int32)
+    writer = PartWriter(tmp_path, 0, 64000)
+    for index, time_ms in enumerate(times):
+        cells = np.zeros(1, np.int32)
+        writer.write(TokenFrame(empty, empty, cells, 32, 32, model=tag, index=index, timestamp_us=1000 * time_ms))
+    writer.commit(name="a.mp4", source="-", fps=25.0, problem=None)
+    part = Part.find(tmp_path, 0)
+    assert part is not None
+    problem = lerobot.unsteady(part)
+    assert (problem is None) == (says is None)
+    if says is not None:
+        assert says in problem
+        assert "ffmpeg" in problem

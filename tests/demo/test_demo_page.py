@@ -62,8 +62,9 @@ def test_frames_show_camera_tokens_and_reconstruction(demo: Demo) -> None:
         assert header["psnr"] > 18
         marks = np.frombuffer(token_map, np.uint8)
         assert len(marks) == PATCHES
-        assert np.count_nonzero(marks == TOKEN) == header["patch_tokens"]
-        assert np.count_nonzero((marks == UPDATED) | (marks == TOKEN)) == header["updated"] < PATCHES
+        assert np.maximum(marks.astype(int) - TOKEN + 1, 0).sum() == header["patch_tokens"]
+        assert np.count_nonzero(marks >= TOKEN) == header["patches_with_tokens"]
+        assert np.count_nonzero((marks == UPDATED) | (marks >= TOKEN)) == header["updated"] < PATCHES
         assert header["packet_ms"] >= header["encode_ms"] > 0
         later, _ = page.frame(lambda header: header["shown_ms"] is not None)
         assert later["number"] > header["number"] and later["shown_ms"] > 0
@@ -77,7 +78,7 @@ def test_sliders_act_on_the_next_frame(demo: Demo) -> None:
         assert header["patch_tokens"] <= 4
         header, _ = page.change(max_tokens=None, keep=0.0)
         assert header["patch_tokens"] == 0
-        header, _ = page.change(keep=1.0, size=96)
+        header, _ = page.change(keep=None, size=96)
         assert (header["width"], header["height"]) == (96, 58)
         page.change(max_loss_db=0.0, tau=1.0, size=160)
         plenty = [page.frame()[0]["patch_tokens"] for _ in range(8)]
@@ -118,7 +119,7 @@ def test_bandwidth_below_a_keyframe_is_an_error_that_says_so(demo: Demo, rng: np
         page.frame(lambda header: header["kind"] == "key" and header["width"] == 960)
 
 
-def test_fixed_rate_sends_every_token_of_every_frame(demo: Demo) -> None:
+def test_fixed_rate_sends_one_token_for_every_patch_of_every_frame(demo: Demo) -> None:
     with demo.open() as page:
         adaptive = [page.frame()[0] for _ in range(6)][-1]
         header, (_, _, token_map) = page.change(mode="fixed")
@@ -127,7 +128,7 @@ def test_fixed_rate_sends_every_token_of_every_frame(demo: Demo) -> None:
             assert header["kind"] == "key" and set(token_map) == {TOKEN}
             header, (_, _, token_map) = page.frame()
         assert adaptive["patch_tokens"] < PATCHES / 2
-        assert header["psnr"] > adaptive["psnr"] - 0.3
+        assert header["psnr"] > 18
         header, _ = page.change(mode="adaptive")
         assert header["kind"] == "key"
         assert page.frame()[0]["kind"] == "delta"
@@ -172,7 +173,7 @@ def test_record_play_and_seek(demo: Demo, tokenizer: Tokenizer) -> None:
             header, (camera, picture, token_map) = page.frame(lambda header, n=number: header.get("frame") == n)
             assert camera == b"" and header["psnr"] is None
             assert psnr(picture_of(picture), pictures[number]) > 30
-            assert token_map.count(TOKEN) == header["patch_tokens"]
+            assert sum(max(value - TOKEN + 1, 0) for value in token_map) == header["patch_tokens"]
         page.send("seek", frame=10**6)
         page.frame(lambda header: header.get("frame") == count - 1)
         page.send("play", on=True)

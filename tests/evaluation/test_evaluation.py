@@ -10,11 +10,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from helpers.token_frames import frame_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tatok_edge.cli import main as cli
 from tatok_edge.errors import BackendError, InputError, SourceError
 from tatok_edge.evaluation.compare import compare_runs
-from tatok_edge.evaluation.folder import centre_crop, evaluate_folder, uncoded_bits
+from tatok_edge.evaluation.folder import (
+    centre_crop,
+    depth_shares,
+    evaluate_folder,
+    random_tokens,
+    take,
+    uncoded_bits,
+)
 from tatok_edge.evaluation.metrics import Curve, bd_quality, bd_rate, psnr, structural_similarity
 from tatok_edge.evaluation.plots import plot_runs
 from tatok_edge.model.tokenizer import Tokenizer
@@ -49,7 +59,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 
 def test_results_are_the_means_of_what_single_pictures_give(tokenizer: Tokenizer, two: Path) -> None:
-    keeps = [1.0, 0.35, 0.0]
+    keeps = [tokenizer.depth, 0.35, 0.0]
     report = evaluate_folder(tokenizer, two, keeps)
     assert report["images"] == 2 and report["model"] == tokenizer.name and report["tag"] == tokenizer.tag.hex()
     assert report["backend"] == "onnxruntime" and report["seconds"] > 0
@@ -67,14 +77,44 @@ def test_results_are_the_means_of_what_single_pictures_give(tokenizer: Tokenizer
     best, middle, least = report["results"]
     assert best["psnr_db"] > middle["psnr_db"] > least["psnr_db"]
     assert best["bits_per_image"] > middle["bits_per_image"] > least["bits_per_image"]
-    assert (best["tokens_per_image"], least["tokens_per_image"]) == ((16 * 12 + 8 * 20) / 2, 0)
+    patches = (16 * 12 + 8 * 20) / 2
+    assert (best["tokens_per_image"], least["tokens_per_image"]) == (tokenizer.depth * patches, 0)
+    assert best["patches_with_tokens"] == patches and least["patches_with_tokens"] == 0
+    assert report["depth"] == tokenizer.depth and report["score"] == "residual"
+
+
+def test_another_score_and_fewer_tokens_of_one_patch(tokenizer: Tokenizer, two: Path) -> None:
+    report = evaluate_folder(tokenizer, two, [0.5, tokenizer.depth], score="visual", max_depth=1)
+    half, most = report["results"]
+    assert (report["score"], report["depth"]) == ("visual", 1)
+    assert most["tokens_per_image"] == most["patches_with_tokens"] == 176  # one for every patch
+    assert half["tokens_per_image"] == half["patches_with_tokens"] == 88
+    image = read_image(two / "a.png")
+    frame = tokenizer.encode(image, budget=TokenBudget(keep=0.5, max_depth=1, score="visual"))
+    rows = evaluate_folder(tokenizer, two, [0.5], score="visual", max_depth=1, per_picture=True)["pictures"]
+    assert rows[0]["psnr_db"] == pytest.approx(psnr(image, tokenizer.decode(frame)))
+
+
+@given(st.lists(st.integers(0, 4), min_size=32, max_size=32), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_tokens_at_random_keep_whole_stacks(depths: list[int], share: float, seed: int) -> None:
+    frame = frame_of(depths)
+    count = round(share * frame.n_tokens)
+    some = random_tokens(frame, count, np.random.default_rng(seed))
+    assert some.n_tokens == count
+    kept = some.depth_map().ravel()
+    assert (kept <= depths).all()
+    stacks = {(p, d): i for p, d, i in zip(frame.positions, frame.depths, frame.ids, strict=True)}
+    assert all(stacks[p, d] == i for p, d, i in zip(some.positions, some.depths, some.ids, strict=True))
+    assert take(frame, kept) == some
+    shares = depth_shares(some, 4)
+    assert shares == pytest.approx([np.mean(kept == depth) for depth in range(5)], abs=1e-5)
 
 
 def test_shares_that_cannot_be(tokenizer: Tokenizer, two: Path) -> None:
-    with pytest.raises(InputError, match="at least one share"):
+    with pytest.raises(InputError, match="at least one number of tokens per patch"):
         evaluate_folder(tokenizer, two, [])
-    with pytest.raises(InputError, match=r"keep must be from 0 to 1.*1\.5"):
-        evaluate_folder(tokenizer, two, [0.5, 1.5])
+    with pytest.raises(InputError, match=rf"keep must be from 0 to {tokenizer.depth} tokens per patch.*got 7\.5"):
+        evaluate_folder(tokenizer, two, [0.5, 7.5])
 
 
 def test_folders_that_cannot_be(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -96,8 +136,8 @@ def test_crops_taus_and_bits(tokenizer: Tokenizer, two: Path) -> None:
     by_share, by_tau = report["results"]
     assert (by_share["keep"], by_share["tau"], by_tau["keep"], by_tau["tau"]) == (0.5, None, None, 0.8)
     assert by_share["tokens_per_image"] == 32 and by_share["global_tokens_per_image"] == 4
-    # 16 bits for each of 32 + 4 ids, and a bit for each of 64 positions.
-    assert by_share["uncoded_bits_per_image"] == 36 * 16 + 64
+    # 16 bits for each of 32 + 4 ids, and the depth of each of 64 patches.
+    assert by_share["uncoded_bits_per_image"] == 36 * 16 + 64 * math.ceil(math.log2(tokenizer.depth + 1))
     assert by_share["bits_per_pixel"] == pytest.approx(by_share["bits_per_image"] / 64**2, abs=1e-5)
     rows = [row for row in report["pictures"] if row["picture"] == "b.png"]
     image = centre_crop(read_image(two / "b.png"), 64)
@@ -109,11 +149,16 @@ def test_crops_taus_and_bits(tokenizer: Tokenizer, two: Path) -> None:
         evaluate_folder(tokenizer, two, [0.5], crop=96)
 
 
-def test_positions_cost_nothing_where_all_or_none_are_kept(tokenizer: Tokenizer, two: Path) -> None:
-    image = centre_crop(read_image(two / "b.png"), 64)
-    for keep, bits in ((1.0, 68 * 16), (0.0, 4 * 16)):
-        frame = tokenizer.encode(image, budget=TokenBudget(keep=keep, min_tokens=64))
-        assert uncoded_bits(frame, tokenizer.vocabulary) == bits
+def test_depths_cost_nothing_where_all_or_none_are_kept() -> None:
+    for depths, bits in (
+        ([4] * 32, (128 + 2) * 16),
+        ([0] * 32, 2 * 16),
+        ([1] * 32, (32 + 2) * 16 + 3 * 32),
+        ([4] * 31 + [3], (127 + 2) * 16 + 3 * 32),
+    ):
+        assert uncoded_bits(frame_of(depths), 64000, 4) == bits
+    assert uncoded_bits(frame_of([1] * 32), 64000, 1) == 34 * 16
+    assert uncoded_bits(frame_of([1] * 31 + [0]), 64000, 1) == 33 * 16 + 32
 
 
 def test_structural_similarity() -> None:
@@ -227,7 +272,7 @@ def test_runs_are_compared() -> None:
     assert far["bd_psnr_tokens_db"] is None and far["bd_rate_tokens_percent"] == pytest.approx(99900)
     with pytest.raises(InputError, match="theirs differ: pixels 10000 and 5"):
         compare_runs(run(1000, 8000), run(1000, 8000, pixels=5))
-    with pytest.raises(InputError, match="at least 4 shares"):
+    with pytest.raises(InputError, match="at least 4 budgets"):
         compare_runs(run(1000, 8000), run(1000, 8000, results=run(1000, 8000)["results"][:2]))
     with pytest.raises(InputError, match="not a report of 'tatok evaluate'"):
         compare_runs(run(1000, 8000), {"results": [{}]})
@@ -240,7 +285,7 @@ def test_the_command_writes_reports_and_compares_them(
         pytest.importorskip(name, reason="the extra 'evaluate'")
     monkeypatch.chdir(tmp_path)
     outputs = [word for suffix in ("json", "csv", "md", "png") for word in ("-o", f"a.{suffix}")]
-    shares = "1,0.5,0.25,0.1"
+    shares = "2,0.5,0.25,0.1"
     assert cli.main(["evaluate", str(two), "--keep", shares, "--tau", "0.9", "--ssim", *outputs]) == 0
     table = capsys.readouterr().out
     report = json.loads(Path("a.json").read_text())
@@ -249,7 +294,7 @@ def test_the_command_writes_reports_and_compares_them(
     assert f"{first['ssim']:.4f}" in table and "τ 0.9" in table
     rows = list(csv.DictReader(Path("a.csv").read_text().splitlines()))
     assert len(rows) == 2 * 5 and {row["picture"] for row in rows} == {"a.png", "b.png"}
-    mean = np.mean([float(row["psnr_db"]) for row in rows if row["keep"] == "1.0"])
+    mean = np.mean([float(row["psnr_db"]) for row in rows if row["keep"] == "2.0"])
     assert first["psnr_db"] == pytest.approx(mean, abs=1e-4)
     assert len(Path("a.md").read_text().splitlines()) == 2 + 5
     assert f"| {first['psnr_db']:.2f} |" in Path("a.md").read_text()

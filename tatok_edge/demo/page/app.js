@@ -7,11 +7,13 @@ const NUMBERS_MS = 160; // time between two updates of the numbers, so that they
 const PLOTS_MS = 60; // shortest time between two drawings of the plots
 const SILENT_MS = 3000; // without a picture for so long, the status says so
 const SEND_MS = 30; // shortest time between two messages of a slider that is being dragged
-const HELD = 0, UPDATED = 1, TOKEN = 2, MOVED = 3; // values of the map
+const HELD = 0, UPDATED = 1, MOVED = 2, TOKEN = 3; // values of the map; TOKEN + 1: two tokens were sent, and so on
+const TOKEN_COLORS = ["255, 206, 48", "255, 150, 46", "240, 96, 62", "222, 60, 120"]; // of 1, 2, 3, 4 and more tokens
 const MAP_SCALE = 2; // pixels of the map canvas per pixel of the picture
 const WEBCAM_BUFFER = 1 << 17; // bytes that may wait on the socket before webcam pictures are left out
 
 const NO_LIMIT = null;
+const KEEP_STOPS = [0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, NO_LIMIT];
 const TOKEN_STOPS = [0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, NO_LIMIT];
 const KBPS_STOPS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, NO_LIMIT];
 const SIZES = [160, 240, 320, 480, 640, 960, 1280];
@@ -21,8 +23,8 @@ const SLIDERS = [
     hint: "against all tokens" },
   { name: "tau", label: "Score kept (τ)", min: 0.05, max: 1, step: 0.01, text: percent,
     hint: "of the total score" },
-  { name: "keep", label: "Patches with a token", min: 0, max: 1, step: 0.01, text: v => `≤ ${percent(v)}`,
-    hint: "in one frame" },
+  { name: "keep", label: "Tokens per patch", stops: KEEP_STOPS, text: v => v === NO_LIMIT ? "no limit" : `≤ ${v}`,
+    hint: "on average in one frame" },
   { name: "max_tokens", label: "Patch tokens", stops: TOKEN_STOPS, text: v => v === NO_LIMIT ? "no limit" : `≤ ${whole(v)}`,
     hint: "in one frame" },
   { name: "max_kbps", label: "Bandwidth", stops: KBPS_STOPS, text: v => v === NO_LIMIT ? "no limit" : `≤ ${whole(v)} kbit/s`,
@@ -149,7 +151,7 @@ function show(context, bitmap) {
   context.drawImage(bitmap, 0, 0);
 }
 
-/* The picture, dark where its patches are held; patches with a token stay in full colour within a bright frame. */
+/* The picture, dark where its patches are held. Patches with a token have a bright frame, warmer for more tokens. */
 function drawMap(header, bitmap, map) {
   const context = paint.map, canvas = context.canvas, [rows, columns] = header.grid;
   const width = MAP_SCALE * header.width, height = MAP_SCALE * header.height, side = MAP_SCALE * 8;
@@ -158,11 +160,12 @@ function drawMap(header, bitmap, map) {
     canvas.height = height;
   }
   context.drawImage(bitmap, 0, 0, width, height);
-  const paths = [new Path2D(), new Path2D(), new Path2D(), new Path2D()];
+  const deepest = TOKEN + TOKEN_COLORS.length - 1;
+  const paths = Array.from({ length: deepest + 1 }, () => new Path2D());
   for (let row = 0, i = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++, i++) {
-      const inset = map[i] === TOKEN ? 1.5 : 0, length = side - 2 * inset;
-      paths[map[i]].rect(column * side + inset, row * side + inset, length, length);
+      const value = Math.min(map[i], deepest), inset = value >= TOKEN ? 1.5 : 0, length = side - 2 * inset;
+      paths[value].rect(column * side + inset, row * side + inset, length, length);
     }
   }
   context.fillStyle = "rgba(10, 14, 19, 0.74)";
@@ -174,11 +177,13 @@ function drawMap(header, bitmap, map) {
   context.fill(paths[MOVED]);
   context.fillStyle = "rgba(75, 156, 255, 0.42)";
   context.fill(paths[UPDATED]);
-  context.fillStyle = "rgba(255, 176, 46, 0.12)";
-  context.fill(paths[TOKEN]);
-  context.strokeStyle = "#ffb02e";
   context.lineWidth = 2;
-  context.stroke(paths[TOKEN]);
+  TOKEN_COLORS.forEach((color, number) => {
+    context.fillStyle = `rgba(${color}, ${0.1 + 0.12 * number})`;
+    context.fill(paths[TOKEN + number]);
+    context.strokeStyle = `rgb(${color})`;
+    context.stroke(paths[TOKEN + number]);
+  });
 }
 
 /* --- numbers and plots ---------------------------------------------------------------------------------- */
@@ -221,6 +226,8 @@ function showNumbers() {
   if (sliderMs !== null) parts.push(`slider to picture ${short(sliderMs, 0)} ms`);
   if (last.encode_ms !== null) parts.push(`encoding ${short(mean(list, "encode_ms"), 1)} ms`);
   parts.push(`${whole(mean(list, "updated"))} of ${whole(last.grid[0] * last.grid[1])} patches updated per frame`);
+  const given = mean(list, "patches_with_tokens");
+  if (given > 0.5) parts.push(`${short(mean(list, "patch_tokens") / given, 1)} tokens for each patch with tokens`);
   if (last.dropped) parts.push(`${whole(last.dropped)} frames left out to keep up`);
   if (last.skipped) parts.push(`${whole(last.skipped)} frames skipped for bandwidth`);
   $("figures").textContent = parts.join(" · ");
