@@ -43,7 +43,7 @@ KEEPS = (0.35, 1.0, 2.0, 4.0)
 """Tokens per patch at which the graphs are calibrated and checked, up to the depth of the model."""
 MAX_LOSS_DB = 0.1
 """Largest loss of mean PSNR in dB of encoding and decoding, int8 against fp32, at each budget."""
-BLOCK_PROJECTION = re.compile(r"/blocks/blocks\.(\d+)/project/Gemm")
+BLOCK_LAYER = re.compile(r"/blocks/blocks\.(\d+)/(expand|project)/Gemm")
 REFINEMENT_PROJECTION = re.compile(r"/refinements\.\d+/block/project/Gemm")
 REPEATS = 30
 """Timed calls of each graph."""
@@ -68,22 +68,22 @@ def quantized(bundle: Bundle, name: GraphName, feeds: Sequence[Feeds]) -> onnx.M
     model = fold(onnx.load_model_from_string(bundle.read(name)))
     if name == "patch_encoder":
         model = split(model, {"features": (WINDOW_VALUES, bundle.context_width, PATCH_VALUES)})
-    layers = wide_layers(model, bundle.depth * len(bundle.levels), exact=("state",)) - last_projections(model)
+    layers = wide_layers(model, bundle.depth * len(bundle.levels), exact=("state",)) - layers_before_codes(model)
     model = equalize(model, feeds, layers)
     if name == "decoder":
         model = smooth(model, feeds, layers)
     return quantize(model, feeds, layers)
 
 
-def last_projections(model: onnx.ModelProto) -> set[str]:
-    """The last layer of the patch encoder's blocks, and that of each refinement.
+def layers_before_codes(model: onnx.ModelProto) -> set[str]:
+    """The last block of the patch encoder, and the last layer of each refinement.
 
-    Codes come straight from their sums. In int8 these few layers would cost the most tokens.
+    Codes come straight from their sums. In int8 these few layers would cost the most quality, and gain little time.
     """
     names = [node.name for node in model.graph.node if node.op_type == "Gemm"]
-    blocks = {int(match[1]): name for name in names if (match := BLOCK_PROJECTION.fullmatch(name))}
-    refinements = {name for name in names if REFINEMENT_PROJECTION.fullmatch(name)}
-    return refinements | ({blocks[max(blocks)]} if blocks else set())
+    blocks = {name: int(match[1]) for name in names if (match := BLOCK_LAYER.fullmatch(name))}
+    last = {name for name, number in blocks.items() if number == max(blocks.values())}
+    return last | {name for name in names if REFINEMENT_PROJECTION.fullmatch(name)}
 
 
 # --- inputs -------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from tatok_edge.errors import BundleError
 from tatok_edge.export.bundle import refiner
 from tatok_edge.export.bundle.tool import run_tool
 from tatok_edge.export.bundle.traced import OPSET, trace
+from tatok_edge.files import put_in_place
 from tatok_edge.format.entropy import save_tables
 from tatok_edge.geometry import CELL, PATCH, THUMBNAIL, WINDOW
 from tatok_edge.model.bundle import (
@@ -97,9 +97,8 @@ class _Context(nn.Module):
         super().__init__()
         self.network: Context = model.context
 
-    def forward(self, coarse: Tensor, smooth: Tensor) -> tuple[Tensor, ...]:
-        prior = self.network.patches(coarse, smooth)
-        return prior.context, prior.mean, prior.log2_probs, prior.entropy, prior.expected
+    def forward(self, coarse: Tensor) -> tuple[Tensor, ...]:
+        return self.network.patches(coarse)
 
 
 class _PatchEncoder(nn.Module):
@@ -166,19 +165,17 @@ def _graphs(model: TaTok) -> dict[str, _Graph]:
             _CellContext(model),
             (torch.zeros(1, config.dims, 3, 4, dtype=torch.int32),),
             ("codes",),
-            ("coarse", "smooth"),
-            {"codes": cells, "coarse": patches, "smooth": patches},
+            ("coarse", "mean"),
+            {"codes": cells, "coarse": patches, "mean": patches},
         ),
         "context": _Graph(
             _Context(model),
-            (torch.zeros(1, config.context_width, 12, 16), torch.zeros(1, PIXELS, 12, 16)),
-            ("coarse", "smooth"),
-            ("context", "mean", "log2_probs", "entropy", "expected"),
+            (torch.zeros(1, config.context_width, 12, 16),),
+            ("coarse",),
+            ("context", "log2_probs", "entropy", "expected"),
             {
                 "coarse": patches,
-                "smooth": patches,
                 "context": patches,
-                "mean": patches,
                 "log2_probs": patches,
                 "entropy": patches,
                 "expected": patches,
@@ -234,7 +231,8 @@ def check_parity(model: TaTok, graphs: dict[str, bytes], images: Tensor) -> dict
     global_codes = encoded.global_codes.int().numpy()
     got = session.run("global_encoder", {"cells": cells.contiguous().numpy()})["codes"]
     equal, total = int((got == global_codes).sum()), got.size
-    outputs = session.run("context", dict(session.run("cell_context", {"codes": global_codes})))
+    of_cells = session.run("cell_context", {"codes": global_codes})
+    outputs = {"mean": of_cells["mean"], **session.run("context", {"coarse": of_cells["coarse"]})}
     difference = 0.0
     for name in ("mean", "expected"):  # both in -1 to 1
         difference = _larger(difference, outputs[name], getattr(prior, name))
@@ -339,9 +337,7 @@ def export_bundle(checkpoint: Path, out: Path, *, notes: str = "") -> dict[str, 
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         (temporary / "MODEL_CARD.md").write_text(model_card(manifest, notes))
         temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+        put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest

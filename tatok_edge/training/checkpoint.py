@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tatok_edge.files import put_in_place
 from tatok_edge.training.config import ModelConfig
 from tatok_edge.training.model import TaTok
 from tatok_edge.training.options import Options
@@ -60,7 +60,7 @@ def save_checkpoint(
     }
     temporary = path.with_name(path.name + ".tmp")
     save_file({k: v.detach().cpu() for k, v in tensors.items()}, str(temporary), {"tatok": json.dumps(metadata)})
-    os.replace(temporary, path)
+    put_in_place(temporary, path)
 
 
 def read_metadata(path: Path) -> dict[str, object]:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from tatok_edge.errors import SourceError
+from tatok_edge.sources.video import open_video
 from tatok_edge.training.held_out import HELD_OUT_FILES
 
 Use = Literal["ship", "all"]
@@ -86,19 +88,21 @@ def _roots(data: Path) -> tuple[Path, Path]:
 
 
 def clip_frames(path: Path, count: int = FRAMES_PER_CLIP) -> Iterator[NDArray[np.uint8]]:
-    """``count`` frames of a video at equal distances, BGR."""
-    capture = cv2.VideoCapture(str(path))
-    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    wanted = set(np.linspace(0, max(total - 1, 0), count).astype(int).tolist())
-    index = 0
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            break
-        if index in wanted:
-            yield frame.astype(np.uint8, copy=False)
-        index += 1
-    capture.release()
+    """``count`` frames of a video at equal distances, RGB; all frames of a video that has fewer.
+
+    Raises:
+        DataError: The video cannot be read.
+    """
+    try:
+        with open_video(path) as source:
+            total = source.frames or sum(1 for _ in source)
+        wanted = set(np.linspace(0, max(total - 1, 0), count).astype(int).tolist())
+        with open_video(path) as source:
+            for frame in source:
+                if frame.index in wanted:
+                    yield frame.image
+    except SourceError as error:
+        raise DataError(str(error)) from None
 
 
 def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Picture]:
@@ -120,7 +124,7 @@ def read_pictures(data: Path, use: Use, *, held_out: bool = False) -> list[Pictu
     videos, _ = _files(video_root, VIDEO_SUFFIXES, use)
     for video, source in videos.items():
         for number, frame in enumerate(clip_frames(video)):
-            ok, encoded = cv2.imencode(".webp", frame, [cv2.IMWRITE_WEBP_QUALITY, 95])
+            ok, encoded = cv2.imencode(".webp", frame[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 95])
             if not ok:
                 raise DataError(f"{video}: frame {number} could not be encoded")
             pictures.append(Picture(f"{video.name}#{number}", encoded.tobytes(), source))

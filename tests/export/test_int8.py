@@ -272,6 +272,6 @@ def test_int8_layers(tiny: Path, int8: Any) -> None:
     graph = onnx.load_model_from_string(bundle.read("patch_encoder"))
     model = int8.quantized(bundle, "patch_encoder", feeds["patch_encoder"])
     last = {node.name for node in graph.graph.node if node.name.endswith(("/out/Gemm", "/skip/Gemm"))}
-    last |= int8.last_projections(graph)
+    last |= int8.layers_before_codes(graph)
     plain = {node.name for node in model.graph.node if node.op_type == "Gemm" and "rounded" not in node.input[1]}
     assert last and last <= plain

@@ -212,7 +212,7 @@ def test_tokens_that_no_encoder_makes_are_an_error(repository: Repository, posit
 
 def maps(pictures: int) -> dict[str, np.ndarray]:
     """What the scatter step takes beside tokens, for pictures of 160x96 pixels."""
-    widths = {"expected": 24, "entropy": 4, "context": 96, "mean": 192}
+    widths = {"expected": 24, "entropy": 4, "context": 96}
     rows = {name: np.zeros((pictures, width, 1, 240), np.float32) for name, width in widths.items()}
     return rows | {"global_ids": np.zeros((pictures, 3, 5), np.int32)}
 

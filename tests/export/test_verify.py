@@ -120,7 +120,7 @@ def test_the_same_graphs_agree_in_everything(
         assert figures["calls"] >= 5 and figures["values"] > 0
         assert figures["not_finite"] == figures["not_repeated"] == figures["not_equal"] == 0
     assert result.graphs["patch_encoder"]["tokens"] == result.graphs["global_encoder"]["tokens"] == 1
-    assert result.graphs["context"]["kept"]["residual"] == {"jaccard": 1.0, "exact": 1.0}
+    assert result.graphs["cell_context"]["kept"]["residual"] == {"jaccard": 1.0, "exact": 1.0}
     assert result.graphs["decoder"]["pixels"]["psnr_db"] > 100
     assert result.end_to_end["patch_tokens"] == 1 and result.end_to_end["pictures"] == 6
     # Several sizes, batches, and counts on both sides of every edge.
@@ -238,7 +238,7 @@ def without_output(graph: str, outputs: dict[str, Any], call: int) -> Mapping[st
         (one_far_off, r"global_encoder: a code is 4 levels off, at most 1 is allowed; first in cells \(1, 192, 1, 1\)"),
         (nan_in("decoder", "pixels"), r"decoder: \d+ of \d+ values are not finite, none may; first in pixels at state"),
         (nan_in("context", "entropy"), r"context: \d+ of \d+ values are not finite, none may; first in entropy at"),
-        (nan_in("context", "mean"), r"context: \d+ of \d+ values are not finite, none may; first in mean at coarse"),
+        (nan_in("cell_context", "mean"), r"cell_context: \d+ of \d+ values are not finite, none may; first in mean at"),
         (
             rows_mixed_up,
             r"context: \d+ of \d+ values differ between equal rows of a batch, none may; first in \w+ at coarse \(3,",
@@ -248,7 +248,7 @@ def without_output(graph: str, outputs: dict[str, Any], call: int) -> Mapping[st
         (other_scores, r"context: sets kept by entropy have a Jaccard index of 0\.\d{4}, at least 0\.995 is needed"),
         (out_of_memory, r"patch_encoder: fails in 1 of 9 calls, none may: features \(41, 1056\): CUDA out of mem"),
         (cut_off, r"decoder: fails in \d of \d calls, none may: .*gives pixels as float16 \(1, 192, 4, 4\), float32"),
-        (without_output, r"context: fails in .* gives context, entropy, log2_probs, mean where .*expected"),
+        (without_output, r"context: fails in .* gives context, entropy, log2_probs where .*expected"),
     ],
 )  # fmt: skip
 def test_a_broken_candidate_is_refused(
@@ -395,7 +395,7 @@ SMALL = "synthetic:frames=6,width=96,height=64"
 
 
 def test_the_command(tmp_path: Path) -> None:
-    arguments = ["--backend", "onnxruntime", "--precision", "fp16", "--frames", SMALL, "--count", "2"]
+    arguments = ["--backend", "onnxruntime", "--precision", "fp16", "--source", SMALL, "--frames", "2"]
     command = [sys.executable, "-m", "tatok_edge", "verify", "tatok-s8", *arguments]
     done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -443,12 +443,12 @@ def test_good_engines_get_a_record(
     tmp_path: Path, built: Callable[[Change | None], EngineSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = built(None)
-    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--frames", SMALL, "--json")
+    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--source", SMALL, "--json")
     assert code == 0, err
     report = json.loads(out)
     assert report["record"] == str(record_path(there)) and is_verified(there)
     assert "16 patches" in report["shapes"] and "3 x 128x96" in report["shapes"]
-    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--frames", SMALL, "--precision", "fp32")
+    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--source", SMALL, "--precision", "fp32")
     assert code == 1 and "are in fp16, not in fp32: run 'tatok build tatok-s8 --precision fp32'" in err
 
 
@@ -461,7 +461,7 @@ def test_bad_engines_are_refused(
 ) -> None:
     there = built(nan_in("decoder", "pixels"))
     write_record(bundle, there, good, reference=REFERENCE, candidate=CANDIDATE)
-    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--frames", SMALL, "--json")
+    code, out, err = run_main(capsys, "--engines", str(tmp_path), "--source", SMALL, "--json")
     assert code == 1 and not is_verified(there)
     report = json.loads(out)
     assert report["ok"] is False and report["record"] is None and report["failures"]
@@ -480,7 +480,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     return Kernels(cuda_kernels.build_emulation(tmp_path_factory.mktemp("cuda") / "emulated.so"))
 
 
-ON_GPU = ("--backend", "tensorrt", "--frames", "synthetic:frames=6,width=120,height=90", "--count", "2", "--json")
+ON_GPU = ("--backend", "tensorrt", "--source", "synthetic:frames=6,width=120,height=90", "--frames", "2", "--json")
 
 
 @pytest.mark.parametrize("on_device", [True, False])
@@ -514,15 +514,15 @@ def drop_a_row(graph: str, outputs: dict[str, Any]) -> None:
 
 
 def overflow(graph: str, outputs: dict[str, Any]) -> None:
-    if graph == "context" and outputs["mean"].shape[0] > 1:
-        outputs["mean"][1:] = np.inf
+    if graph == "context" and outputs["entropy"].shape[0] > 1:
+        outputs["entropy"][1:] = np.inf
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (drop_a_row, r"patch_encoder: \d+\.\d+% of \d+ tokens are those of the reference, at least 99\.9% are needed"),
-        (overflow, r"context: \d+ of \d+ values are not finite, none may; first in mean at coarse \(2, 96, 1, 16\)"),
+        (overflow, r"context: \d+ of \d+ values are not finite, none may; first in entropy at coarse \(2, 96, 1, 16\)"),
     ],
 )
 def test_bad_engines_on_a_gpu_are_refused(

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
 from helpers.training_cases import CPU, png
 
+from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.training import data as data_module
 from tatok_edge.training.data import (
@@ -22,6 +23,7 @@ from tatok_edge.training.data import (
     DataError,
     Picture,
     centre_crops,
+    clip_frames,
     decode_picture,
     held_out_names,
     read_pictures,
@@ -57,6 +59,30 @@ def manifest_folder(tmp_path: Path) -> Path:
 def write_manifest(folder: Path, rows: list[tuple[str, str, str]]) -> None:
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file", "source_repo", "use"), *rows])
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.gif"])
+def test_frames_of_a_clip_are_spread_over_it(name: str, tmp_path: Path) -> None:
+    with open_output(tmp_path / name, fps=10, frames=None) as output:
+        for number in range(50):
+            output.write(np.full((48, 64, 3), 5 * number, np.uint8), number)
+    levels = [float(frame.mean()) for frame in clip_frames(tmp_path / name, 8)]
+    np.testing.assert_allclose(levels, 5 * np.linspace(0, 49, 8).astype(int), atol=4)
+    assert len(list(clip_frames(tmp_path / name, 80))) == 50
+
+
+def test_colours_of_a_clip_are_those_of_the_clip(tmp_path: Path) -> None:
+    with open_output(tmp_path / "red.mp4", fps=10, frames=None) as output:
+        output.write(np.full((48, 64, 3), (220, 40, 10), np.uint8), 0)
+    (made,) = read_pictures(tmp_path, "all")
+    decoded = decode_picture(made)
+    np.testing.assert_allclose(decoded.mean((0, 1)), (220, 40, 10), atol=8)
+
+
+def test_a_clip_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"clip\.mp4: not a video"):
+        read_pictures(tmp_path, "all")
 
 
 def still(picture: Picture) -> bool:

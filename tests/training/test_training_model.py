@@ -80,7 +80,7 @@ def test_every_variant_starts_as_a_codec_and_learns(
 
 
 def test_variants_are_as_large_as_the_model() -> None:
-    for name, tolerance in (("tatok-s8", 0.08), ("tatok-b8", 0.35)):
+    for name, tolerance in (("tatok-s8", 0.08), ("tatok-b8", 0.4)):
         sizes = {}
         for variant in get_args(Variant):
             with torch.device("meta"):

@@ -54,8 +54,8 @@ class Prior:
 class Context(nn.Module):
     """Global code values ``(B, D, h, w)`` to the :class:`Prior` on the four times finer patch grid.
 
-    :meth:`cells` works on the grid of cells, where it is cheap; :meth:`patches` on each patch for itself, so that a
-    stream computes it only where something changes.
+    :meth:`cells` works on the grid of cells, where it is cheap, and gives the mean pixels, so scores need no more.
+    :meth:`patches` works on each patch for itself, so that it is computed only where a patch is coded.
     """
 
     group: Tensor
@@ -72,14 +72,14 @@ class Context(nn.Module):
         self.to_patches = nn.Conv2d(cell_width, width, 1)
         # A patch is 2x2 thumbnail pixels; 4x4 of them, one more on each side, interpolate it.
         self.upsample = nn.Conv2d(3, PIXELS, 4, stride=2)
-        self.from_mean = nn.Conv2d(PIXELS, width, 1)
+        self.from_thumbnail = nn.Conv2d(3, width, 4, stride=2)
         # Each of the 16 places of a cell reads the cell in its own way: nothing else tells patches apart.
         self.places = nn.Conv2d(cell_width, CELL_SIDE**2 * width, 1)
+        self.place_means = nn.Conv2d(cell_width, CELL_SIDE**2 * PIXELS, 1)
         self.blocks = blocks((1,) * config.context_blocks, width, config.expansion)
-        self.mean = nn.Conv2d(width, PIXELS, 1)
         self.logits = nn.Conv2d(width, sum(config.stack_levels), 1)
         scale_preserving(self)
-        for layer in (self.thumbnail, self.places, self.mean, self.logits):
+        for layer in (self.thumbnail, self.places, self.place_means, self.logits):
             zero(layer)
         self.fsq = FSQ(config.levels)
         group = torch.zeros(len(config.stack_levels), sum(config.stack_levels))
@@ -94,10 +94,12 @@ class Context(nn.Module):
         self.register_buffer("centres", centres[:, :, None, None], persistent=False)
 
     def forward(self, values: Tensor) -> Prior:
-        return self.patches(*self.cells(values))
+        coarse, mean = self.cells(values)
+        context, *rest = self.patches(coarse)
+        return Prior(context, mean.float(), *rest)
 
     def cells(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What the cells say of patches: features ``(B, Dc, 4h, 4w)`` and interpolated pixels ``(B, 192, 4h, 4w)``."""
+        """What the cells say of patches: features ``(B, Dc, 4h, 4w)`` and mean pixels ``(B, 192, 4h, 4w)``."""
         cells = self.cell_blocks(self.stem(values))
         active = F.relu(cells)
         pixels = self.thumbnail_skip(values) + self.thumbnail(active)
@@ -105,16 +107,17 @@ class Context(nn.Module):
         thumbnail = torch.cat([thumbnail[:, :, :1], thumbnail, thumbnail[:, :, -1:]], 2)
         thumbnail = torch.cat([thumbnail[:, :, :, :1], thumbnail, thumbnail[:, :, :, -1:]], 3)
         coarse = F.interpolate(self.to_patches(active), scale_factor=4.0, mode="bilinear", align_corners=False)
-        return coarse + F.pixel_shuffle(self.places(active), CELL_SIDE), self.upsample(thumbnail)
+        coarse = coarse + F.pixel_shuffle(self.places(active), CELL_SIDE) + self.from_thumbnail(thumbnail)
+        return coarse, self.upsample(thumbnail) + F.pixel_shuffle(self.place_means(active), CELL_SIDE)
 
-    def patches(self, coarse: Tensor, smooth: Tensor) -> Prior:
-        """The prior of patches from what :meth:`cells` says of them. No patch reads another: any set of them goes."""
-        context = self.blocks(coarse + self.from_mean(smooth))
-        active = F.relu(context)
-        mean = smooth + self.mean(active)
-        logits = LOGIT_RANGE * torch.tanh(self.logits(active).float() / LOGIT_RANGE)
-        log2_probs, entropy, expected = self.distribution(logits)
-        return Prior(context, mean.float(), log2_probs, entropy, expected)
+    def patches(self, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Context, log2 probabilities, entropy and expected code values of patches, as :class:`Prior` has them.
+
+        They come from the features that :meth:`cells` gives. No patch reads another: any set of them goes.
+        """
+        context = self.blocks(coarse)
+        logits = LOGIT_RANGE * torch.tanh(self.logits(F.relu(context)).float() / LOGIT_RANGE)
+        return context, *self.distribution(logits)
 
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bounded logits to log2 probabilities, the entropy of each token in bits, and the expected code values."""
