@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +14,49 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import BackendError, one_line
 from tatok_edge.runtime.session import GraphName, Session, Tensors
+
+
+class _Gate:
+    """Keeps threads out of ONNX Runtime while Python ends.
+
+    Python ends a daemon thread where it next takes the lock of the interpreter. Inside of ONNX Runtime that aborts the
+    process.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        atexit.register(self._close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Counts a call of ONNX Runtime; once Python ends, threads wait here for ever."""
+        with self._changed:
+            while self._closed and threading.current_thread() is not threading.main_thread():
+                self._changed.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._inside, EXIT_SECONDS)
+
+
+EXIT_SECONDS = 10.0
+"""Longest time that the end of Python waits for calls of ONNX Runtime."""
+_GATE = _Gate()
 
 
 class OnnxSession(Session):
@@ -55,7 +101,8 @@ class OnnxSession(Session):
         if session is None:
             raise BackendError("this session is closed; load the tokenizer again")
         try:
-            values = session.run(None, dict(inputs))
+            with _GATE.inside():
+                values = session.run(None, dict(inputs))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in graph {graph!r}: {one_line(error)}") from error
         return dict(zip(self._outputs[graph], values, strict=True))
@@ -63,9 +110,3 @@ class OnnxSession(Session):
     def close(self) -> None:
         """See :meth:`Session.close`."""
         self._sessions.clear()
-
-
-def default_threads() -> int:
-    """Cores that this process may use, at most 8: more cost more in waiting than they bring at camera sizes."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, 8))

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import onnxruntime as ort
 
 from tatok_edge.errors import BackendError
+from tatok_edge.runtime.cores import default_threads
 from tatok_edge.runtime.nvidia import driver_library
-from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import Backend, Session
 
 BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -71,7 +72,7 @@ def open_session(
                 raise
             reason = f"auto: the CPU, because {error}"
     if threads is None:
-        count, why = default_threads(), "threads: the cores of this process, at most 8"
+        count, why = default_threads(), "threads: the cores that this process may use, at most 8"
     else:
         count, why = threads, "threads: as asked for"
     session = OnnxSession(graphs, threads=count)

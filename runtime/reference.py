@@ -97,18 +97,19 @@ def gather_features(
     bgr: bool,
     context: NDArray[np.float32],
     mean: NDArray[np.float32],
+    source: NDArray[np.int32],
     positions: NDArray[np.int32],
     grid_width: int,
 ) -> NDArray[np.float32]:
-    """Rows ``[window 768 | context column | mean column]`` per position: (T, 960 + Dc)."""
+    """Rows ``[window 768 | context column | mean column]`` per position: (T, 960 + Dc); ``source`` is the column."""
     margin = (WINDOW - PATCH) // 2
     padded = np.pad(_pad(image, bgr), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     rows = np.empty((len(positions), WINDOW * WINDOW * 3 + len(context) + len(mean)), np.float32)
-    for row, position in zip(rows, positions, strict=True):
+    for row, column, position in zip(rows, source, positions, strict=True):
         y, x = divmod(int(position), grid_width)
         window = padded[y * PATCH : y * PATCH + WINDOW, x * PATCH : x * PATCH + WINDOW]
         values = window.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        row[:] = np.concatenate([values.ravel(), context[:, position], mean[:, position]])
+        row[:] = np.concatenate([values.ravel(), context[:, column], mean[:, column]])
     return rows
 
 
@@ -201,27 +202,6 @@ def patch_error(
     picture = assemble(pixels, grid_width, pixels.shape[1] // grid_width * PATCH, grid_width * PATCH)
     errors: NDArray[np.float32] = patch_change(image, bgr, picture)[0].astype(np.float32) / np.float32(len(pixels))
     return errors
-
-
-def patch_residual(
-    image: NDArray[np.uint8],
-    bgr: bool,
-    mean: NDArray[np.float32],
-    source: NDArray[np.int32],
-    positions: NDArray[np.int32],
-    grid_width: int,
-) -> NDArray[np.float32]:
-    """Mean squared difference (T,) between patches of the padded image and columns of mean (192, M), in 2x2 means."""
-    half = PATCH // 2
-    squares = _patches(_pad(image, bgr))[positions].reshape(-1, half, 2, half, 2, 3)
-    sums = squares.sum(axis=(2, 4), dtype=np.int32).astype(np.float32)
-    expected = mean[:, source].T.reshape(-1, half, 2, half, 2, 3)
-    upper, lower = (expected[:, :, y, :, 0] + expected[:, :, y, :, 1] for y in range(2))
-    differences = (sums - ((upper + lower) * np.float32(127.5) + np.float32(510))) * np.float32(0.25)
-    total = np.zeros(len(positions), np.float32)
-    for difference in differences.reshape(len(positions), half * half * 3).T:  # in (y, x, rgb) order
-        total = total + difference * difference
-    return total * np.float32(1 / 48)
 
 
 # --- scores -------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ def _every_stack(network: Networks, picture: NDArray[np.uint8], prior: Prior, cl
     rows, columns = patch_grid(picture.shape[1], picture.shape[0])
     everything = np.arange(rows * columns, dtype=np.int32)
     features = network.features(len(everything))
-    kernels.gather_features(picture, False, prior.context, prior.mean, everything, columns, out=features)
+    kernels.gather_features(picture, False, prior.context, prior.mean, everything, everything, columns, out=features)
     return network.patch_codes(features, clock)
 
 

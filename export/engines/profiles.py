@@ -342,14 +342,11 @@ def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Prof
             for f in profiles.frames
         )
 
-    def patches(channels: Mapping[str, int]) -> tuple[Profile, ...]:
+    def patches(name: str, channels: int) -> tuple[Profile, ...]:
         """Patches in one row, from a single one: streams renew few."""
         counts = [[f.height[i] // PATCH * (f.width[i] // PATCH) for i in range(3)] for f in profiles.frames]
         return tuple(
-            {
-                name: ShapeRange((f.batch[0], count, 1, 1), *((f.batch[i], count, 1, of[i]) for i in (1, 2)))
-                for name, count in channels.items()
-            }
+            {name: ShapeRange((f.batch[0], channels, 1, 1), *((f.batch[i], channels, 1, of[i]) for i in (1, 2)))}
             for f, of in zip(profiles.frames, counts, strict=True)
         )
 
@@ -358,7 +355,7 @@ def graph_profiles(profiles: ProfileSet, bundle: Bundle) -> dict[str, tuple[Prof
     return {
         "global_encoder": grids({"cells": PATCH_VALUES}, CELL),
         "cell_context": grids({"codes": dims}, CELL),
-        "context": patches({"coarse": width, "smooth": PATCH_VALUES}),
+        "context": patches("coarse", width),
         "patch_encoder": tuple(
             {"features": ShapeRange((low + 1, values), (high, values), (high, values))} for low, high in buckets
         ),

@@ -68,7 +68,7 @@ class GraphFigures:
     kept: dict[str, list[Overlap]] = field(default_factory=dict)
     """By score, one per frame."""
     difference: float = 0.0
-    """Largest difference of pixels (of the context: of mean pixels), share of full scale."""
+    """Largest difference of pixels (of ``cell_context``: of mean pixels), share of full scale."""
     absolute: float = 0.0
     squared: float = 0.0
     pixels: int = 0
@@ -201,7 +201,7 @@ def graph_failures(name: str, record: GraphFigures, figures: Mapping[str, Any], 
             )
     pixels = figures["pixels"]
     if pixels is not None:
-        what = "mean pixels" if name == "context" else "pixels"
+        what = "mean pixels" if name == "cell_context" else "pixels"
         if pixels["max"] > bounds.pixel_difference:
             yield (
                 f"{name}: {what} differ by up to {pixels['max']:.2%} of full scale, at most "

@@ -172,10 +172,12 @@ class _Run:
         pairs = [(0, len(images) - 1)] if len(images) > 1 else []
         cells = np.stack([cpu_kernels.image_to_cells(image, False) for image in images])
         codes = self._run("global_encoder", {"cells": cells}, pairs, size)["codes"]
-        cells_say = _in_rows(self._run("cell_context", {"codes": np.ascontiguousarray(codes)}, pairs, size))
-        prior, other = self._both("context", cells_say, pairs, size)
+        of_cells, other_cells = self._both("cell_context", {"codes": np.ascontiguousarray(codes)}, pairs, size)
+        coarse = _in_rows(of_cells["coarse"])
+        prior, other = self._both("context", {"coarse": coarse}, pairs, size)
         if self._takes("context", (1, PATCH, PATCH)):  # a single patch, as in a stream
-            self._both("context", {k: np.ascontiguousarray(v[:1, :, :, :1]) for k, v in cells_say.items()}, [], None)
+            self._both("context", {"coarse": np.ascontiguousarray(coarse[:1, :, :, :1])}, [], None)
+        prior = {**prior, "mean": _in_rows(of_cells["mean"])}
         rows, columns = patch_grid(width, height)
         everything = np.arange(rows * columns, dtype=np.int32)
         basis = self.bundle.score_basis()
@@ -187,13 +189,14 @@ class _Run:
             kept = [_kept(entropy.T)]
             if other is not None:
                 kept.append(_kept(other["entropy"][number, :, 0].T))
-                self._add_kept("entropy", *kept)
-                theirs = np.ascontiguousarray(other["mean"][number, :, 0])
+                self._add_kept("context", "entropy", *kept)
+            if other_cells is not None:
+                theirs = np.ascontiguousarray(other_cells["mean"][number].reshape(PATCH_VALUES, -1))
                 scores = [
                     cpu_kernels.patch_scores(image, False, of, everything, everything, columns, basis)
                     for of in (mean, theirs)
                 ]
-                self._add_kept("residual", *map(_kept, scores))
+                self._add_kept("cell_context", "residual", *map(_kept, scores))
             if len(images) > 1 and number == len(images) - 1:
                 states.append(states[0])
                 continue
@@ -214,8 +217,9 @@ class _Run:
         for frame in frames:
             cells = cpu_kernels.image_to_cells(frame, False)
             codes = self.reference.run("global_encoder", {"cells": cells[None]})["codes"]
-            cells_say = self.reference.run("cell_context", {"codes": np.ascontiguousarray(codes)})
-            prior = self.reference.run("context", _in_rows(cells_say))
+            of_cells = self.reference.run("cell_context", {"codes": np.ascontiguousarray(codes)})
+            prior = dict(self.reference.run("context", {"coarse": _in_rows(of_cells["coarse"])}))
+            prior["mean"] = _in_rows(of_cells["mean"])
             everything = np.arange(prior["mean"].shape[-1], dtype=np.int32)
             gathered.append(self._features(frame, prior, 0, everything))
             total += len(everything)
@@ -229,7 +233,7 @@ class _Run:
         maps = [prior[name][number] for name in ("context", "mean")]
         context, mean = (np.ascontiguousarray(value.reshape(len(value), -1)) for value in maps)
         rows = np.empty((len(positions), WINDOW_VALUES + self.bundle.context_width + PATCH_VALUES), np.float32)
-        cpu_kernels.gather_features(image, False, context, mean, positions, columns, out=rows)
+        cpu_kernels.gather_features(image, False, context, mean, positions, positions, columns, out=rows)
         return rows
 
     def count(self, pool: NDArray[np.float32], count: int) -> None:
@@ -374,9 +378,9 @@ class _Run:
             setattr(record, kind, getattr(record, kind) + count)
             record.first.setdefault(kind, f"{output} at {where}")
 
-    def _add_kept(self, score: Score, mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> None:
+    def _add_kept(self, graph: GraphName, score: Score, mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> None:
         value = overlap(np.flatnonzero(mine), np.flatnonzero(theirs))
-        self.records["context"].kept.setdefault(score, []).append(value)
+        self.records[graph].kept.setdefault(score, []).append(value)
 
 
 def token_counts(profiles: Sequence[Profile]) -> list[int]:
@@ -422,9 +426,9 @@ def _kept(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     return kept
 
 
-def _in_rows(maps: Arrays) -> dict[str, NDArray[Any]]:
-    """Maps (B, C, h, w) as (B, C, 1, h * w): the context takes patches in one row."""
-    return {name: value.reshape(*value.shape[:2], 1, -1) for name, value in maps.items()}
+def _in_rows(grid: NDArray[Any]) -> NDArray[Any]:
+    """A map (B, C, h, w) as (B, C, 1, h * w): the context takes patches in one row."""
+    return grid.reshape(*grid.shape[:2], 1, -1)
 
 
 def _places(frame: TokenFrame, depth: int) -> NDArray[np.int64]:

@@ -45,26 +45,20 @@ def cells_model() -> onnx.ModelProto:
 
 
 def rows_model(context_width: int) -> onnx.ModelProto:
-    """``coarse`` (B, Dc, h, w) and ``smooth`` (B, 192, h, w) to ``coarse_rows`` and ``smooth_rows`` (B, ..., 1, h w).
-
-    The context takes patches in one row.
-    """
+    """``coarse`` (B, Dc, h, w) to ``coarse_rows`` (B, Dc, 1, h w): the context takes patches in one row."""
     g = _Builder()
-    widths = {"coarse": context_width, "smooth": PATCH_VALUES}
-    for name, width in widths.items():
-        g.reshape(name, 0, width, 1, -1, name=f"{name}_rows")
-    grid: Shape = ["patch_rows", "patch_columns"]
+    g.reshape("coarse", 0, context_width, 1, -1, name="coarse_rows")
     return g.model(
         "rows",
-        {name: ("float", ["batch", width, *grid]) for name, width in widths.items()},
-        {f"{name}_rows": ("float", ["batch", width, 1, "patches"]) for name, width in widths.items()},
+        {"coarse": ("float", ["batch", context_width, "patch_rows", "patch_columns"])},
+        {"coarse_rows": ("float", ["batch", context_width, 1, "patches"])},
     )
 
 
 def select_model(limits: DtfLimits, context_width: int, basis: NDArray[np.int16]) -> onnx.ModelProto:
     """The kept tokens of one picture, and the feature rows of their patches.
 
-    ``image`` (1, H, W, 3), ``context`` (1, Dc, 1, N) and ``mean`` (1, 192, 1, N) to ``positions`` (T,), where a patch
+    ``image`` (1, H, W, 3), ``context`` (1, Dc, 1, N) and ``mean`` (1, 192, h, w) to ``positions`` (T,), where a patch
     comes as often as it has tokens; ``places`` (T,), where each token is among the P stacks of the patches; and
     ``features`` (P, 960 + Dc). Tokens are ranked by residual.
 
@@ -118,7 +112,7 @@ def select_model(limits: DtfLimits, context_width: int, basis: NDArray[np.int16]
         {
             "image": ("byte", [1, "height", "width", 3]),
             "context": ("float", [1, context_width, 1, "patches"]),
-            "mean": ("float", [1, PATCH_VALUES, 1, "patches"]),
+            "mean": ("float", [1, PATCH_VALUES, "patch_rows", "patch_columns"]),
         },
         {
             "positions": ("int", ["tokens"]),
@@ -190,8 +184,8 @@ def scatter_model(levels: Sequence[int], depth: int, context_width: int) -> onnx
     """The tokens of several pictures, end to end, to the grids that the decoder takes.
 
     ``ids`` and ``positions`` (T,) hold the tokens of all pictures, ``ends`` (B,) the end of each picture's tokens,
-    ``global_ids`` (B, hc, wc) say the size; ``expected`` (B, K * D, 1, N), ``entropy`` (B, K, 1, N), ``context`` and
-    ``mean`` come from the context. Gives ``state`` (B, K * (D + 2), h, w), ``context_grid`` and ``mean_grid``.
+    ``global_ids`` (B, hc, wc) say the size; ``expected`` (B, K * D, 1, N), ``entropy`` (B, K, 1, N) and ``context``
+    come from the context. Gives ``state`` (B, K * (D + 2), h, w) and ``context_grid``.
 
     Positions that fall within a picture, or come more than K times, are an error of the server.
     """
@@ -218,7 +212,6 @@ def scatter_model(levels: Sequence[int], depth: int, context_width: int) -> onnx
     entropy = g.reshape(g.op("Div", "entropy", g.constant(16, np.float32)), batch, depth, h, w)
     g.op("Concat", grid, keep, entropy, axis=1, name="state")
     g.reshape("context", batch, context_width, h, w, name="context_grid")
-    g.reshape("mean", batch, PATCH_VALUES, h, w, name="mean_grid")
 
     def rows(channels: int) -> tuple[str, Shape]:
         return "float", ["batch", channels, 1, "patches"]
@@ -236,12 +229,10 @@ def scatter_model(levels: Sequence[int], depth: int, context_width: int) -> onnx
             "expected": rows(depth * dims),
             "entropy": rows(depth),
             "context": rows(context_width),
-            "mean": rows(PATCH_VALUES),
         },
         {
             "state": map_of(depth * (dims + 2)),
             "context_grid": map_of(context_width),
-            "mean_grid": map_of(PATCH_VALUES),
         },
     )
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from tatok_edge.export.triton.graphs import (
     scatter_model,
     select_model,
 )
-from tatok_edge.files import temporary_name
+from tatok_edge.files import Temporary
 from tatok_edge.model.bundle import DEFAULT_MODEL, GRAPHS, Bundle, open_bundle
 from tatok_edge.runtime.cuda.kernels import MAX_PATCHES, DtfLimits
 from tatok_edge.runtime.tensorrt.manifest import SUFFIX, EngineManifest, read_manifest
@@ -96,20 +95,17 @@ def write_repository(
             raise InputError(f"{folder}: {what}; name another folder" + ("" if foreign else ", or give --force"))
     if not folder.absolute().parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    temporary = temporary_name(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = Temporary(folder, folder=True)
     try:
         for model in models:
-            version = temporary / model.name / "1"
+            version = temporary.path / model.name / "1"
             version.mkdir(parents=True)
             (version.parent / CONFIG).write_text(to_text({"name": model.name, **model.config}))
             if model.file is not None:
                 (version / model.file).write_bytes(model.data)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        temporary.replace()
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.remove()
     return models
 
 
@@ -218,7 +214,7 @@ def _encoder(prefix: str) -> Model:
     steps = [
         _step(prefix, "cells", {"image": "image"}, {"cells": "cells"}),
         _step(prefix, "global_encoder", {"cells": "cells"}, {"codes": "global_codes"}),
-        *_context(prefix, "global_codes", "context", "mean"),
+        *_context(prefix, "global_codes", "context"),
         _step(
             prefix,
             "select",
@@ -244,12 +240,11 @@ def _encoder(prefix: str) -> Model:
 
 
 def _context(prefix: str, codes: str, *outputs: str) -> list[dict[str, Any]]:
-    """The steps from global codes to what the context says of the patches."""
-    maps, rows = ("coarse", "smooth"), ("coarse_rows", "smooth_rows")
+    """The steps from global codes to the mean of the patches and some ``outputs`` of the context."""
     return [
-        _step(prefix, "cell_context", {"codes": codes}, {name: name for name in maps}),
-        _step(prefix, "rows", {name: name for name in maps}, {name: name for name in rows}),
-        _step(prefix, "context", dict(zip(maps, rows, strict=True)), {name: name for name in outputs}),
+        _step(prefix, "cell_context", {"codes": codes}, {name: name for name in ("coarse", "mean")}),
+        _step(prefix, "rows", {"coarse": "coarse"}, {"coarse_rows": "coarse_rows"}),
+        _step(prefix, "context", {"coarse": "coarse_rows"}, {name: name for name in outputs}),
     ]
 
 
@@ -257,17 +252,17 @@ def _decoder(prefix: str) -> Model:
     """The tokens of one picture to the picture, padding included."""
     steps = [
         _step(prefix, "codes", {"global_ids": "global_ids"}, {"codes": "codes"}),
-        *_context(prefix, "codes", "context", "mean", "entropy", "expected"),
+        *_context(prefix, "codes", "context", "entropy", "expected"),
         _step(
             prefix,
             "scatter",
-            {name: name for name in ("ids", "positions", "global_ids", "expected", "entropy", "context", "mean")},
-            {name: name for name in ("state", "context_grid", "mean_grid")},
+            {name: name for name in ("ids", "positions", "global_ids", "expected", "entropy", "context")},
+            {name: name for name in ("state", "context_grid")},
         ),
         _step(
             prefix,
             "decoder",
-            {"state": "state", "context": "context_grid", "mean": "mean_grid"},
+            {"state": "state", "context": "context_grid", "mean": "mean"},
             {"pixels": "pixels"},
         ),
         _step(prefix, "picture", {"pixels": "pixels"}, {"image": "image"}),

@@ -1,6 +1,5 @@
-// Change between frames: squared differences per patch, the reference picture, and the statistics of the changes. Also
-// the residual of a patch: its distance from the mean. Sums are of integers, or have their order fixed, so
-// every backend gives the same ones.
+// Change between frames: squared differences per patch, the reference picture, and the statistics of the changes. Sums
+// are of integers, or have their order fixed, so every backend gives the same ones.
 #ifndef TATOK_CHANGE_HPP
 #define TATOK_CHANGE_HPP
 
@@ -12,9 +11,6 @@
 namespace tatok {
 
 constexpr index_t kBlockBytes = kBlock * kPatchRun;  // of one pixel row of a block
-constexpr index_t kMeanRun = kPatch / 2 * 3;         // values of one row of a patch in means of 2x2 pixels
-constexpr index_t kMeanValues = kPatch / 2 * kMeanRun;
-constexpr index_t kResidualBlock = 128;  // patches whose rows of means are read together, long enough to stream
 
 // The change of one value.
 TATOK_FUNC std::int32_t squared_difference(std::uint8_t a, std::uint8_t b) {
@@ -166,85 +162,6 @@ TATOK_HOT void patch_error(const float* pixels, const ImageView image, index_t g
             }
             for (index_t j = 0; j < n; ++j) out[first + j] = mean_change(sum_squares(differences[j]));
         }
-    }
-}
-
-// The difference between the sum of 2x2 pixel values of the image and that of the network's four, over 4.
-TATOK_FUNC float residual_difference(std::int32_t sum, float top_left, float top_right, float bottom_left,
-                                     float bottom_right) {
-    const float mean = (top_left + top_right) + (bottom_left + bottom_right);
-    return (static_cast<float>(sum) - (mean * 127.5f + 510.0f)) * 0.25f;
-}
-
-// The mean of a patch's 48 squared differences.
-TATOK_FUNC float mean_residual(float sum) { return sum * static_cast<float>(1.0 / kMeanValues); }
-
-// How many of `n` numbers, at least 1, follow one another.
-inline index_t count_run(const std::int32_t* numbers, index_t n) {
-    index_t i = 1;
-    while (i < n && numbers[i] == numbers[0] + i) ++i;
-    return i;
-}
-
-// Sums of 2x2 values of two pixel rows of `n` patches that are neighbours, at most kBlock: value (x, c) of patch j to
-// sums[x * 3 + c][first + j].
-TATOK_PART void write_sums(const std::uint8_t* upper, const std::uint8_t* lower, index_t n, index_t first,
-                           std::int16_t (*sums)[kResidualBlock]) {
-    std::int16_t columns[kBlockBytes];
-    for (index_t i = 0; i < n * kPatchRun; ++i) columns[i] = static_cast<std::int16_t>(upper[i] + lower[i]);
-    for (index_t j = 0; j < n; ++j) {
-        for (index_t x = 0; x < kPatch / 2; ++x) {
-            const std::int16_t* column = columns + j * kPatchRun + x * 6;
-            for (index_t c = 0; c < 3; ++c) {
-                sums[x * 3 + c][first + j] = static_cast<std::int16_t>(column[c] + column[c + 3]);
-            }
-        }
-    }
-}
-
-// The residual of patches of the padded image in means of 2x2 pixels: for each of the
-// `count` patches at `positions` the mean of the squared differences to its column, one of `source`, of `mean`
-// (192, columns). The squares are added in (y, x, rgb) order. Positions and columns must have been checked.
-TATOK_HOT void patch_residual(const ImageView image, const float* mean, index_t columns, index_t grid_width,
-                              const std::int32_t* source, const std::int32_t* positions, index_t count, float* out) {
-    std::uint8_t upper[kBlockBytes], lower[kBlockBytes];
-    std::int16_t sums[kMeanRun][kResidualBlock];
-    float gathered[4][kResidualBlock];
-    for (index_t start = 0; start < count; start += kResidualBlock) {
-        const index_t n = count - start < kResidualBlock ? count - start : kResidualBlock;
-        const std::int32_t* block = positions + start;
-        const std::int32_t* from = source + start;
-        const bool direct = count_run(from, n) == n;
-        float squares[kResidualBlock] = {};
-        for (index_t y = 0; y < kPatch; y += 2) {
-            for (index_t j = 0, run; j < n; j += run) {
-                const index_t py = block[j] / grid_width, px = block[j] % grid_width;
-                const index_t left = n - j < kBlock ? n - j : kBlock;
-                run = count_run(block + j, left < grid_width - px ? left : grid_width - px);
-                const std::uint8_t* a = rgb_run(image, py * kPatch + y, px * kPatch, run * kPatch, upper);
-                const std::uint8_t* b = rgb_run(image, py * kPatch + y + 1, px * kPatch, run * kPatch, lower);
-                write_sums(a, b, run, j, sums);
-            }
-            for (index_t i = 0; i < kMeanRun; ++i) {
-                const index_t channel = y * kPatchRun + i / 3 * 6 + i % 3;
-                const float* planes[4];
-                for (index_t q = 0; q < 4; ++q) {
-                    const float* plane = mean + (channel + q / 2 * kPatchRun + q % 2 * 3) * columns;
-                    if (direct) {
-                        planes[q] = plane + from[0];
-                    } else {
-                        for (index_t j = 0; j < n; ++j) gathered[q][j] = plane[from[j]];
-                        planes[q] = gathered[q];
-                    }
-                }
-                for (index_t j = 0; j < n; ++j) {
-                    const float difference = residual_difference(sums[i][j], planes[0][j], planes[1][j], planes[2][j],
-                                                                 planes[3][j]);
-                    squares[j] += difference * difference;
-                }
-            }
-        }
-        for (index_t j = 0; j < n; ++j) out[start + j] = mean_residual(squares[j]);
     }
 }
 

@@ -118,10 +118,11 @@ inline void scatter_columns(const float* source, index_t source_patches, const s
 }
 
 // Rows for the patch encoder: [window 768 | context | mean 192] per position.
-// `context` is (context_channels, patches), `mean` (192, patches). Positions must have been checked.
+// `context` is (context_channels, columns), `mean` (192, columns); `source` is the column of each position. Both index
+// arrays must have been checked.
 TATOK_HOT void gather_features(const ImageView image, const float* context, index_t context_channels,
-                               const float* mean, index_t patches, index_t grid_width, const std::int32_t* positions,
-                               index_t count, float* out) {
+                               const float* mean, index_t columns, index_t grid_width, const std::int32_t* source,
+                               const std::int32_t* positions, index_t count, float* out) {
     // As many rows as keep the lines that the column gather writes in the first cache; neighbouring patches share the
     // lines that it reads.
     constexpr index_t kRows = 64;
@@ -137,8 +138,8 @@ TATOK_HOT void gather_features(const ImageView image, const float* context, inde
             const index_t y = block[j] / grid_width, x = block[j] % grid_width;
             gather_window(image, y * kPatch - kWindowMargin, x * kPatch - kWindowMargin, table, rows + j * stride);
         }
-        gather_columns(context, context_channels, patches, block, n, rows + kWindowValues, stride);
-        gather_columns(mean, kPatchValues, patches, block, n, rows + kWindowValues + context_channels, stride);
+        gather_columns(context, context_channels, columns, source + start, n, rows + kWindowValues, stride);
+        gather_columns(mean, kPatchValues, columns, source + start, n, rows + kWindowValues + context_channels, stride);
     }
 }
 

@@ -40,6 +40,13 @@ TATOK_FUNC float energy_score(std::int64_t energy) {
     return static_cast<float>(static_cast<double>(energy) / kEnergyOne);
 }
 
+// How many of `n` numbers, at least 1, follow one another.
+inline index_t count_run(const std::int32_t* numbers, index_t n) {
+    index_t i = 1;
+    while (i < n && numbers[i] == numbers[0] + i) ++i;
+    return i;
+}
+
 // Scores (count, depth) of the tokens of patches of the padded image: for each of the patches at `positions`, with
 // column `source` of `mean` (192, columns). `basis` is (depth, dims, 192): the directions that each token adds.
 // Positions and columns must have been checked; rows of the basis have a norm of at most 2^14, about.

@@ -13,15 +13,6 @@ def patch_error(
     grid_width: int,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]: ...
-def patch_residual(
-    image: NDArray[np.uint8],
-    bgr: bool,
-    mean: NDArray[np.float32],
-    source: NDArray[np.int32],
-    positions: NDArray[np.int32],
-    grid_width: int,
-    out: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]: ...
 def update_reference(
     image: NDArray[np.uint8], bgr: bool, reference: NDArray[np.uint8], positions: NDArray[np.int32]
 ) -> None: ...

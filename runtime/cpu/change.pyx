@@ -14,9 +14,6 @@ cdef extern from "change.hpp" namespace "tatok" nogil:
         ImageView image, const uint8_t* reference, index_t grid_height, index_t grid_width, int32_t* out)
     void c_patch_error "tatok::patch_error"(
         const float* pixels, ImageView image, index_t grid_height, index_t grid_width, float* out)
-    void c_patch_residual "tatok::patch_residual"(
-        ImageView image, const float* mean, index_t columns, index_t grid_width, const int32_t* source,
-        const int32_t* positions, index_t count, float* out)
     void c_update_reference "tatok::update_reference"(
         ImageView image, uint8_t* reference, index_t grid_width, const int32_t* positions, index_t count)
     index_t check_changes(const int32_t* changes, index_t n)
@@ -78,53 +75,6 @@ def patch_error(pixels, image, bint bgr, Py_ssize_t grid_width, out=None):
     cdef ImageView view = view_of(image_view, bgr)
     with nogil:
         c_patch_error(&planes[0, 0], view, rows, columns, &target[0])
-    return result
-
-
-def patch_residual(image, bint bgr, mean, source, positions, Py_ssize_t grid_width, out=None):
-    """The mean squared residual of each patch, the patch minus its mean, in means of 2x2 pixels.
-
-    Per patch it is the sum of ``d * d``, times ``float32(1 / 48)``, over its 16 squares of 2x2 pixels and 3 channels in
-    (y, x, rgb) order, one after the other, with ``d = (s - (m * 127.5 + 510)) * 0.25`` in float32: ``s`` is the sum of
-    the square's four values in the image, ``m`` that in the mean, (top left + top right) + (bottom left + bottom
-    right). The image is padded on the right and at the bottom to multiples of 32 by repeating its edge.
-
-    Args:
-        image: uint8 (H, W, 3), any strides.
-        bgr: whether the channels of ``image`` are in blue, green, red order.
-        mean: float32 (192, M) in [-1, 1], C-contiguous, channels in (y, x, rgb) order.
-        source: int32 (T,), the column of ``mean`` for each patch, each in [0, M).
-        positions: int32 (T,) raster indices in the patch grid of the padded image, each in [0, N).
-        grid_width: patches per row of the grid.
-        out: float32 (T,) to write into.
-
-    Returns:
-        float32 (T,), in grey levels squared.
-    """
-    cdef const uint8_t[:, :, :] pixels = check_image(image)
-    cdef Py_ssize_t patches = patches_along(pixels.shape[0]) * patches_along(pixels.shape[1])
-    check_grid_width(grid_width, pixels.shape[1])
-    check(mean, "mean", FLOAT32, (kPatchValues, "M"))
-    check(positions, "positions", INT32, ("T",))
-    cdef const float[:, ::1] mean_view = mean
-    cdef const int32_t[::1] position_view = positions
-    cdef Py_ssize_t count = position_view.shape[0], columns = mean_view.shape[1]
-    check(source, "source", INT32, (count,))
-    cdef const int32_t[::1] source_view = source
-    result = output(out, "out", FLOAT32, (count,))
-    cdef float[::1] target = result
-    cdef ImageView view = view_of(pixels, bgr)
-    cdef index_t bad_source, bad
-    with nogil:
-        bad_source = check_positions(&source_view[0], count, columns)
-        bad = check_positions(&position_view[0], count, patches)
-        if bad_source == kOk and bad == kOk:
-            c_patch_residual(view, &mean_view[0, 0], columns, grid_width, &source_view[0], &position_view[0], count,
-                             &target[0])
-    if bad_source != kOk:
-        raise_position(source_view, bad_source, columns, "source", "columns of mean")
-    if bad != kOk:
-        raise_position(position_view, bad, patches)
     return result
 
 

@@ -7,7 +7,7 @@ Errors are ``TypeError`` (not an array, wrong dtype) and ``ValueError`` (wrong s
 argument, what came and what is allowed.
 """
 
-from tatok_edge.runtime.cpu.change import change_quantile, patch_change, patch_error, patch_residual, update_reference
+from tatok_edge.runtime.cpu.change import change_quantile, patch_change, patch_error, update_reference
 from tatok_edge.runtime.cpu.codes import codes_from_ids, decoder_state, ids_from_codes, information
 from tatok_edge.runtime.cpu.dtf import dtf
 from tatok_edge.runtime.cpu.motion import find_motion, motion_scratch, move_cells
@@ -29,7 +29,6 @@ __all__ = [
     "move_cells",
     "patch_change",
     "patch_error",
-    "patch_residual",
     "patch_scores",
     "scatter_columns",
     "update_reference",

@@ -11,6 +11,7 @@ def gather_features(
     bgr: bool,
     context: NDArray[np.float32],
     mean: NDArray[np.float32],
+    source: NDArray[np.int32],
     positions: NDArray[np.int32],
     grid_width: int,
     out: NDArray[np.float32] | None = None,

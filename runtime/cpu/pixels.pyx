@@ -16,8 +16,8 @@ cdef extern from "pixels.hpp" namespace "tatok" nogil:
     void c_image_to_cells "tatok::image_to_cells"(
         ImageView image, index_t cell_rows, index_t cell_columns, float* out)
     void c_gather_features "tatok::gather_features"(
-        ImageView image, const float* context, index_t context_channels, const float* mean, index_t patches,
-        index_t grid_width, const int32_t* positions, index_t count, float* out)
+        ImageView image, const float* context, index_t context_channels, const float* mean, index_t columns,
+        index_t grid_width, const int32_t* source, const int32_t* positions, index_t count, float* out)
     void c_assemble "tatok::assemble"(
         const float* pixels, index_t patches, index_t grid_width, index_t height, index_t width, cbool bgr,
         uint8_t* out)
@@ -50,7 +50,7 @@ def image_to_cells(image, bint bgr=False, out=None):
     return result
 
 
-def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_width, out=None):
+def gather_features(image, bint bgr, context, mean, source, positions, Py_ssize_t grid_width, out=None):
     """The input of the patch encoder, one row per position: ``[window 768 | context Dc | mean 192]``.
 
     The window is the 16x16 pixels around the patch in (y, x, rgb) order, with the edge of the image repeated outside,
@@ -59,8 +59,9 @@ def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_w
     Args:
         image: uint8 (H, W, 3), any strides.
         bgr: whether the channels are in blue, green, red order.
-        context: float32 (Dc, N), C-contiguous.
-        mean: float32 (192, N), C-contiguous.
+        context: float32 (Dc, M), C-contiguous.
+        mean: float32 (192, M), C-contiguous.
+        source: int32 (T,), the column of ``context`` and ``mean`` for each patch, each in [0, M).
         positions: int32 (T,) raster indices in the patch grid of the padded image, each in [0, N).
         grid_width: patches per row of the grid.
         out: float32 (T, 960 + Dc) to write into.
@@ -71,22 +72,28 @@ def gather_features(image, bint bgr, context, mean, positions, Py_ssize_t grid_w
     cdef const uint8_t[:, :, :] pixels = check_image(image)
     cdef Py_ssize_t patches = patches_along(pixels.shape[0]) * patches_along(pixels.shape[1])
     check_grid_width(grid_width, pixels.shape[1])
-    check(context, "context", FLOAT32, ("Dc", patches))
-    check(mean, "mean", FLOAT32, (kPatchValues, patches))
+    check(context, "context", FLOAT32, ("Dc", "M"))
+    cdef Py_ssize_t columns = context.shape[1]
+    check(mean, "mean", FLOAT32, (kPatchValues, columns))
     check(positions, "positions", INT32, ("T",))
     cdef const float[:, ::1] context_view = context
     cdef const float[:, ::1] mean_view = mean
     cdef const int32_t[::1] position_view = positions
     cdef Py_ssize_t count = position_view.shape[0], channels = context_view.shape[0]
+    check(source, "source", INT32, (count,))
+    cdef const int32_t[::1] source_view = source
     result = output(out, "out", FLOAT32, (count, kWindowValues + channels + kPatchValues))
     cdef float[:, ::1] target = result
     cdef ImageView view = view_of(pixels, bgr)
-    cdef index_t bad
+    cdef index_t bad_source, bad
     with nogil:
+        bad_source = check_positions(&source_view[0], count, columns)
         bad = check_positions(&position_view[0], count, patches)
-        if bad == kOk:
-            c_gather_features(view, &context_view[0, 0], channels, &mean_view[0, 0], patches, grid_width,
-                              &position_view[0], count, &target[0, 0])
+        if bad_source == kOk and bad == kOk:
+            c_gather_features(view, &context_view[0, 0], channels, &mean_view[0, 0], columns, grid_width,
+                              &source_view[0], &position_view[0], count, &target[0, 0])
+    if bad_source != kOk:
+        raise_position(source_view, bad_source, columns, "source", "columns of context and mean")
     if bad != kOk:
         raise_position(position_view, bad, patches)
     return result

@@ -27,6 +27,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.files import put_in_place
+from tatok_edge.runtime.cache import user_cache
 from tatok_edge.runtime.cuda.signatures import MAX_DIMS, SIGNATURES, CFrames, CLevels, CLimits, CScores
 from tatok_edge.runtime.library_command import library_parser, run_library_command
 
@@ -365,8 +367,7 @@ def source_tag() -> str:
 
 def cache_folder() -> Path:
     """Folder of the built libraries, under ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tatok-edge" / "cuda"
+    return user_cache() / "cuda"
 
 
 def find_nvcc() -> Path:
@@ -515,7 +516,7 @@ def _write(command: Sequence[str], out: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=out.parent) as folder:
             made = Path(folder) / "library.so"
             _compile([*command, "-o", str(made)])
-            os.replace(made, out)
+            put_in_place(made, out)
     except OSError as error:
         raise BackendError(f"cannot write {out}: {error.strerror or error}; pass another file (--out)") from error
 

@@ -86,6 +86,7 @@ class DeviceFrames:
     def __init__(self, programs: Programs, device: Device, kernels: Kernels, stream: int) -> None:
         self._programs, self._device, self._kernels, self._stream = programs, device, kernels, stream
         self._context, self._encoder = programs.by_name["context"], programs.by_name[PADDED]
+        self._mean = programs.by_name["cell_context"].pointers["mean"]
         sizes = [profile["codes"].max for profile in programs.by_name["cell_context"].manifest.profiles]
         state = programs.by_name["decoder"].manifest.profiles[-1]["state"].max
         self._dims = sizes[0][1]
@@ -205,7 +206,7 @@ class DeviceFrames:
         return {
             "global_encoder": {"cells": (1, PATCH_VALUES, rows, columns)},
             "cell_context": {"codes": (1, self._dims, rows, columns)},
-            "context": {"coarse": (1, width, 1, patches), "smooth": (1, PATCH_VALUES, 1, patches)},
+            "context": {"coarse": (1, width, 1, patches)},
         }
 
     def _prior(self, view: Frames, rows: int, columns: int) -> None:
@@ -230,7 +231,7 @@ class DeviceFrames:
                 weights = self._weights
                 self._kernels.visual_weights(view, self._activity, weights, stream=stream)
             basis = (self._basis.pointer, depth, self._dims)
-            self._kernels.patch_scores(view, pointers["mean"], *basis, target, weights=weights, stream=stream)
+            self._kernels.patch_scores(view, self._mean, *basis, target, weights=weights, stream=stream)
         return Scores.packed(target, 1, patches, depth)
 
     def _download_scores(self, patches: int, request: EncodeRequest) -> NDArray[np.float32]:
@@ -290,7 +291,7 @@ class DeviceFrames:
         width = self._row - WINDOW_VALUES - PATCH_VALUES
         target = self._encoder.pointers["features"] + first * self._row * 4
         self._kernels.gather_features(
-            *(view, pointers["context"], width, pointers["mean"], positions, count, target), stream=self._stream
+            *(view, pointers["context"], width, self._mean, positions, count, target), stream=self._stream
         )
 
     def _run_rows(self, count: int) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tatok_edge.errors import BackendError, InputError
+from tatok_edge.files import put_in_place
 from tatok_edge.runtime.cuda import kernels as cuda_kernels
 from tatok_edge.runtime.cuda.kernels import DtfLimits, Kernels, Scores
 from tatok_edge.runtime.library_command import library_parser, run_library_command
@@ -337,7 +338,7 @@ def build(headers: Path | None = None, out: Path | None = None, sms: Sequence[st
                     lines = (result.stdout + result.stderr).strip().splitlines()
                     first = next((line for line in lines if "rror" in line), lines[-1] if lines else "no message")
                     raise BackendError(f"{' '.join(command[:2])} failed for the plugin: {first.strip()}")
-            os.replace(Path(folder) / "tatok_dtf_plugin.so", out)
+            put_in_place(Path(folder) / "tatok_dtf_plugin.so", out)
     except OSError as error:
         raise BackendError(f"cannot write {out}: {error.strerror or error}; pass another file (--out)") from error
     return out

@@ -38,9 +38,8 @@ _MAX_KNOWN = 1024  # shapes whose profile and uses are remembered
 _SHARED = {
     ("cell_context", "codes"): ("global_encoder", "codes"),
     ("context", "coarse"): ("cell_context", "coarse"),
-    ("context", "smooth"): ("cell_context", "smooth"),
     ("decoder", "context"): ("context", "context"),
-    ("decoder", "mean"): ("context", "mean"),
+    ("decoder", "mean"): ("cell_context", "mean"),
 }
 """Inputs that share the buffer of another graph's output."""
 

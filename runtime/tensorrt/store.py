@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tatok_edge.errors import BackendError
+from tatok_edge.runtime.cache import user_cache
 from tatok_edge.runtime.tensorrt.manifest import (
     EngineManifest,
     EngineMismatch,
@@ -65,8 +66,7 @@ def cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tatok-edge" / "engines"
+    return user_cache() / "engines"
 
 
 def prepare_folder(folder: Path, needed: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import math
+import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import BundleError
+from tatok_edge.files import open_regular, read_regular, replaced_file
 from tatok_edge.format.entropy import IntegerEntropyModel, load_tables
 from tatok_edge.geometry import PATCH_VALUES
+from tatok_edge.runtime.onnx_graph import check_graph
 from tatok_edge.runtime.session import GraphName
 from tatok_edge.tokens.checks import MAX_DEPTH
 
@@ -45,6 +50,8 @@ DEFAULT_MODEL = "tatok-s8"
 MODELS = Path(__file__).parents[1] / "models"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of models that a file may give: never a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class Bundle:
                     f"'python -m tatok_edge.export.bundle.int8 {self.path} --pictures DIR', or use precision fp32"
                 )
             graphs |= {name: self._read(info) for name, info in self.manifest[INT8]["files"].items()}
+        for name, data in graphs.items():
+            check_graph(data, name)
         return graphs
 
     def refiner(self) -> tuple[bytes, tuple[float, ...]]:
@@ -102,7 +111,9 @@ class Bundle:
                 f"'python -m tatok_edge.export.bundle.refiner {self.path} --pictures DIR', or use refine 0"
             )
         section = self.manifest[REFINER]
-        return self._read(section["files"][REFINER]), tuple(float(value) for value in section["curvature"])
+        graph = self._read(section["files"][REFINER])
+        check_graph(graph, REFINER)
+        return graph, tuple(float(value) for value in section["curvature"])
 
     def _read(self, info: Mapping[str, str]) -> bytes:
         data = _read(self.path, info["file"], MAX_FILE_BYTES)
@@ -124,15 +135,46 @@ class Bundle:
         return load_scores(self.read(SCORES), len(self.levels), self.depth, str(self.path))[0]
 
 
+def user_models() -> Path:
+    """The user's folder of models: bundles there are found by name, as the shipped ones are.
+
+    ``TATOK_MODELS``, or else ``~/.local/share/tatok-edge/models``.
+    """
+    return Path(os.environ.get("TATOK_MODELS") or Path.home() / ".local" / "share" / "tatok-edge" / "models")
+
+
+def named_bundle(name: str) -> Path:
+    """The bundle of a name that came from a file: a shipped one, or one in the user's folder. Never a path.
+
+    Raises:
+        BundleError: There is none.
+    """
+    if name in list_models():
+        return MODELS / name
+    path = user_models() / name
+    if _NAME.fullmatch(name) and (path / MANIFEST).is_file():
+        return path
+    known = ", ".join(list_models()) or "none"
+    raise BundleError(
+        f"the file was made by model {name!r:.80}, which is neither a shipped one ({known}) nor in {user_models()}; "
+        "give the path of its bundle with --model"
+    )
+
+
 def list_models() -> list[str]:
-    """Names of the models that ship with the package."""
+    """Names of the models that ship with the package.
+
+    Example:
+        >>> for name in tatok_edge.list_models():
+        ...     print(name)
+    """
     if not MODELS.is_dir():
         return []
     return sorted(p.name for p in MODELS.iterdir() if (p / MANIFEST).is_file())
 
 
 def open_bundle(name_or_path: str | Path) -> Bundle:
-    """Open a shipped model by name, or a bundle folder or zip by path.
+    """Open a model that ships or is in the user's folder by name, or a bundle folder or zip by path.
 
     Raises:
         BundleError: unknown name, unreadable or invalid manifest, newer format, missing files.
@@ -140,6 +182,8 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     path = Path(name_or_path)
     if str(name_or_path) in list_models():
         path = MODELS / str(name_or_path)
+    elif not _exists(path) and _NAME.fullmatch(str(name_or_path)) and (user_models() / path / MANIFEST).is_file():
+        path = user_models() / path
     elif not _exists(path):
         known = ", ".join(list_models()) or "none"
         raise BundleError(
@@ -167,9 +211,8 @@ def open_folder(path: Path) -> Bundle:
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Put files into a bundle folder, in this order. A reader sees each file old or new, never in part."""
     for name, content in contents.items():
-        temporary = folder / (name + ".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+        with replaced_file(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def content_tag(files: Mapping[str, Mapping[str, str]]) -> bytes:
@@ -308,10 +351,11 @@ def _read(path: Path, name: str, limit: int) -> bytes:
     try:
         if path.is_dir():
             file = path / name
-            if file.stat().st_size > limit:
+            data = read_regular(file, limit)
+            if data is None:
                 raise BundleError(f"{file}: larger than the {limit} bytes that are allowed")
-            return file.read_bytes()
-        with zipfile.ZipFile(path) as archive:
+            return data
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             info = archive.getinfo(name)
             if info.file_size > limit:
                 raise BundleError(f"{path}:{name}: larger than the {limit} bytes that are allowed")
@@ -321,6 +365,6 @@ def _read(path: Path, name: str, limit: int) -> bytes:
         raise BundleError(f"{path}: {name} is missing; a bundle is a folder or zip with {MANIFEST} in it") from error
     except KeyError as error:
         raise BundleError(f"{path}: {name} is missing from the zip") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
         # RuntimeError: the zip is encrypted, or Python does not know its compression.
         raise BundleError(f"{path}: cannot be read as a bundle folder or zip ({error})") from error

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image, patch_grid
+from tatok_edge.limits import Limits
 from tatok_edge.model.bundle import Bundle
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
@@ -15,12 +16,19 @@ from tatok_edge.tokens.frame import TokenFrame
 from tatok_edge.tokens.held import check_depth
 
 
-def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock) -> DecodeRequest:
+def decode_request(frame: TokenFrame, bundle: Bundle, bgr: bool, clock: Clock, limits: Limits) -> DecodeRequest:
     """The codes of a frame, for :func:`decode_on_cpu` or a session that decodes frames.
 
     Raises:
-        InputError: The frame is of another model, has ids outside the vocabulary, or stacks deeper than the model's.
+        InputError: The frame is of another model, has ids outside the vocabulary, or stacks deeper than the model's, or
+            is larger than the limits.
     """
+    if not isinstance(frame, TokenFrame):
+        raise InputError(
+            f"frame must be a TokenFrame, got {type(frame).__name__}; unpack(packet) makes one of a key packet, and a "
+            "StreamDecoder decodes the packets of a stream"
+        )
+    limits.check_pixels(frame.width, frame.height, "the frame", InputError)
     if frame.model != bundle.tag:
         raise InputError(
             f"the frame was made by model {frame.model.hex()}, this is {bundle.name} {bundle.tag.hex()}: "

@@ -1,14 +1,15 @@
 """The order of encoding: score, filter, context, code.
 
-The global tokens of an image give the prior of its patches. Then
+The global tokens of an image give the mean pixels of its patches. Then
 
 1. *score*: each token that a patch can have gets a score, before any code is known;
 2. *filter*: the budget keeps the tokens with the best scores; a patch then has a stack of 0 to K tokens;
-3. *context*: the pixels and the context of each patch with a token are gathered into a feature row;
+3. *context*: the context of each patch with a token is computed, and gathered with its pixels into a feature row;
 4. *code*: the patch encoder turns the rows of all images into the codes of stacks, in one call; each patch takes the
    tokens that it keeps.
 
-The score ``information`` and refining need the codes of all patches: there, context and code come first.
+The score ``information`` and refining need the codes of all patches: there, context and code come first. The score
+``entropy`` needs the context of all patches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.geometry import Image, patch_grid
 from tatok_edge.model.bundle import Bundle
 from tatok_edge.model.filtering import filter_tokens, fit_bits, prefix_scores, stack_mask, token_filter
-from tatok_edge.model.networks import Clock, Networks, Prior
+from tatok_edge.model.networks import CellContext, Clock, Networks, Prior
 from tatok_edge.model.refine import Refiner, RefineTask, rates_of
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import EncodedFrame
@@ -87,34 +88,39 @@ def encode_images(
         InputError: The tokens cannot be ranked, or the budget does not go with the depth of the model.
     """
     filters = [token_filter(patches_of(image), budget, coding.depth) for image in images]
-    global_codes, priors = [], []
-    for image in images:
-        codes = networks.global_codes(image, bgr, clock)
-        priors.append(networks.prior(codes, clock))
-        global_codes.append(codes)
+    global_codes = [networks.global_codes(image, bgr, clock) for image in images]
+    cells = [networks.cell_context(codes, clock) for codes in global_codes]
     everything = budget.score == "information" or refine is not None
     patches: list[NDArray[np.int32]]
+    some: list[Prior | None]
+    if everything or budget.score == "entropy":
+        priors = [networks.prior_of(of_image, None, clock) for of_image in cells]
     if everything:
         patches = [np.arange(patches_of(image), dtype=np.int32) for image in images]
         stacks = code_patches(networks, images, bgr, priors, patches, coding, clock)
     if budget.score == "information":
         scores = [information_scores(*of, budget, coding, clock) for of in zip(priors, stacks, strict=True)]
+    elif budget.score == "entropy":
+        scores = [prefix_scores(prior.entropy[: budget.depth(coding.depth)]) for prior in priors]
     else:
-        scores = score_tokens(images, bgr, priors, budget, coding, clock)
+        scores = residual_scores(images, bgr, cells, budget, coding, clock)
     with clock.stage("dtf"):
         kept = [filter_tokens(*of) for of in zip(scores, filters, strict=True)]
     if not everything:
         patches = [different(positions) for positions in kept]
-        stacks = code_patches(networks, images, bgr, priors, patches, coding, clock)
+        if budget.score == "entropy":
+            some = [prior.of(positions) for prior, positions in zip(priors, patches, strict=True)]
+        else:
+            some = [networks.prior_of(*of, clock) if len(of[1]) else None for of in zip(cells, patches, strict=True)]
+        stacks = code_patches(networks, images, bgr, some, patches, coding, clock)
     results = []
-    for number, prior in enumerate(priors):
-        positions = kept[number]
+    for number, positions in enumerate(kept):
         with clock.stage("ids"):
             mask = stack_mask(positions, patches[number], coding.depth)
             codes = stacks[number].reshape(*mask.shape, len(coding.levels))[mask]
         tokens = EncodedFrame(global_codes[number], positions, codes, scores[number])
         if refine is not None:
-            tokens = refine(Candidate(images[number], prior, stacks[number], tokens, scores[number]))
+            tokens = refine(Candidate(images[number], priors[number], stacks[number], tokens, scores[number]))
         results.append(tokens)
     return results
 
@@ -159,25 +165,23 @@ def refine_tokens(
     return EncodedFrame(tokens.global_codes, positions, codes, scores)
 
 
-def score_tokens(
+def residual_scores(
     images: Sequence[Image],
     bgr: bool,
-    priors: Sequence[Prior],
+    cells: Sequence[CellContext],
     budget: TokenBudget,
     coding: Coding,
     clock: Clock,
 ) -> list[NDArray[np.float32]]:
-    """Scores ``(N, depth)`` of all tokens of each image that the budget allows; not for the score ``information``."""
+    """Scores ``residual`` or ``visual`` ``(N, depth)`` of all tokens of each image that the budget allows."""
     depth = budget.depth(coding.depth)
     with clock.stage("score"):
-        if budget.score == "entropy":
-            return [prefix_scores(prior.entropy[:depth]) for prior in priors]
         scores = []
-        for image, prior in zip(images, priors, strict=True):
+        for image, of_cells in zip(images, cells, strict=True):
             everything = np.arange(patches_of(image), dtype=np.int32)
             columns = patch_grid(image.shape[1], image.shape[0])[1]
             basis = coding.basis[:depth]
-            of_image = kernels.patch_scores(image, bgr, prior.mean, everything, everything, columns, basis)
+            of_image = kernels.patch_scores(image, bgr, of_cells.mean, everything, everything, columns, basis)
             if budget.score == "visual":
                 of_image *= kernels.visual_weights(image)[:, None]
             scores.append(of_image)
@@ -203,12 +207,15 @@ def code_patches(
     networks: Networks,
     images: Sequence[Image],
     bgr: bool,
-    priors: Sequence[Prior],
+    priors: Sequence[Prior | None],
     patches: Sequence[NDArray[np.int32]],
     coding: Coding,
     clock: Clock,
 ) -> list[NDArray[np.int32]]:
-    """Codes of the stacks ``(P, K * D)`` of some patches of each image, all in one flat batch."""
+    """Codes of the stacks ``(P, K * D)`` of some patches of each image, all in one flat batch.
+
+    A prior has a column for each of these patches; that of an image without patches may be ``None``.
+    """
     counts = [len(positions) for positions in patches]
     if sum(counts) == 0:
         return [np.zeros((0, coding.depth * len(coding.levels)), np.int32) for _ in priors]
@@ -216,9 +223,11 @@ def code_patches(
         features = networks.features(sum(counts))
         start = 0
         for image, prior, positions in zip(images, priors, patches, strict=True):
+            if prior is None:
+                continue
             columns = patch_grid(image.shape[1], image.shape[0])[1]
-            rows = features[start : start + len(positions)]
-            kernels.gather_features(image, bgr, prior.context, prior.mean, positions, columns, out=rows)
+            rows, every = features[start : start + len(positions)], np.arange(len(positions), dtype=np.int32)
+            kernels.gather_features(image, bgr, prior.context, prior.mean, every, positions, columns, out=rows)
             start += len(positions)
     codes = networks.patch_codes(features, clock)
     return list(np.split(codes, np.cumsum(counts)[:-1]))

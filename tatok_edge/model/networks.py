@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tatok_edge.errors import BundleError
 from tatok_edge.geometry import PATCH_VALUES, WINDOW_VALUES
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.runtime.session import Session, Tensors
@@ -21,14 +22,14 @@ class CellContext:
     """Output of the context network on the grid of cells, for ``N`` patches in raster order."""
 
     coarse: NDArray[np.float32]
-    """Features ``(Dc, N)``."""
-    smooth: NDArray[np.float32]
-    """Interpolated mean pixels ``(192, N)``."""
+    """Features ``(Dc, N)``, from which the context of each patch is computed."""
+    mean: NDArray[np.float32]
+    """Mean pixels ``(192, N)`` in [-1, 1], (y, x, rgb) order."""
 
 
 @dataclass(slots=True)
 class Prior:
-    """Output of the context network for ``N`` patches, in raster order."""
+    """What the global tokens say of ``N`` patches, in raster order: the output of the context network."""
 
     context: NDArray[np.float32]
     """Features ``(Dc, N)``."""
@@ -40,6 +41,13 @@ class Prior:
     """Conditional entropy of each token of a stack in bits, ``(K, N)``."""
     expected: NDArray[np.float32]
     """Conditional mean of the code values of a stack, ``(K * D, N)``; those of the first token first."""
+
+    def of(self, patches: NDArray[np.int32]) -> Prior:
+        """The prior of some of the patches, in their order."""
+        return Prior(**{field.name: np.take(getattr(self, field.name), patches, axis=1) for field in fields(self)})
+
+
+_Maps = TypeVar("_Maps", CellContext, Prior)
 
 
 class Networks:
@@ -56,13 +64,14 @@ class Networks:
         with clock.stage("cells"):
             cells = kernels.image_to_cells(image, bgr)
         with clock.stage("global_encoder"):
-            return cast("NDArray[np.int32]", self.session.run("global_encoder", {"cells": cells[None]})["codes"][0])
+            codes = self.session.run("global_encoder", {"cells": cells[None]})
+            return cast("NDArray[np.int32]", _output(codes, "codes", np.int32, (1, None, *cells.shape[1:]))[0])
 
     def cell_context(self, global_codes: NDArray[np.int32], clock: Clock) -> CellContext:
         """What cells with ``global_codes``, int32 ``(D, rows, columns)``, say of the patches under them."""
         with clock.stage("cell_context"):
             outputs = self.session.run("cell_context", {"codes": np.ascontiguousarray(global_codes[None])})
-        return CellContext(**_flat(outputs))
+        return _flat(outputs, CellContext)
 
     def prior(self, global_codes: NDArray[np.int32], clock: Clock) -> Prior:
         """The prior of the patches under the cells with ``global_codes``, int32 ``(D, rows, columns)``."""
@@ -77,12 +86,11 @@ class Networks:
             clock: Adds up the time.
         """
         with clock.stage("context"):
-            inputs = {"coarse": cells.coarse, "smooth": cells.smooth}
+            coarse, mean = cells.coarse, cells.mean
             if patches is not None:
-                inputs = {name: value[:, patches] for name, value in inputs.items()}
-            return Prior(
-                **_flat(self.session.run("context", {name: value[None, :, None] for name, value in inputs.items()}))
-            )
+                coarse, mean = (np.take(value, patches, axis=1) for value in (coarse, mean))
+            outputs = self.session.run("context", {"coarse": coarse[None, :, None]})
+            return _flat({**outputs, "mean": mean[None, :, None]}, Prior)
 
     def features(self, count: int) -> NDArray[np.float32]:
         """Empty array for the feature rows of ``count`` patches; ``kernels.gather_features`` fills it."""
@@ -91,7 +99,8 @@ class Networks:
     def patch_codes(self, features: NDArray[np.float32], clock: Clock) -> NDArray[np.int32]:
         """Codes of the stacks ``(P, K * D)`` of patches from any images, one feature row each."""
         with clock.stage("patch_encoder"):
-            return cast("NDArray[np.int32]", self.session.run("patch_encoder", {"features": features})["codes"])
+            outputs = self.session.run("patch_encoder", {"features": features})
+            return cast("NDArray[np.int32]", _output(outputs, "codes", np.int32, (len(features), None)))
 
     def pixels(
         self,
@@ -105,13 +114,42 @@ class Networks:
         with clock.stage("decoder"):
             inputs = {"state": state, "context": context, "mean": mean}
             shaped = {name: value.reshape(1, -1, *grid) for name, value in inputs.items()}
-            pixels = cast("NDArray[np.float32]", self.session.run("decoder", shaped)["pixels"])
-        return pixels.reshape(pixels.shape[1], -1)
+            outputs = self.session.run("decoder", shaped)
+            pixels = cast("NDArray[np.float32]", _output(outputs, "pixels", np.float32, (1, PATCH_VALUES, *grid)))
+        return pixels.reshape(PATCH_VALUES, -1)
 
 
-def _flat(outputs: Tensors) -> dict[str, NDArray[np.float32]]:
-    """Maps ``(1, C, h, w)`` of one image as ``(C, h * w)``."""
-    return {name: cast("NDArray[np.float32]", value.reshape(value.shape[1], -1)) for name, value in outputs.items()}
+def _flat(outputs: Tensors, kind: type[_Maps]) -> _Maps:
+    """Maps ``(1, C, h, w)`` of one image as ``(C, h * w)``.
+
+    Raises:
+        BundleError: An output is missing, or is no such map.
+    """
+    maps = [_output(outputs, field.name, np.float32, (1, None, None, None)) for field in fields(kind)]
+    return kind(*(cast("NDArray[np.float32]", value.reshape(value.shape[1], -1)) for value in maps))
+
+
+def _output(
+    outputs: Tensors, name: str, kind: type[np.generic], shape: tuple[int | None, ...]
+) -> NDArray[np.float32] | NDArray[np.int32]:
+    """An output of a graph; None in ``shape`` allows any length. The kernels rely on types and shapes.
+
+    Raises:
+        BundleError: The output is missing, or has another type or shape.
+    """
+    value = outputs.get(name)
+    if (
+        not isinstance(value, np.ndarray)
+        or value.dtype != kind
+        or value.ndim != len(shape)
+        or any(wanted not in (None, got) for wanted, got in zip(shape, value.shape, strict=True))
+    ):
+        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise BundleError(
+            f"a graph of the model gives {got} as {name!r}, not {np.dtype(kind)} {shape}; the bundle is damaged, or "
+            "was made for another version: export or install it again"
+        )
+    return value
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -49,9 +50,21 @@ def check_image(image: object, name: str = "image") -> Image:
     pixels = _on_host(image)
     if pixels is None:
         kinds = "a numpy array, a torch.Tensor on the CPU or a PIL.Image"
-        raise InputError(f"{name} must be uint8 (H, W, 3) in {kinds}, got {type(image).__name__}")
+        raise InputError(f"{name} must be uint8 (H, W, 3) in {kinds}, got {type(image).__name__}{_fix(image)}")
     _check_pixels(pixels.dtype, pixels.shape, name, torch=_package(image) == "torch")
     return pixels
+
+
+def _fix(image: object) -> str:
+    """What to do with an object that is no image; an empty string where that is not known."""
+    if isinstance(image, (str, bytes, os.PathLike)):
+        return "; open the file first: PIL.Image.open(path), or tatok_edge.open_source(path) for videos and folders"
+    if isinstance(image, (list, tuple)):
+        return "; Tokenizer.encode_batch takes several images"
+    device = getattr(image, "device", None)
+    if _package(image) == "torch" and device is not None:
+        return f" on {device}; move it: image.cpu()"
+    return ""
 
 
 def _on_host(image: Any) -> Image | None:

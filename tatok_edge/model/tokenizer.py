@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from tatok_edge.errors import BackendError, InputError
 from tatok_edge.format.entropy import IntegerEntropyModel
 from tatok_edge.format.packet import pack, unpack
 from tatok_edge.geometry import Image, patch_grid
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.model.bundle import DEFAULT_MODEL, PRECISIONS, REFINER, Bundle, Precision, open_bundle
 from tatok_edge.model.decode import decode_on_cpu, decode_request, decoder_inputs
 from tatok_edge.model.encode import Coding, encode_images, refine_tokens, token_frame
@@ -32,10 +34,16 @@ from tatok_edge.runtime.session import Backend, EncodeRequest, Session
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.checks import depths_of
+from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
 if TYPE_CHECKING:
     from tatok_edge.runtime.cuda.arrays import DeviceArray, OnDevice
+
+AnyFrame = TokenFrame | bytes | bytearray | memoryview
+"""A frame, or its packet."""
+Frames = TokenBatch | Sequence[AnyFrame]
+"""Several frames."""
 
 ALL_TOKENS = TokenBudget()
 """The default budget keeps every patch token."""
@@ -43,7 +51,13 @@ ALL_TOKENS = TokenBudget()
 
 @dataclass(frozen=True, slots=True)
 class EncodeResult:
-    """Tokens of one image, their scores, and the time that each stage took."""
+    """Tokens of one image, their scores, and the time that each stage took.
+
+    Example:
+        >>> result = tokenizer.encode_detailed(image)
+        >>> result.scores.shape, result.seconds
+        >>> fewer = tokenizer.reduce(result, tatok_edge.TokenBudget(keep=0.5))
+    """
 
     frame: TokenFrame
     scores: NDArray[np.float32]
@@ -57,11 +71,19 @@ class Tokenizer(Closing):
     """Turns images into tokens and back; safe to call from several threads.
 
     Make one with :meth:`load`; it is a context manager, and :meth:`close` frees the networks.
+
+    Example:
+        >>> tokenizer = tatok_edge.Tokenizer.load()
+        >>> frame = tokenizer.encode(image, budget=tatok_edge.TokenBudget(keep=1.0))
+        >>> packet = tokenizer.pack(frame)  # bytes
+        >>> picture = tokenizer.decode(packet)  # uint8 (H, W, 3)
     """
 
-    def __init__(self, bundle: Bundle, session: Session, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, session: Session, backend: Backend, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.bundle = bundle
         """The model bundle."""
+        self.limits = limits
+        """Largest packet and picture that is decoded."""
         self.backend = backend
         """The backend of the networks, and why it was chosen."""
         self.name: Final = bundle.name
@@ -83,6 +105,7 @@ class Tokenizer(Closing):
         self._refiner: Refiner | None = None
         self._refiner_session: OnnxSession | None = None
         self._opening = threading.Lock()
+        self._loaded: tuple[str | Path, dict[str, Any]] | None = None
 
     @classmethod
     def load(
@@ -94,6 +117,7 @@ class Tokenizer(Closing):
         precision: Precision = "fp32",
         engines: str | Path | None = None,
         stream: Any = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> Tokenizer:
         """Load a model.
 
@@ -108,6 +132,7 @@ class Tokenizer(Closing):
             engines: Folder of the TensorRT engines; by default the user's cache, where ``tatok build`` puts them.
             stream: CUDA stream to work on, of PyTorch, CuPy, pycuda or cuda-python, or its handle; by default one of
                 the tokenizer's own.
+            limits: Largest packet and picture that is decoded.
 
         Raises:
             BundleError: unknown model, damaged bundle, newer format, no int8 graphs in it.
@@ -127,11 +152,16 @@ class Tokenizer(Closing):
             model=str(name_or_path),
             stream=stream,
         )
-        return cls(bundle, session, chosen)
+        tokenizer = cls(bundle, session, chosen, limits=limits)
+        if stream is None:
+            options = {"backend": backend, "threads": threads, "precision": precision, "limits": limits}
+            engines = None if engines is None else Path(engines).absolute()
+            tokenizer._loaded = bundle.path.absolute(), options | {"engines": engines}
+        return tokenizer
 
     def with_session(self, session: Session) -> Tokenizer:
         """A tokenizer of the same bundle on another session. Each tokenizer closes its own session."""
-        return Tokenizer(self.bundle, session, self.backend)
+        return Tokenizer(self.bundle, session, self.backend, limits=self.limits)
 
     # --- encode ----------------------------------------------------------------------------------
 
@@ -211,6 +241,8 @@ class Tokenizer(Closing):
         *,
         detailed: bool,
     ) -> list[tuple[TokenFrame, NDArray[np.float32]]]:
+        if not isinstance(budget, TokenBudget):
+            raise InputError(f"budget must be a TokenBudget, such as TokenBudget(keep=0.35), got {budget!r:.80}")
         names = ["image"] if len(images) == 1 else [f"images[{number}]" for number in range(len(images))]
         session = self.networks.session.frames
         refiner = self.refiner() if budget.refine else None
@@ -275,6 +307,8 @@ class Tokenizer(Closing):
         Raises:
             InputError: ``result`` does not hold all tokens, or the global tokens alone exceed ``max_bits``.
         """
+        if not isinstance(budget, TokenBudget):
+            raise InputError(f"budget must be a TokenBudget, such as TokenBudget(keep=0.35), got {budget!r:.80}")
         frame, most = result.frame, result.frame.n_patches * self.depth
         if frame.n_tokens != most:
             raise InputError(f"result holds {frame.n_tokens} of {most} tokens; encode with all of them before reducing")
@@ -285,13 +319,27 @@ class Tokenizer(Closing):
 
     # --- decode -----------------------------------------------------------------------------------
 
-    def decode(self, frame: TokenFrame, *, bgr: bool = False) -> Image:
-        """Decode one frame to an image, uint8 ``(H, W, 3)``, RGB (or BGR).
+    @overload
+    def decode(self, frame: TokenFrame | bytes | bytearray | memoryview, *, bgr: bool = False) -> Image: ...
+    @overload
+    def decode(self, frame: Frames, *, bgr: bool = False) -> list[Image]: ...
+    def decode(self, frame: AnyFrame | Frames, *, bgr: bool = False) -> Image | list[Image]:
+        """Decode a frame to an image, uint8 ``(H, W, 3)``, RGB (or BGR); or several frames to a list of images.
+
+        Args:
+            frame: A :class:`TokenFrame`, or its packet (bytes); or a :class:`TokenBatch`, or a list of frames and
+                packets.
+            bgr: Write the channels in BGR order.
 
         Raises:
-            InputError: the frame belongs to another model, or has ids outside the vocabulary.
+            InputError: it is none of these, belongs to another model, has ids outside the vocabulary, or is larger
+                than :attr:`limits`. A delta of a stream needs the frames before it: :class:`StreamDecoder` decodes
+                its packets.
+            FormatError: a packet is damaged, of another model, or a delta.
         """
-        return self._decode(frame, bgr, Clock())
+        if isinstance(frame, (TokenBatch, list, tuple)):
+            return [self._decode(_given(self, one, f"frame[{n}]"), bgr, Clock()) for n, one in enumerate(frame)]
+        return self._decode(_given(self, frame, "frame"), bgr, Clock())
 
     def decode_into(self, frame: TokenFrame, out: OnDevice, *, bgr: bool = False) -> None:
         """As :meth:`decode`, into an array on the tokenizer's GPU.
@@ -319,7 +367,7 @@ class Tokenizer(Closing):
                 f"{'' if target.contiguous else ' with gaps or in another order'}"
             )
         clock = Clock()
-        session.decode_into(decode_request(frame, self.bundle, bgr, clock), target, clock.stage)
+        session.decode_into(decode_request(frame, self.bundle, bgr, clock, self.limits), target, clock.stage)
 
     def decode_detailed(self, frame: TokenFrame, *, bgr: bool = False) -> tuple[Image, dict[str, float]]:
         """As :meth:`decode`, with the wall time of each stage."""
@@ -354,16 +402,12 @@ class Tokenizer(Closing):
             InputError: the frame belongs to another model, or has ids outside the vocabulary.
         """
         clock = Clock()
-        request = decode_request(frame, self.bundle, False, clock)
+        request = decode_request(frame, self.bundle, False, clock, self.limits)
         parts = np.concatenate(decoder_inputs(self.networks, request, clock))
         return np.ascontiguousarray(parts.T).reshape(*frame.grid, -1)
 
-    def decode_batch(self, batch: TokenBatch, *, bgr: bool = False) -> list[Image]:
-        """Decode every frame of a ragged batch."""
-        return [self.decode(frame, bgr=bgr) for frame in batch.frames()]
-
     def _decode(self, frame: TokenFrame, bgr: bool, clock: Clock) -> Image:
-        request = decode_request(frame, self.bundle, bgr, clock)
+        request = decode_request(frame, self.bundle, bgr, clock, self.limits)
         session = self.networks.session.frames
         if session is None:
             return decode_on_cpu(self.networks, request, clock)
@@ -379,9 +423,9 @@ class Tokenizer(Closing):
         """The frame of a packet.
 
         Raises:
-            FormatError: damaged, truncated or foreign data.
+            FormatError: damaged, truncated or foreign data, or larger than :attr:`limits`.
         """
-        return unpack(data, self.entropy_model)
+        return unpack(data, self.entropy_model, limits=self.limits)
 
     # --- the rest ---------------------------------------------------------------------------------
 
@@ -393,3 +437,40 @@ class Tokenizer(Closing):
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, tag={self.tag.hex()}, backend={self.backend})"
+
+
+def _given(tokenizer: Tokenizer, given: object, name: str) -> TokenFrame:
+    """A frame that is given as such, or as a packet.
+
+    Raises:
+        InputError: It is neither; the message says what to do.
+    """
+    if isinstance(given, TokenFrame):
+        return given
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return tokenizer.unpack(given)
+    hint = ""
+    if isinstance(given, DeltaFrame):
+        hint = ": it changes the picture before it; StreamDecoder decodes the packets of a stream"
+    elif isinstance(given, EncodeResult):
+        hint = ": give its field frame"
+    elif isinstance(given, (str, Path)):
+        hint = ": tatok_edge.open reads token files"
+    raise InputError(
+        f"{name} must be a TokenFrame, its packet (bytes), a TokenBatch or a list, got {type(given).__name__}{hint}"
+    )
+
+
+def _pickled(tokenizer: Tokenizer) -> tuple[Any, ...]:
+    """How another process (a spawned worker, a data loader) gets the tokenizer: it loads the model again."""
+    if tokenizer._loaded is None:
+        raise TypeError("this Tokenizer cannot be pickled: only one that Tokenizer.load made without a stream can")
+    return _load_again, tokenizer._loaded
+
+
+def _load_again(path: str | Path, options: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a pickle."""
+    return Tokenizer.load(path, **options)
+
+
+copyreg.pickle(Tokenizer, _pickled)

@@ -97,7 +97,7 @@ def test_other_budgets(tokenizer: Tokenizer, score: Any) -> None:
         refined = tokenizer.encode(image, budget=TokenBudget(score=score, refine=4, **limits))  # type: ignore[arg-type]
         assert refined.n_tokens == plain.n_tokens
         assert refined.depth_map().max() <= limits.get("max_depth", tokenizer.depth)
-        assert psnr(image, tokenizer.decode(refined)) > psnr(image, tokenizer.decode(plain)) + 0.05
+        assert psnr(image, tokenizer.decode(refined)) > psnr(image, tokenizer.decode(plain)) + 0.02
 
 
 @pytest.mark.parametrize("bits", [1500, 3000])
@@ -106,7 +106,7 @@ def test_a_limit_of_bits_holds(tokenizer: Tokenizer, bits: int) -> None:
     refined = tokenizer.encode(image, budget=TokenBudget(max_bits=bits, refine=6))
     assert 0.85 * bits < 8 * len(tokenizer.pack(refined)) <= bits
     plain = tokenizer.encode(image, budget=TokenBudget(max_bits=bits))
-    assert psnr(image, tokenizer.decode(refined)) > psnr(image, tokenizer.decode(plain)) + 0.05
+    assert psnr(image, tokenizer.decode(refined)) > psnr(image, tokenizer.decode(plain)) + 0.02
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.002])

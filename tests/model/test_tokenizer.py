@@ -19,10 +19,12 @@ from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import EncodeResult, Tokenizer
+from tatok_edge.runtime.cores import default_threads
 from tatok_edge.runtime.cpu import kernels
-from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.session import Session
 from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.stream.encoder import StreamEncoder
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.budget import Score, TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
@@ -120,7 +122,7 @@ def test_bgr(tokenizer: Tokenizer, image: Image) -> None:
     assert np.array_equal(tokenizer.decode(frame, bgr=True), tokenizer.decode(frame)[:, :, ::-1])
     batch = tokenizer.encode_batch([swapped, swapped], bgr=True, indices=[0, 0])
     assert batch.frames() == [frame, frame]
-    assert np.array_equal(tokenizer.decode_batch(batch, bgr=True)[1], tokenizer.decode(frame)[:, :, ::-1])
+    assert np.array_equal(tokenizer.decode(batch, bgr=True)[1], tokenizer.decode(frame)[:, :, ::-1])
 
 
 def test_strides_do_not_matter(tokenizer: Tokenizer) -> None:
@@ -176,7 +178,7 @@ def test_a_batch_holds_what_encode_gives(tokenizer: Tokenizer, budget: TokenBudg
     ]
     assert batch.frames() == alone
     assert batch.cu_seqlens.tolist() == [0, *np.cumsum([frame.n_tokens for frame in alone])]
-    for decoded, frame in zip(tokenizer.decode_batch(batch), alone, strict=True):
+    for decoded, frame in zip(tokenizer.decode(batch), alone, strict=True):
         assert np.array_equal(decoded, tokenizer.decode(frame))
 
 
@@ -613,7 +615,7 @@ def test_frames_of_another_model(tokenizer: Tokenizer, everything: EncodeResult)
     with pytest.raises(InputError, match="made by model"):
         tokenizer.pack(foreign)
     with pytest.raises(InputError, match="made by model"):
-        tokenizer.decode_batch(TokenBatch.from_frames([foreign]))
+        tokenizer.decode(TokenBatch.from_frames([foreign]))
 
 
 @pytest.mark.parametrize("name", ["ids", "global_ids"])
@@ -720,3 +722,38 @@ def test_a_picture_that_the_globals_say_all_about(doctored: Any, image: Image) -
     certain = doctored(log2_probs=0.0)
     assert certain.encode(image, budget=TokenBudget(score="information")).n_tokens == 0
     assert certain.encode(image, budget=TokenBudget(min_tokens=192, score="information")).n_tokens == 192
+
+
+def test_decode_takes_frames_packets_and_batches(tokenizer: Tokenizer) -> None:
+    images = [render(Scene(width=96, height=64), number) for number in range(2)]
+    batch = tokenizer.encode_batch(images, budget=TokenBudget(keep=0.5))
+    packets = [tokenizer.pack(frame) for frame in batch]
+    expected = [tokenizer.decode(frame) for frame in batch]
+    assert np.array_equal(tokenizer.decode(packets[1]), expected[1])
+    assert np.array_equal(tokenizer.decode(memoryview(packets[1])), expected[1])
+    for several in (batch, list(batch), packets, (batch[0], packets[1])):
+        assert np.array_equal(tokenizer.decode(several), expected)
+    assert tokenizer.decode([]) == []
+
+
+def test_errors_name_the_fix(tokenizer: Tokenizer) -> None:
+    image = render(Scene(width=96, height=64), 0)
+    encoder = StreamEncoder(tokenizer)
+    encoder.encode(image)
+    changed = image.copy()
+    changed[:16, :16] ^= 255
+    delta = encoder.encode(changed)
+    for wrong, fix in (
+        (delta.tokens, "StreamDecoder decodes"),
+        (tokenizer.encode_detailed(image), "give its field frame"),
+        ("clip.ttk", r"tatok_edge\.open reads"),
+        ([tokenizer.encode(image), image], r"frame\[1\] must be a TokenFrame"),
+    ):
+        with pytest.raises(InputError, match=fix):
+            tokenizer.decode(wrong)  # type: ignore[call-overload]
+    with pytest.raises(FormatError, match="delta packet"):
+        tokenizer.decode(delta.packet)
+    with pytest.raises(InputError, match="open the file first"):
+        tokenizer.encode("clip.png")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="encode_batch takes several"):
+        tokenizer.encode([image])  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ def arguments() -> dict[str, dict[str, Any]]:
         "gather_features": {
             "image": image,
             "bgr": False,
-            "context": np.zeros((16, 32), np.float32),
-            "mean": np.zeros((192, 32), np.float32),
+            "context": np.zeros((16, 9), np.float32),
+            "mean": np.zeros((192, 9), np.float32),
+            "source": np.array([8, 0, 3], np.int32),
             "positions": positions,
             "grid_width": 4,
             "out": np.zeros((3, 976), np.float32),
@@ -58,15 +59,6 @@ def arguments() -> dict[str, dict[str, Any]]:
             "bgr": False,
             "grid_width": 4,
             "out": np.zeros(32, np.float32),
-        },
-        "patch_residual": {
-            "image": image,
-            "bgr": False,
-            "mean": np.zeros((192, 9), np.float32),
-            "source": np.array([8, 0, 3], np.int32),
-            "positions": positions,
-            "grid_width": 4,
-            "out": np.zeros(3, np.float32),
         },
         "change_quantile": {"changes": np.arange(32, dtype=np.int32), "share": 0.5},
         "information": {
@@ -154,10 +146,8 @@ def test_wrong_rank_is_an_error(function: str, name: str) -> None:
 )
 def test_wrong_size_is_an_error(function: str, name: str) -> None:
     value = arguments()[function][name]
-    if function == "gather_features" and name == "positions":  # any count is right, but `out` tells
-        name, value = "out", arguments()[function]["out"]
     for axis in range(value.ndim):
-        if (name, axis) in ANY_SIZE or (function in ("patch_residual", "patch_scores") and (name, axis) == ("mean", 1)):
+        if (name, axis) in ANY_SIZE or (function, name, axis) == ("patch_scores", "mean", 1):
             continue
         with pytest.raises(ValueError, match=r"must have shape \(.*\), got \("):
             call(function, **{name: np.concatenate([value, value], axis=axis)})
@@ -209,10 +199,8 @@ def test_position_outside_is_an_error(function: str, bad: int) -> None:
 def test_no_positions_are_fine(function: str) -> None:
     changes: dict[str, Any] = {"positions": np.zeros(0, np.int32)}
     changes |= {n: v[:0] for n, v in arguments()[function].items() if n in ("codes", "source_positions")}
-    if function in ("patch_residual", "patch_scores"):
+    if function in ("patch_scores", "gather_features"):
         changes |= {"source": np.zeros(0, np.int32), "out": arguments()[function]["out"][:0]}
-    if function == "gather_features":
-        changes["out"] = np.zeros((0, 976), np.float32)
     result = call(function, **changes)
     if function == "decoder_state":
         assert result.shape == (16, 32)
@@ -229,11 +217,11 @@ def test_source_position_outside_is_an_error(bad: int) -> None:
     assert not target.any()  # nothing is written once a position is wrong
 
 
-@pytest.mark.parametrize("function", ["patch_residual", "patch_scores"])
+@pytest.mark.parametrize(("function", "columns"), [("patch_scores", "mean"), ("gather_features", "context and mean")])
 @pytest.mark.parametrize("bad", [-1, 9, 2**31 - 1, -(2**31)])
-def test_column_of_the_mean_outside_is_an_error(function: str, bad: int) -> None:
+def test_column_of_the_mean_outside_is_an_error(function: str, columns: str, bad: int) -> None:
     out = np.full_like(arguments()[function]["out"], 7)
-    with pytest.raises(ValueError, match=rf"^source\[1\] is {bad}; allowed are 0 to 8 \(columns of mean\)$"):
+    with pytest.raises(ValueError, match=rf"^source\[1\] is {bad}; allowed are 0 to 8 \(columns of {columns}\)$"):
         call(function, source=np.array([0, bad, 0], np.int32), out=out)
     assert (out == 7).all()
 
@@ -290,7 +278,6 @@ def test_channel_count_is_checked(function: str, shape: tuple[int, ...]) -> None
     ("function", "changes", "message"),
     [
         ("gather_features", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
-        ("patch_residual", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("patch_scores", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("patch_error", {"grid_width": 8}, "grid_width must be 4 for an image 32 pixels wide, got 8"),
         ("assemble", {"grid_width": 5}, "grid_width must divide the 32 patches"),

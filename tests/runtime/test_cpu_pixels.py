@@ -23,19 +23,27 @@ def test_image_to_cells_equals_reference(image: NDArray[np.uint8], bgr: bool) ->
     assert untouched()
 
 
-@given(image=IMAGES, bgr=st.booleans(), channels=st.integers(0, 40), count=st.integers(0, 40), seed=SEEDS)
+@given(
+    image=IMAGES,
+    bgr=st.booleans(),
+    channels=st.integers(0, 40),
+    held=st.integers(1, 30),
+    count=st.integers(0, 40),
+    seed=SEEDS,
+)
 def test_gather_features_equals_reference(
-    image: NDArray[np.uint8], bgr: bool, channels: int, count: int, seed: int
+    image: NDArray[np.uint8], bgr: bool, channels: int, held: int, count: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     h, w = grid_of(image)
-    context = random.standard_normal((channels, h * w)).astype(np.float32)
-    mean = random.standard_normal((192, h * w)).astype(np.float32)
+    context = random.standard_normal((channels, held)).astype(np.float32)
+    mean = random.standard_normal((192, held)).astype(np.float32)
+    source = random.integers(0, held, count).astype(np.int32)
     positions = random.integers(0, h * w, count).astype(np.int32)
-    expected = reference.gather_features(image, bgr, context, mean, positions, w)
-    assert_same(kernels.gather_features(image, bgr, context, mean, positions, w), expected)
+    expected = reference.gather_features(image, bgr, context, mean, source, positions, w)
+    assert_same(kernels.gather_features(image, bgr, context, mean, source, positions, w), expected)
     out, untouched = guarded(expected.shape, np.float32)
-    assert kernels.gather_features(image, bgr, context, mean, positions, w, out) is out
+    assert kernels.gather_features(image, bgr, context, mean, source, positions, w, out) is out
     assert_same(out, expected)
     assert untouched()
 
@@ -49,8 +57,8 @@ def test_gather_features_of_every_patch(rng: np.random.Generator, height: int, w
     mean = rng.standard_normal((192, h * w)).astype(np.float32)
     positions = np.arange(h * w, dtype=np.int32)
     assert_same(
-        kernels.gather_features(image, bgr, context, mean, positions, w),
-        reference.gather_features(image, bgr, context, mean, positions, w),
+        kernels.gather_features(image, bgr, context, mean, positions, positions, w),
+        reference.gather_features(image, bgr, context, mean, positions, positions, w),
     )
 
 
@@ -58,8 +66,9 @@ def test_every_pixel_value_becomes_the_same_float() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     empty = np.zeros((0, 16), np.float32)
     mean = np.zeros((192, 16), np.float32)
-    row = kernels.gather_features(image, False, empty, mean, np.array([5], np.int32), 4)[0, :768]
-    whole = kernels.gather_features(image, True, empty, mean, np.array([5], np.int32), 4)[0, :768]
+    one = np.array([5], np.int32)
+    row = kernels.gather_features(image, False, empty, mean, one, one, 4)[0, :768]
+    whole = kernels.gather_features(image, True, empty, mean, one, one, 4)[0, :768]
     centre = np.arange(256, dtype=np.float32).reshape(16, 16)[4:, 4:] / np.float32(127.5) - np.float32(1)
     assert_same(np.ascontiguousarray(row.reshape(16, 16, 3)[:12, :12, 0]), np.ascontiguousarray(centre))
     assert_same(whole, row)

@@ -263,7 +263,7 @@ def test_features_equal_specification(
             continue
         b, patch = divmod(int(position), patches)
         one = np.array([patch], np.int32)
-        expected = reference.gather_features(batch[b], bgr, context[b], mean[b], one, columns)
+        expected = reference.gather_features(batch[b], bgr, context[b], mean[b], one, one, columns)
         assert row.tobytes() == expected[0].tobytes()
 
 
@@ -275,7 +275,7 @@ def test_every_pixel_value_has_the_bits_of_the_division(kernels: Kernels) -> Non
     kernels.gather_features(
         frames_of(image, False), address(context), 1, address(mean), address(positions), 16, address(rows)
     )
-    expected = reference.gather_features(image[0], False, context[0], mean[0], positions, 4)
+    expected = reference.gather_features(image[0], False, context[0], mean[0], positions, positions, 4)
     assert set(np.unique(rows[:, :768])) == set((np.arange(256, dtype=np.float32) / np.float32(127.5)) - np.float32(1))
     assert rows.tobytes() == expected.tobytes()
 

@@ -95,7 +95,7 @@ def test_pixels_equal_specification(
     for b in range(images):
         own = positions // patches == b
         local = positions[own] % np.int32(patches)
-        expected = reference.gather_features(batch[b], bgr, context[b], mean[b], local, columns)
+        expected = reference.gather_features(batch[b], bgr, context[b], mean[b], local, local, columns)
         assert result[: len(positions)][own].tobytes() == expected.tobytes()
 
     every = np.arange(patches, dtype=np.int32)
