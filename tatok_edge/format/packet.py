@@ -43,6 +43,7 @@ from tatok_edge.format.positions import (
 )
 from tatok_edge.format.protocol import Codes, Depths, EntropyModel, Grid, Places, Stacks
 from tatok_edge.format.varint import Buffer, varint
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.runtime.cpu.coder import RangeDecoder, RangeEncoder
 from tatok_edge.runtime.cpu.kernels import codes_from_ids, ids_from_codes
 from tatok_edge.tokens.delta import DeltaFrame
@@ -125,18 +126,19 @@ def pack_delta(delta: DeltaFrame, model: EntropyModel, held: HeldTokens, *, embe
     return _assemble(delta, _counts(delta), encoder.finish(), flags, embed_model)
 
 
-def unpack(data: Buffer, model: EntropyModel) -> TokenFrame:
+def unpack(data: Buffer, model: EntropyModel, *, limits: Limits = DEFAULT_LIMITS) -> TokenFrame:
     """The frame in a key packet.
 
     Args:
         data: Exactly one packet; :func:`packet_size` says where it ends.
         model: Entropy model of the bundle that made it.
+        limits: Largest packet and picture.
 
     Raises:
-        FormatError: The packet is cut off, damaged, too new, of another model, or a delta packet.
+        FormatError: The packet is cut off, damaged, too new, too large, of another model, or a delta packet.
     """
     view = as_view(data)
-    info = verify(view)
+    info = checked(view, limits)
     if isinstance(info, DeltaInfo):
         raise FormatError(
             f"packet of frame {info.index} is a delta packet: it updates frame {info.reference} of its stream and "
@@ -182,7 +184,7 @@ def unpack_delta(data: Buffer, model: EntropyModel, held: HeldTokens) -> DeltaFr
         InputError: ``held`` is of another model.
     """
     view = as_view(data)
-    info = _verified_delta(view, model)
+    info = _verified_delta(view, model, None)
     _check_held(held, model)
     if held.global_ids.size != info.n_cells or held.depths.size != info.n_patches:
         raise FormatError(
@@ -224,17 +226,19 @@ def unpack_delta(data: Buffer, model: EntropyModel, held: HeldTokens) -> DeltaFr
         )
 
 
-def unpack_delta_cells(data: Buffer, model: EntropyModel) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def unpack_delta_cells(
+    data: Buffer, model: EntropyModel, *, limits: Limits = DEFAULT_LIMITS
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The global tokens in a delta packet; they can be read without the state.
 
     Returns:
         Raster indices of their cells, int32 ``(C,)``, strictly increasing, and their ids, int32 ``(C,)``.
 
     Raises:
-        FormatError: The packet is cut off, damaged, too new, of another model, or a key packet.
+        FormatError: The packet is cut off, damaged, too new, too large, of another model, or a key packet.
     """
     view = as_view(data)
-    info = _verified_delta(view, model)
+    info = _verified_delta(view, model, limits)
     with _refusing_damage(info):
         update = _decode_update(RangeDecoder(view[info.body]), info, model)
         return update.cells, ids_from_codes(update.codes, model.levels)
@@ -290,8 +294,22 @@ def _check_tag(info: PacketInfo, model: EntropyModel) -> None:
         )
 
 
-def _verified_delta(view: memoryview, model: EntropyModel) -> DeltaInfo:
+def checked(data: Buffer, limits: Limits) -> PacketInfo:
+    """As :func:`verify`; also refuses what is larger than ``limits``, before anything is decoded.
+
+    Raises:
+        FormatError: The packet is cut off, followed by other bytes, damaged, too new or too large.
+    """
+    view = as_view(data)
+    limits.check("max_packet", len(view), "a packet", FormatError)
     info = verify(view)
+    limits.check_pixels(info.width, info.height, f"the picture in the packet of frame {info.index}", FormatError)
+    return info
+
+
+def _verified_delta(view: memoryview, model: EntropyModel, limits: Limits | None) -> DeltaInfo:
+    """The checked header of a delta packet; ``limits`` are None where its size must be that of what is held."""
+    info = verify(view) if limits is None else checked(view, limits)
     if not isinstance(info, DeltaInfo):
         raise FormatError(f"packet of frame {info.index} is a key packet: it stands alone and is read by unpack")
     _check_tag(info, model)

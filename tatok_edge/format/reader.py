@@ -13,10 +13,12 @@ from typing import BinaryIO, Final, Literal, TypeVar
 
 from tatok_edge.closing import Closing
 from tatok_edge.errors import FormatError, InputError, SourceError
+from tatok_edge.files import open_regular
 from tatok_edge.format.header import PacketInfo, verify
 from tatok_edge.format.layout import check_model, read_header, read_index, reason
 from tatok_edge.format.packet import unpack
 from tatok_edge.format.protocol import EntropyModel
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.tokens.frame import TokenFrame
 
 Item = TypeVar("Item")
@@ -33,20 +35,33 @@ class Reader(Closing):
     Args:
         path: The file to read.
         model: Entropy model of the bundle that made it. Without one, headers and raw packets can be read.
+        limits: Largest packet, and largest picture that is unpacked.
 
     Raises:
         SourceError: The file cannot be opened or read.
         FormatError: It is not a ``.ttk`` file, is too new, is cut off in its header, or is of another model.
+
+    Example:
+        >>> with tatok_edge.Reader("stream.ttk") as reader:  # tatok_edge.open gives pictures, too
+        ...     print(len(reader), reader.name, reader.fps, reader.complete)
+        ...     sizes = [len(packet) for packet in reader.packets()]
     """
 
-    def __init__(self, path: str | os.PathLike[str], model: EntropyModel | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        model: EntropyModel | None = None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self.path: Final = Path(path)
         """The file that is read."""
         self.problems: Final[list[str]] = []
         """One line for each frame that iteration with ``on_error="skip"`` has left out."""
         self._model = model
+        self._limits = limits
         try:
-            self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115  (closed by close)
+            self._file: BinaryIO = open_regular(self.path)
         except OSError as error:
             raise SourceError(f"cannot open {self.path}: {reason(error)}") from None
         try:
@@ -91,7 +106,7 @@ class Reader(Closing):
             raise InputError(f"{self.path} was opened without a model; open it with the entropy model of {self.name}")
         number, data = self._packet(number)
         try:
-            return unpack(data, self._model)
+            return unpack(data, self._model, limits=self._limits)
         except FormatError as error:
             raise self._at(number, error) from None
 
@@ -181,6 +196,7 @@ class Reader(Closing):
         number = self._number(number)
         if self._file.closed:
             raise InputError(f"{self.path} is closed; open it again")
+        self._limits.check("max_packet", self._index.size(number), f"{self.path}: frame {number}", FormatError)
         try:
             self._file.seek(self._index.offsets[number])
             data = self._file.read(self._index.size(number))

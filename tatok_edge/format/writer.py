@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tatok_edge.errors import InputError, SourceError
-from tatok_edge.files import Draft
+from tatok_edge.files import Draft, new_part, put_in_place
 from tatok_edge.format.header import verify
 from tatok_edge.format.layout import MAX_FRAMES, check_model, header_bytes, index_bytes, reason
 from tatok_edge.format.packet import pack
@@ -40,6 +40,11 @@ class Writer(Draft):
     Raises:
         InputError: An argument does not fit.
         SourceError: The file cannot be made.
+
+    Example:
+        >>> with tatok_edge.Writer("frames.ttk", tokenizer.entropy_model, name=tokenizer.name, fps=30) as writer:
+        ...     for number, image in enumerate(images):
+        ...         writer.write(tokenizer.encode(image, index=number, timestamp_us=number * 33333))
     """
 
     def __init__(
@@ -120,6 +125,27 @@ class Writer(Draft):
         if partial and not self._sizes:
             self.abort()
             return
+        self._complete(replace=True)
+
+    def leave(self) -> Path | None:
+        """Write the index, and leave the file under its temporary name; an existing output stays as it is.
+
+        Returns:
+            Where the file is; None without packets, or if it was closed before.
+
+        Raises:
+            SourceError: It cannot be completed; the temporary file stays.
+        """
+        if self._closed:
+            return None
+        if not self._sizes:
+            self.abort()
+            return None
+        self._complete(replace=False)
+        return self.temporary
+
+    def _complete(self, *, replace: bool) -> None:
+        """Write the index; with ``replace``, give the file its name."""
         self._closed = True
         try:
             with self._file as file:
@@ -127,7 +153,8 @@ class Writer(Draft):
                 file.truncate()
                 _write_all(file, index_bytes(self._sizes, self._end))
                 os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
+            if replace:
+                put_in_place(self.temporary, self.path)
         except OSError as error:
             raise SourceError(
                 f"cannot complete {self.path}: {reason(error)}; its frames are in {self.temporary}"
@@ -187,12 +214,8 @@ def _write_all(file: io.FileIO, data: bytes) -> None:
 
 def _open_temporary(path: Path) -> tuple[io.FileIO, Path]:
     """A new file beside ``path``. Temporary files of other processes are never reused."""
-    for attempt in range(1000):
-        temporary = path.with_name(f"{path.name}.part{attempt or ''}")
-        try:
-            return io.FileIO(temporary, "x"), temporary
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise SourceError(f"cannot make {temporary}: {reason(error)}") from None
-    raise SourceError(f"cannot make {path}.part: 1000 files of unfinished runs are beside it; remove or rename them")
+    try:
+        temporary = new_part(path)
+        return io.FileIO(temporary, "r+"), temporary
+    except OSError as error:
+        raise SourceError(f"cannot make {path}.part: {reason(error)}") from None

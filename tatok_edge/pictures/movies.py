@@ -6,7 +6,6 @@ has its index in front, which is what browsers and players want.
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from contextlib import suppress
 from fractions import Fraction
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 
 from tatok_edge.errors import InputError
-from tatok_edge.files import temporary_name
+from tatok_edge.files import new_part
 from tatok_edge.geometry import Image
 from tatok_edge.pictures.output import Output
 from tatok_edge.pictures.pyav import (
@@ -37,7 +36,7 @@ FORMATS = {".gif": "gif", ".mkv": "matroska", ".mp4": "mp4", ".webp": "webp"}
 LONGEST_GAP = 3600.0
 """Longest time between two frames in seconds; a longer one, as after a wrong clock was set, becomes as short."""
 
-_ENCODERS = ("libx264", "mpeg4")
+ENCODERS = ("libx264", "mpeg4")
 """Encoders of videos, best first. MPEG-4 Part 2 is in every FFmpeg; browsers do not play it."""
 _OPTIONS = {
     "libx264": {"crf": "17", "preset": "veryfast", "bf": "0"},
@@ -93,7 +92,7 @@ class _Movie(Output):
         super().__init__(path)
         self._fps = fps
         self._times = FrameTimes(fps, self.ticks)
-        self._temporary = temporary_name(path)
+        self._part: Path | None = None
         self._container: OutputContainer | None = None
         self._shape: tuple[int, ...] = ()
 
@@ -103,8 +102,9 @@ class _Movie(Output):
             if self._container is None:
                 self._shape = image.shape
                 kind = FORMATS[self.path.suffix.lower()]
+                self._part = new_part(self.path)
                 # With the protocol before it, no name is taken for a protocol.
-                name = f"file:{self._temporary}"
+                name = f"file:{self._part}"
                 self._container = av.open(name, "w", format=kind, options=_MUXING.get(kind, {}))
                 self._stream = self._add_stream(self._container, image)
             self._put(image, self._times(timestamp_us))
@@ -139,27 +139,28 @@ class _Movie(Output):
     def _failure(self, error: av.FFmpegError) -> OSError:
         return OSError(f"{self.path}: the video could not be written ({reason(error)})")
 
-    def _commit(self) -> None:
-        assert self._container is not None
+    def _complete(self) -> Path:
+        assert self._container is not None and self._part is not None
         try:
             self._encode(None)
             self._container.close()
         except av.FFmpegError as error:
             raise self._failure(error) from None
-        os.replace(self._temporary, self.path)
+        return self._part
 
-    def abort(self) -> None:
+    def _remove(self) -> None:
         if self._container is not None:
             with suppress(av.FFmpegError):  # why it failed was reported before
                 self._container.close()
-        self._temporary.unlink(missing_ok=True)
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
 
 
 class VideoOutput(_Movie):
     """An MP4 or Matroska video. The codec takes even sizes only: an odd one grows by a repeated row or column."""
 
     def _add_stream(self, container: OutputContainer, image: Image) -> VideoStream:
-        encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+        encoder = next(name for name in ENCODERS if name in av.codecs_available)
         if encoder == "mpeg4":
             self.ticks = 30_000  # the most that it takes, of those at which the usual rates are whole numbers
             self._times = FrameTimes(self._fps, self.ticks)
@@ -234,13 +235,13 @@ class GifOutput(_Movie):
             assert isinstance(frame, VideoFrame) and frame.pts is not None
             self._encode(frame, frame.pts)
 
-    def _commit(self) -> None:
+    def _complete(self) -> Path:
         try:
             self._graph.push(None)
             self._pull()
         except av.FFmpegError as error:
             raise self._failure(error) from None
-        super()._commit()
+        return super()._complete()
 
 
 def check_size(path: Path | str, image: Image, number: int, shape: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from pathlib import Path
 
-from tatok_edge.files import Draft
+from tatok_edge.files import Draft, put_in_place
 from tatok_edge.geometry import Image
 
 
@@ -18,6 +18,8 @@ class Output(Draft):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.left: Path | None = None
+        """Where :meth:`leave` left the output."""
         self.written = 0
         """Number of pictures so far."""
 
@@ -46,10 +48,29 @@ class Output(Draft):
         Raises:
             OSError: It cannot be written.
         """
+        if self.left is not None:
+            return
         if self.written:
-            self._commit()
+            part = self._complete()
+            if part is not None:
+                put_in_place(part, self.path)
         else:
             self.abort()
 
+    def leave(self) -> Path | None:
+        """See :meth:`Draft.leave`."""
+        if self.written and self.left is None:
+            self.left = self._complete()
+        return self.left
+
+    def abort(self) -> None:
+        """Removes the unfinished output, unless it was left."""
+        if self.left is None:
+            self._remove()
+
     @abstractmethod
-    def _commit(self) -> None: ...
+    def _complete(self) -> Path | None:
+        """Completes the output under its temporary name; None where it has no name."""
+
+    @abstractmethod
+    def _remove(self) -> None: ...

@@ -44,10 +44,10 @@ class _PipedOutput(Output):
     @abstractmethod
     def _frame(self, image: Image) -> bytes: ...
 
-    def _commit(self) -> None:
+    def _complete(self) -> None:
         self._stream.flush()
 
-    def abort(self) -> None:
+    def _remove(self) -> None:
         """Leaves what was written."""
 
 

@@ -23,7 +23,9 @@ try:
     from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
     from av.video.stream import VideoStream
 except ImportError as missing:
-    raise SourceError(f"PyAV, which reads and writes videos, cannot be loaded ({missing}): pip install av") from None
+    raise SourceError(
+        f"PyAV, which reads and writes videos, cannot be loaded ({missing}): pip install 'av<19'"
+    ) from None
 
 __all__ = [
     "ColorRange",

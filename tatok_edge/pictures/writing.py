@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 
 from tatok_edge.errors import InputError
-from tatok_edge.files import check_target, replace_folder, replaced_file, temporary_name
+from tatok_edge.files import check_target, new_part, replaced_file
 from tatok_edge.geometry import Image
 from tatok_edge.pictures.output import Output
 
@@ -60,6 +61,13 @@ def open_output(path: str | Path, *, fps: float, frames: int | None, raw: bool =
     return _PictureOutput(target)
 
 
+def check_output(path: str | Path, *, force: bool, inputs: Sequence[str | Path]) -> None:
+    """Checks the name of an output of pictures before the work begins; see :func:`tatok_edge.files.check_target`."""
+    target = Path(path)
+    endings = dict.fromkeys((*VIDEO_SUFFIXES, *PICTURE_SUFFIXES))
+    check_target(path, (*endings, target.suffix.lower() if target.is_dir() else ""), force=force, inputs=inputs)
+
+
 def write_image(path: str | Path, image: Image) -> None:
     """Writes one RGB picture. An earlier file is replaced when the new one is complete.
 
@@ -68,28 +76,43 @@ def write_image(path: str | Path, image: Image) -> None:
         OSError: The file cannot be written.
     """
     target = Path(path)
-    suffix = target.suffix.lower()
     check_target(path, PICTURE_SUFFIXES)
+    data = _encoded(target, image)
+    with replaced_file(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def _encoded(path: Path, image: Image) -> bytes:
+    """The bytes of a picture file of that name.
+
+    Raises:
+        OSError: It cannot be encoded.
+    """
+    suffix = path.suffix.lower()
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_WEBP_QUALITY, JPEG_QUALITY]
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     encoded, data = cv2.imencode(suffix, bgr, options if suffix in (".jpeg", ".jpg", ".webp") else [])
     if not encoded:
         raise OSError(f"{path}: this OpenCV cannot write {suffix} files")
-    with replaced_file(target) as temporary:
-        temporary.write_bytes(data.tobytes())
+    return data.tobytes()
 
 
 class _PictureOutput(Output):
     """A picture file."""
 
+    _part: Path | None = None
+
     def _write(self, image: Image, number: int, timestamp_us: int | None) -> None:
-        self._image = image
+        self._data = _encoded(self.path, image)
 
-    def _commit(self) -> None:
-        write_image(self.path, self._image)
+    def _complete(self) -> Path:
+        self._part = new_part(self.path)
+        self._part.write_bytes(self._data)
+        return self._part
 
-    def abort(self) -> None:
-        pass
+    def _remove(self) -> None:
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
 
 
 class _FolderOutput(Output):
@@ -101,14 +124,14 @@ class _FolderOutput(Output):
             foreign = next((entry.name for entry in path.iterdir() if not _OWN_FRAME.fullmatch(entry.name)), None)
             if foreign:
                 raise InputError(f"{path}: the folder holds other files ({foreign}); name a new or an empty folder")
-        self._temporary = temporary_name(path)
-        self._temporary.mkdir()
+        self._part = new_part(path, folder=True)
 
     def _write(self, image: Image, number: int, timestamp_us: int | None) -> None:
-        write_image(self._temporary / f"{number:06d}.png", image)
+        file = self._part / f"{number:06d}.png"
+        file.write_bytes(_encoded(file, image))
 
-    def _commit(self) -> None:
-        replace_folder(self._temporary, self.path)
+    def _complete(self) -> Path:
+        return self._part
 
-    def abort(self) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
+    def _remove(self) -> None:
+        shutil.rmtree(self._part, ignore_errors=True)

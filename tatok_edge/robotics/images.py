@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.jpeg import START, jpeg_end, jpeg_size
 from tatok_edge.robotics.pixels import SUPPORTED, pixel_format, to_rgb
 
@@ -42,12 +43,13 @@ def stamp_us(message: Any) -> int | None:
     return int(stamp.sec) * 1_000_000 + int(stamp.nanosec) // 1000 or None
 
 
-def image_from_message(message: Any) -> Image:
+def image_from_message(message: Any, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     """The picture of a camera message.
 
     Args:
         message: A ``sensor_msgs/msg/Image`` in an encoding of :mod:`tatok_edge.robotics.pixels`, with any ``step``, or
             a ``sensor_msgs/msg/CompressedImage`` with a JPEG or PNG. Of 16 bits, the upper 8 are taken.
+        limits: Largest picture.
 
     Returns:
         uint8 ``(H, W, 3)`` RGB. For RGB, BGR and grey of 8 bits a view of the message, with its strides and without a
@@ -57,7 +59,7 @@ def image_from_message(message: Any) -> Image:
         InputError: The encoding or size is not supported.
         FormatError: The message is damaged: its fields contradict each other, or the JPEG or PNG cannot be decoded.
     """
-    return _from_raw(message) if hasattr(message, "encoding") else _from_compressed(message)
+    return _from_raw(message, limits) if hasattr(message, "encoding") else _from_compressed(message, limits)
 
 
 def token_encoding(message: Any) -> str:
@@ -103,11 +105,11 @@ def image_to_message(
     )
 
 
-def _from_raw(message: Any) -> Image:
+def _from_raw(message: Any, limits: Limits) -> Image:
     """The picture of an ``Image`` message."""
     form = pixel_format(str(message.encoding))
     width, height, step = int(message.width), int(message.height), int(message.step)
-    _check_size(width, height)
+    _check_size(width, height, limits)
     data = np.frombuffer(memoryview(message.data), np.uint8)
     rows, row = form.rows(height), width * form.bytes_per_pixel
     needed = step * (rows - 1) + row
@@ -123,7 +125,7 @@ def _from_raw(message: Any) -> Image:
     return to_rgb(values, form, height)
 
 
-def _from_compressed(message: Any) -> Image:
+def _from_compressed(message: Any, limits: Limits) -> Image:
     """The picture of a ``CompressedImage`` message, decoded."""
     name = str(message.format)
     data = np.frombuffer(memoryview(message.data), np.uint8)
@@ -144,7 +146,7 @@ def _from_compressed(message: Any) -> Image:
         data = data[:end]
     if size is None:
         raise FormatError(f"the {name[:40]!r} picture of {data.size} bytes is damaged: it does not say its size")
-    _check_size(*size)
+    _check_size(*size, limits)
     try:
         # IMREAD_COLOR alone obeys the EXIF orientation; the calibration of a camera is for the unturned picture.
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -155,9 +157,10 @@ def _from_compressed(message: Any) -> Image:
     return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, limits: Limits) -> None:
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise InputError(f"image is {width}x{height} pixels; width and height must be from {MIN_SIDE} to {MAX_SIDE}")
+    limits.check_pixels(width, height, "image", InputError)
 
 
 def _png_size(head: bytes, *, deep: bool) -> tuple[int, int] | None:

@@ -168,7 +168,7 @@ class ImageEncoder:
             InputError: The encoding or size is not supported, or the budget is too small.
             FormatError: The message is damaged. The stream stays as it was.
         """
-        image = image_from_message(message)
+        image = image_from_message(message, limits=self.tokenizer.limits)
         height, width = image.shape[:2]
         index, self._index = self._index, self._index + 1
         timestamp_us = self._clock(stamp_us(message), None if recorded_ns is None else recorded_ns // 1000)

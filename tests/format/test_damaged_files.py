@@ -250,7 +250,7 @@ def test_any_damage_gives_frames_or_one_line(tmp_path_factory: pytest.TempPathFa
 def test_what_cannot_be_opened_or_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"cannot open .*none\.ttk: No such file"):
         Reader(tmp_path / "none.ttk", MODEL)
-    with pytest.raises(SourceError, match=r"cannot open .*: Is a directory"):
+    with pytest.raises(SourceError, match=r"cannot open .*: is a folder, not a file"):
         Reader(tmp_path, MODEL)
     with pytest.raises(SourceError, match=r"cannot make .*: No such file"):
         Writer(tmp_path / "no" / "a.ttk", MODEL, name="static")

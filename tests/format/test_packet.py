@@ -35,6 +35,7 @@ from tatok_edge.format.packet import pack, unpack
 from tatok_edge.format.positions import encode_map, encode_number
 from tatok_edge.format.varint import read_varint, varint
 from tatok_edge.geometry import patch_grid
+from tatok_edge.limits import Limits
 from tatok_edge.runtime.cpu.coder import RangeEncoder
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -344,7 +345,7 @@ def test_an_absurd_packet_costs_bounded_memory() -> None:
     ):
         tracemalloc.start()
         with pytest.raises(FormatError, match=r"cut off|damaged"):
-            unpack(packet, model)
+            unpack(packet, model, limits=Limits(max_pixels=8192 * 8192))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 130 * patches  # bytes per patch: see docs/format.md
@@ -362,7 +363,7 @@ def test_tokens_that_cost_nothing_still_cost_bounded_memory() -> None:
     patches = 1024 * 1024
     packet = make_packet(0, 0, 8192, 8192, patches * 2)
     tracemalloc.start()
-    frame = unpack(packet, Certain())
+    frame = unpack(packet, Certain(), limits=Limits(max_pixels=8192 * 8192))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert frame.n_tokens == 2 * patches

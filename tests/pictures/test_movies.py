@@ -70,7 +70,7 @@ def test_browsers_can_play_it_while_it_loads(tmp_path: Path) -> None:
 
 
 def test_without_an_h264_encoder_mpeg4_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movies, "_ENCODERS", ("h264_of_another_build", "mpeg4"))
+    monkeypatch.setattr(movies, "ENCODERS", ("h264_of_another_build", "mpeg4"))
     path = tmp_path / "clip.mp4"
     images = pictures(len(TIMES))
     write(path, images, TIMES)
@@ -143,7 +143,7 @@ def test_a_video_without_frames_is_not_written(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    monkeypatch.setattr(movies, "temporary_name", lambda _: tmp_path / "full")
+    monkeypatch.setattr(movies, "new_part", lambda _: tmp_path / "full")
     (tmp_path / "full").symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3), np.uint8)
     with pytest.raises(OSError, match=r"clip\.mkv: the video could not be written \(No space left on device\)"):

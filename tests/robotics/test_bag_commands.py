@@ -223,7 +223,7 @@ def test_existing_output(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_options_that_do_not_go_together(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.ttk"
-    for option in (["--topic", "/a"], ["--keep-images"], ["--force"], ["--frames-only"], ["--max-loss-db", "1"]):
+    for option in (["--topic", "/a"], ["--keep-images"], ["--frames-only"], ["--max-loss-db", "1"]):
         assert option[0] in fails(capsys, "encode", "synthetic:frames=1", "-o", out, *option, code=2)
     assert "--topic" in fails(capsys, "decode", "x.ttk", "-o", out, "--topic", "/a", code=2)
     assert "--snapshot" in fails(capsys, "encode", bag, "-o", "o.mcap", "--snapshot", "a.png", code=2)
@@ -291,8 +291,11 @@ def test_interruption_keeps_what_is_done(
 
     monkeypatch.setattr(ImageEncoder, "encode", interrupted)
     assert run("encode", bag, "-o", tmp_path / "o.mcap") == 130
-    assert len(records(tmp_path / "o.mcap", TOKENS)) == 3
-    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "o.mcap").exists()
+    (tmp_path / "o.mcap.part").rename(tmp_path / "part.mcap")
+    assert len(records(tmp_path / "part.mcap", TOKENS)) == 3
+    error = capsys.readouterr().err
+    assert "interrupted" in error and "o.mcap.part" in error
 
 
 def test_missing_extra_says_what_to_install(

@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_a_chunk(tmp_path: Path, clip: list[Array], capsys: pyt
     data[len(data) * 3 // 4] ^= 1
     path.write_bytes(data)
     assert run("encode", path, "-o", tmp_path / "o.mcap") == 1
-    assert "crc" in capsys.readouterr().err
+    assert "CRC" in capsys.readouterr().err
     assert len(records(tmp_path / "o.mcap", TOKENS)) == 1
 
 

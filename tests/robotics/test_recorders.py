@@ -238,7 +238,7 @@ def test_one_bad_chunk_costs_no_other(tmp_path: Path) -> None:
     with Bag(path) as bag:
         found = [record.data for record in bag.records() if isinstance(record, Message)]
     assert found == [text(number) for number in (0, 1, 3, 4)]
-    assert "crc" in bag.problems[0]
+    assert "CRC" in bag.problems[0]
 
 
 # --- SQLite -----------------------------------------------------------------------------------------

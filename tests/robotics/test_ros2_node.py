@@ -6,6 +6,8 @@ import array
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import pytest
@@ -16,7 +18,7 @@ pytest.importorskip("rosbags", reason="the extra 'robotics' is not installed")
 from helpers import fake_rclpy
 from helpers.bags import CAMERA, TOKENS
 from helpers.paths import ROOT
-from helpers.robot import Robot
+from helpers.robot import Robot, example
 
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.robotics.images import image_from_message, ros_array
@@ -157,6 +159,84 @@ def test_main_spins_and_ends(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> N
     assert spun == ["tatok_encoder", "tatok_decoder"]
     assert not fake_rclpy.ok()
     assert [item.topic_name for item in robot.network.subscriptions] == [f"{CAMERA}/decoded"]
+
+
+def test_managed_node_goes_through_its_states(robot: Robot) -> None:
+    robot.start("Decoder")
+    node, _ = robot.start("Encoder")
+    robot.shoot(2)
+    node.trigger_deactivate()
+    robot.shoot(2)
+    assert [sec for sec, _ in robot.seen] == [0, 1]
+    node.trigger_activate()
+    robot.shoot(2)  # with a keyframe, as images were missed
+    assert [sec for sec, _ in robot.seen] == [0, 1, 4, 5]
+    assert robot.kinds() == ["key", "delta", "key", "delta"]
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert node.part is None
+    assert not [item for item in (*robot.network.publishers, *robot.network.subscriptions) if item.node is node]
+    node.trigger_configure()
+    node.trigger_activate()
+    robot.shoot(1)
+    assert [sec for sec, _ in robot.seen] == [0, 1, 4, 5, 6]
+
+
+def test_node_with_a_wrong_bundle_stays_unconfigured(robot: Robot) -> None:
+    fake_rclpy.init(args=["--ros-args", "-p", "bundle:=/none"])
+    node = robot.example.managed_node("encoder", robot.example.Encoder)
+    assert node.trigger_configure() is fake_rclpy.TransitionCallbackReturn.FAILURE
+    assert node.state == "unconfigured"
+    assert any("/none" in text for level, text in node.get_logger().lines if level == "error")
+    with pytest.raises(SystemExit):
+        robot.example.main(["--ros-args", "-p", "bundle:=/none"])
+
+
+def test_node_waits_for_a_manager(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[str] = []
+
+    def spin(node: fake_rclpy.LifecycleNode) -> None:
+        states.append(node.state)
+        raise fake_rclpy.ExternalShutdownException
+
+    monkeypatch.setattr(sys.modules["rclpy"], "spin", spin)
+    robot.example.main(["--ros-args", "-p", "autostart:=false"])
+    robot.example.main(["--ros-args", "-p", "autostart:=true"])
+    assert states == ["unconfigured", "active"]
+
+
+def test_launch_file_starts_both_nodes_with_their_parameters(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Action:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.args, self.options = args, options
+
+    names = {
+        "launch": ["LaunchDescription"],
+        "launch.actions": ["DeclareLaunchArgument"],
+        "launch.conditions": ["IfCondition"],
+        "launch.substitutions": ["LaunchConfiguration"],
+        "launch_ros": [],
+        "launch_ros.actions": ["LifecycleNode"],
+        "launch_ros.parameter_descriptions": ["ParameterValue"],
+    }
+    for name, classes in names.items():
+        module = ModuleType(name)
+        vars(module).update({kind: type(kind, (Action,), {}) for kind in classes})
+        monkeypatch.setitem(sys.modules, name, module)
+    (actions,) = example("tatok.launch").generate_launch_description().args
+    nodes = [action for action in actions if type(action).__name__ == "LifecycleNode"]
+    declared = {a.args[0]: a.options["default_value"] for a in actions if a not in nodes}
+    assert set(declared) == {"encode", "decode", *robot.example.Encoder.parameters}
+    for node, kind in zip(nodes, (robot.example.Encoder, robot.example.Decoder), strict=True):
+        program, *options = node.options["arguments"]
+        assert Path(program) == ROOT / "examples" / "ros2_node.py"
+        assert options == (["--decode"] if kind is robot.example.Decoder else [])
+        (values,) = node.options["parameters"]
+        assert set(values) == set(kind.parameters)
+        for name, value in values.items():
+            default = kind.parameters[name][0]
+            assert value.options["value_type"] is type(default)
+            assert declared[name] == (str(default).lower() if isinstance(default, bool) else str(default))
 
 
 def test_node_without_ros_says_so(tmp_path: Path) -> None:

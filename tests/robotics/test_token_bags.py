@@ -8,6 +8,7 @@ import cv2
 import pytest
 from helpers.bags import CAMERA, TOKENS, Array, camera_bag, fails, raw_message, records, report_of, run
 
+import tatok_edge
 from tatok_edge.format.reader import Reader
 from tatok_edge.robotics.bags.bag import split_topic
 from tatok_edge.robotics.bags.records import Message
@@ -41,8 +42,8 @@ def test_view_of_a_token_bag(bag: Path, tokens: Path, tmp_path: Path, capsys: py
     assert report["frame"] == 7
     assert report["psnr_db"] > 22
     assert cv2.imread(str(tmp_path / "v.png")) is not None
-    assert "no topic /tatok" in fails(capsys, "view", bag, "-o", tmp_path / "v.png")
-    assert "--topic is for bags" in fails(capsys, "view", "a.ttk", "--topic", "/a", "-o", tmp_path / "v.png", code=2)
+    assert "no topic /tatok" in fails(capsys, "view", bag, "-o", tmp_path / "w.png")
+    assert "--topic is for bags" in fails(capsys, "view", "a.ttk", "--topic", "/a", "-o", tmp_path / "w.png", code=2)
 
 
 def test_a_damaged_packet_costs_no_other(tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +61,7 @@ def test_a_bag_to_a_token_file(
     bag: Path, tmp_path: Path, clip: list[Array], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in ((bag,), (bag, "--topic", CAMERA), (f"{bag}#{CAMERA}",)):
-        assert run("encode", *arguments, "-o", tmp_path / "t.ttk", "--frames", 3) == 0
+        assert run("encode", *arguments, "-o", tmp_path / "t.ttk", "--frames", 3, "--force") == 0
         with Reader(tmp_path / "t.ttk") as reader:
             assert len(reader) == 3
     capsys.readouterr()
@@ -79,3 +80,13 @@ def test_a_bag_with_a_mark_in_its_name(tmp_path: Path, clip: list[Array]) -> Non
     assert run("encode", f"{path}#{CAMERA}", "-o", tmp_path / "t.ttk") == 0
     assert run("encode", path, "-o", tmp_path / "o.mcap") == 0
     assert run("info", tmp_path / "o.mcap") == 0
+
+
+def test_a_token_topic_is_opened_as_a_recording(tokens: Path, bag: Path) -> None:
+    for name, topic in ((tokens, None), (f"{tokens}#{TOKENS}", None), (tokens, TOKENS)):
+        with tatok_edge.open(name, topic=topic) as recording:
+            assert len(recording) == 12
+            assert recording[1].tokens.index == recording[1].index
+            assert recording[11].image.shape == (216, 384, 3)
+    with pytest.raises(tatok_edge.SourceError, match="no topic /tatok"):
+        tatok_edge.open(bag)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tatok_edge.closing import Closing
 from tatok_edge.errors import InputError, SourceError
-from tatok_edge.files import is_hidden, natural_order
+from tatok_edge.files import is_hidden, natural_order, read_regular
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.robotics.bags.mcap import MAGIC, McapFile
 from tatok_edge.robotics.bags.metadata import (
     BAG_FILE,
@@ -29,7 +30,7 @@ from tatok_edge.robotics.bags.metadata import (
     load_record,
     storage_of,
 )
-from tatok_edge.robotics.bags.records import LARGEST_CHUNK, Channel, Damaged, Message, Recording, check_unpacked
+from tatok_edge.robotics.bags.records import Channel, Damaged, Message, Recording, unzstd
 from tatok_edge.robotics.bags.sqlite import SqliteFile
 
 if TYPE_CHECKING:
@@ -94,13 +95,15 @@ class Bag(Closing):
 
     Args:
         path: An MCAP file, an SQLite file of rosbag2, or a folder of rosbag2 (with or without its metadata.yaml).
+        limits: Largest chunk, message and unpacked file.
 
     Raises:
         SourceError: It cannot be read, or is not a bag.
         InputError: A package of the extra ``robotics`` is missing.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         for package in ("mcap.stream_reader", "zstandard", "rosbags.typesys", "ruamel.yaml"):
             require(package)
         self.path = Path(path)
@@ -181,7 +184,7 @@ class Bag(Closing):
         refused: list[str] = []
         for path in self._paths():
             try:
-                found.append(_open(self._unpacked(path) if path.suffix.lower() in COMPRESSED else path))
+                found.append(_open(self._unpacked(path) if path.suffix.lower() in COMPRESSED else path, self._limits))
             except Damaged as error:
                 refused.append(f"{path.name}: {error}")
         if not found:
@@ -199,8 +202,12 @@ class Bag(Closing):
         if not self.path.is_dir():
             if not self.path.exists():
                 raise SourceError(f"{self.path}: there is no such file or folder")
+            if not self.path.is_file():  # reading a pipe or a device may hang
+                raise SourceError(f"{self.path}: is no regular file")
             return [self.path]
-        there = sorted((entry for entry in self.path.iterdir() if storage_of(entry)), key=natural_order)
+        there = sorted(
+            (entry for entry in self.path.iterdir() if storage_of(entry) and entry.is_file()), key=natural_order
+        )
         yaml = self.path / METADATA_FILE
         if not there:
             raise SourceError(f"{self.path}: holds no file of a bag")
@@ -208,7 +215,10 @@ class Bag(Closing):
             self._note(f"has no {METADATA_FILE} (was the recording cut off?); its files are read by name")
             return self._without_twins(there)
         try:
-            self.rosbag2 = load_info(yaml.read_bytes(), METADATA_FILE)
+            text = read_regular(yaml, self._limits.max_file)
+            if text is None:
+                self._limits.refuse("max_file", yaml.stat().st_size, f"{METADATA_FILE} is larger", SourceError)
+            self.rosbag2 = load_info(text, METADATA_FILE)
             named = file_names(self.rosbag2)
         except SourceError as error:
             self._note(f"{error}; its files are read by name")
@@ -249,9 +259,16 @@ class Bag(Closing):
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="tatok-bag-")
         target = Path(self._folder.name) / file.stem
+        most = self._limits.max_chunk + self._limits.max_ratio * file.stat().st_size
+        size = 0
         try:
             with file.open("rb") as source, target.open("wb") as out:
-                zstandard.ZstdDecompressor().copy_stream(source, out)
+                for part in zstandard.ZstdDecompressor().read_to_iter(source):
+                    size += len(part)
+                    if size > most:
+                        why = f"is refused: it unpacks into more than {most} bytes"
+                        self._limits.refuse("max_ratio", 2 * self._limits.max_ratio, why, Damaged)
+                    out.write(part)
         except zstandard.ZstdError as error:
             self._lasting.append(f"{file.name}: is damaged ({error}); what could be unpacked is read")
         return target
@@ -265,7 +282,7 @@ class Bag(Closing):
             for record in file.records():
                 if isinstance(record, Message):
                     try:
-                        yield _unpacked_message(record)
+                        yield _unpacked_message(record, self._limits)
                     except Damaged as error:
                         lost.append(str(error))
                 elif isinstance(record, Metadata) and record.name == METADATA_RECORD:
@@ -338,8 +355,12 @@ def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _open(path: Path) -> Recording:
-    return SqliteFile(path) if path.suffix.lower() == ".db3" or _begins_with(path, SQLITE) else McapFile(path)
+def _open(path: Path, limits: Limits) -> Recording:
+    return (
+        SqliteFile(path, limits)
+        if path.suffix.lower() == ".db3" or _begins_with(path, SQLITE)
+        else McapFile(path, limits)
+    )
 
 
 def _begins_with(path: Path, *marks: bytes) -> bool:
@@ -353,7 +374,7 @@ def _begins_with(path: Path, *marks: bytes) -> bool:
         return False
 
 
-def _unpacked_message(message: Message) -> Message:
+def _unpacked_message(message: Message, limits: Limits) -> Message:
     """A message without its compression by the recorder.
 
     A message in CDR begins with a zero, a compressed one with the mark of Zstandard; so the metadata, which a killed
@@ -366,9 +387,8 @@ def _unpacked_message(message: Message) -> Message:
         return message
     import zstandard
 
-    check_unpacked(message.data)
     try:
-        data = zstandard.ZstdDecompressor().decompress(message.data, max_output_size=LARGEST_CHUNK)
+        data = unzstd(message.data, limits)
     except zstandard.ZstdError as error:
         raise Damaged(f"a compressed message is damaged ({error})") from None
     return Message(message.channel, message.log_time, message.publish_time, message.sequence, data)

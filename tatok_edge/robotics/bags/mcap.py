@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import heapq
 import struct
+import zlib
 from array import array
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-from tatok_edge.robotics.bags.records import LARGEST_CHUNK, Channel, Damaged, Message, Recording, check_unpacked
+from tatok_edge.limits import Limits
+from tatok_edge.robotics.bags.records import Channel, Damaged, Message, Recording, unzstd
 
 if TYPE_CHECKING:
     from mcap.records import Attachment, Metadata
@@ -34,14 +36,16 @@ class McapFile(Recording):
 
     Args:
         path: The file.
+        limits: Largest chunk.
 
     Raises:
         Damaged: It has no record that can be read.
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path)
+        self._limits = limits
         with path.open("rb") as file:
             head = file.read(len(MAGIC) + _HEAD.size)
         if not head or (head.startswith(MAGIC) and len(head) < len(MAGIC) + _HEAD.size):
@@ -120,7 +124,7 @@ class McapFile(Recording):
         from mcap.data_stream import ReadDataStream
         from mcap.records import Attachment, Metadata
 
-        opcode, data = _read(file, offset)
+        opcode, data = _read(file, offset, self._limits)
         if opcode in (_SCHEMA, _CHANNEL):
             yield from self._learn(opcode, data)
         elif opcode == _ATTACHMENT:
@@ -130,8 +134,8 @@ class McapFile(Recording):
 
     def _parts(self, file: BinaryIO, offset: int) -> Iterator[Channel | Message]:
         """New channels and the messages of a chunk, or a message outside of chunks."""
-        opcode, data = _read(file, offset)
-        for kind, part in [(opcode, data)] if opcode == _MESSAGE else _unpacked(data):
+        opcode, data = _read(file, offset, self._limits)
+        for kind, part in [(opcode, data)] if opcode == _MESSAGE else _unpacked(data, self._limits):
             if kind in (_SCHEMA, _CHANNEL):
                 yield from self._learn(kind, part)
             elif kind == _MESSAGE:
@@ -161,8 +165,8 @@ class McapFile(Recording):
         self._everything_learned = True
         for offset in _scan(file, self.path.stat().st_size).offsets:
             try:
-                opcode, data = _read(file, offset)
-                for kind, part in _unpacked(data) if opcode == _CHUNK else ():
+                opcode, data = _read(file, offset, self._limits)
+                for kind, part in _unpacked(data, self._limits) if opcode == _CHUNK else ():
                     if kind in (_SCHEMA, _CHANNEL):
                         yield from self._learn(kind, part)
             except _damage():  # reported when its messages are read
@@ -218,17 +222,18 @@ def _scan(file: BinaryIO, size: int) -> _Index:
     return _Index(times, offsets, others, damage, begun)
 
 
-def _read(file: BinaryIO, offset: int) -> tuple[int, bytes]:
+def _read(file: BinaryIO, offset: int, limits: Limits) -> tuple[int, bytes]:
     """Opcode and content of the record at ``offset``, which the scan found to be whole."""
     file.seek(offset)
     opcode, length = _HEAD.unpack(file.read(_HEAD.size))
+    limits.check("max_chunk", length, "is refused: a record", Damaged)
     data = file.read(length)
     if len(data) != length:
         raise Damaged("is cut off")
     return opcode, data
 
 
-def _unpacked(data: bytes) -> Iterator[tuple[int, memoryview]]:
+def _unpacked(data: bytes, limits: Limits) -> Iterator[tuple[int, memoryview]]:
     """Opcodes and contents of the records of a chunk.
 
     Raises:
@@ -236,12 +241,9 @@ def _unpacked(data: bytes) -> Iterator[tuple[int, memoryview]]:
     """
     from mcap.data_stream import ReadDataStream
     from mcap.records import Chunk
-    from mcap.stream_reader import get_chunk_data_stream
 
-    chunk = Chunk.read(ReadDataStream(BytesIO(data)))
-    _check_chunk(chunk)
-    stream, size = get_chunk_data_stream(chunk, validate_crc=True)
-    content = memoryview(stream.read(size))
+    content = memoryview(_chunk_content(Chunk.read(ReadDataStream(BytesIO(data))), limits))
+    size = len(content)
     at = 0
     while at < size:
         opcode, length = _HEAD.unpack_from(content, at)
@@ -307,11 +309,26 @@ def _channel(channel: Any, schemas: dict[int, Any]) -> Channel:
     return Channel(channel.topic, schema.name, channel.message_encoding, schema.encoding, schema.data, metadata)
 
 
-def _check_chunk(chunk: Any) -> None:
-    """Checks the sizes that a chunk states, before memory is allocated for them."""
-    if chunk.uncompressed_size > LARGEST_CHUNK:
-        raise Damaged(f"is damaged: a chunk of {chunk.uncompressed_size} bytes, {LARGEST_CHUNK} are read at most")
-    if chunk.compression == "zstd":
-        check_unpacked(chunk.data)
-    elif chunk.compression == "" and len(chunk.data) != chunk.uncompressed_size:
+def _chunk_content(chunk: Any, limits: Limits) -> bytes:
+    """The records of a chunk, unpacked: exactly as many bytes as it states, and no more memory than for these.
+
+    Raises:
+        Damaged: It is too large, is not as long as it says, or its CRC is wrong.
+    """
+    size = chunk.uncompressed_size
+    limits.check("max_chunk", size, "is refused: a chunk", Damaged)
+    if chunk.compression == "lz4":
+        import lz4.frame
+
+        data = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, max_length=size + 1)
+    elif chunk.compression == "zstd":
+        data = unzstd(chunk.data, limits)
+    elif chunk.compression == "":
+        data = chunk.data
+    else:
+        raise Damaged(f"cannot be read: its chunks are compressed with {chunk.compression[:40]!r}")
+    if len(data) != size:
         raise Damaged("is damaged: a chunk is not as long as it says")
+    if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
+        raise Damaged("is damaged: the CRC of a chunk is wrong")
+    return bytes(data)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from tatok_edge.errors import SourceError
-from tatok_edge.files import is_hidden
+from tatok_edge.files import is_hidden, open_regular
 from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel
 
 METADATA_FILE: Final = "metadata.yaml"
@@ -52,7 +52,7 @@ def load_info(text: bytes, name: str) -> dict[str, Any]:
 def is_metadata(path: Path) -> bool:
     """Whether a file is a metadata.yaml of rosbag2. Other tools write files of that name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _INFO.encode() in file.read(_LARGEST)
     except OSError:
         return False

@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from tatok_edge.limits import Limits
 
 if TYPE_CHECKING:
     from mcap.records import Attachment, Metadata
 
-LARGEST_CHUNK: Final = 1 << 30
-"""Largest chunk or message in bytes after decompression. Recorders write chunks of a few megabytes."""
+_STEP: Final = 1 << 10
+"""Bytes that are unpacked at a time. Zstandard makes at most 100,000 times as many of them."""
 QOS_PROFILES: Final = "offered_qos_profiles"
 """Key of the QoS profiles in the metadata of a channel."""
 TYPE_HASH: Final = "topic_type_hash"
@@ -86,14 +88,36 @@ class Damaged(Exception):
         self.at_start = at_start
 
 
-def check_unpacked(data: bytes) -> None:
-    """Checks the size that Zstandard data states, before memory is allocated for it.
+def unzstd(data: bytes, limits: Limits) -> bytes:
+    """Unpacks Zstandard data.
 
     Raises:
-        Damaged: It is more than :data:`LARGEST_CHUNK`.
+        Damaged: It is larger than ``max_chunk`` of the limits.
+        zstandard.ZstdError: It is damaged.
     """
     import zstandard
 
     size = zstandard.frame_content_size(data)
-    if size > LARGEST_CHUNK:
-        raise Damaged(f"is damaged: compressed data of {size} bytes, {LARGEST_CHUNK} are read at most")
+    limits.check("max_chunk", size, "is refused: compressed data", Damaged)
+    if size < 0:  # it does not say; without a size, the library would take memory for the limit at once
+        return unpacked_in_steps(zstandard.ZstdDecompressor().decompressobj(), data, limits)
+    return zstandard.ZstdDecompressor().decompress(data)
+
+
+def unpacked_in_steps(decompressor: Any, data: bytes, limits: Limits) -> bytes:
+    """Unpacks data that does not state its size, a little at a time.
+
+    Args:
+        decompressor: Has ``decompress``, as those of zstandard.
+        data: The compressed data.
+        limits: Largest chunk.
+
+    Raises:
+        Damaged: It is larger than ``max_chunk`` of the limits.
+    """
+    parts, size = [], 0
+    for start in range(0, len(data), _STEP):
+        parts.append(decompressor.decompress(data[start : start + _STEP]))
+        size += len(parts[-1])
+        limits.check("max_chunk", size, "is refused: compressed data", Damaged)
+    return b"".join(parts)

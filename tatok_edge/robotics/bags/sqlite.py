@@ -11,12 +11,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tatok_edge.limits import Limits
 from tatok_edge.robotics.bags.records import QOS_PROFILES, TYPE_HASH, Channel, Damaged, Message, Recording
 
 WAL, JOURNAL = "-wal", "-journal"
 """Endings of the files that SQLite keeps beside a database: the write-ahead log, and the old pages of a transaction."""
 _WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
 _WAL_HEAD, _FRAME_HEAD = 32, 24
+_HEAD = "SELECT topic_id, length(data) FROM messages WHERE id = ?"
+_TABLES: Final = ("topics", "messages", "message_definitions")
+_STEPS, _STEPS_PER_BYTE = 10_000_000, 16
+"""Steps of SQLite's machine that reading may take, and further ones per byte of the file. Reading every row of a table
+twice takes far fewer; a damaged tree of pages that leads back to itself would never end."""
+_STEPS_AT_ONCE = 10_000
 _ERRORS = (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError)
 
 
@@ -25,14 +32,16 @@ class SqliteFile(Recording):
 
     Args:
         path: The file.
+        limits: Largest message.
 
     Raises:
         Damaged: It has no record that can be read.
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path)
+        self._limits = limits
         if not path.stat().st_size and not _size(path, WAL):
             raise Damaged("is empty", at_start=True)
         try:
@@ -65,8 +74,10 @@ class SqliteFile(Recording):
                 # By number, so that a damaged page costs its messages and not all later ones.
                 for time, number in base.execute("SELECT timestamp, id FROM messages ORDER BY timestamp, id"):
                     try:
-                        (row,) = base.execute("SELECT topic_id, data FROM messages WHERE id = ?", (number,))
-                        yield _message(channels, time, *row)
+                        topic, size = base.execute(_HEAD, (number,)).fetchone()
+                        self._limits.check("max_chunk", size or 0, "is refused: a message", Damaged)
+                        (data,) = base.execute("SELECT data FROM messages WHERE id = ?", (number,)).fetchone()
+                        yield _message(channels, time, topic, data)
                     except (Damaged, *_ERRORS) as error:
                         lost, why = lost + 1, why or str(error)
                 log = _log_problem(self.path, base)
@@ -108,7 +119,31 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         else:
             base = (None if journal else _with_log(uri)) or sqlite3.connect(_copy(path, stack))
         stack.callback(base.close)
+        _guard(base, path.stat().st_size + log)
         yield base
+
+
+def _guard(base: sqlite3.Connection, size: int) -> None:
+    """Lets SQLite read only plain tables, and only as long as a file of ``size`` bytes can take.
+
+    Raises:
+        sqlite3.Error: A table is a view, is computed, or is not kept in the file.
+    """
+    left = (_STEPS + _STEPS_PER_BYTE * size) // _STEPS_AT_ONCE
+
+    def step() -> int:
+        nonlocal left
+        left -= 1
+        return left < 0  # not 0: SQLite stops, with the error "interrupted"
+
+    base.set_progress_handler(step, _STEPS_AT_ONCE)
+    base.execute("PRAGMA trusted_schema = OFF")
+    for name in _TABLES:
+        found = base.execute("SELECT type, rootpage FROM sqlite_master WHERE lower(name) = ?", (name,)).fetchone()
+        if found is not None and (found[0] != "table" or not found[1]):
+            raise sqlite3.DatabaseError(f"{name} is no table of rosbag2, but a {found[0]}")
+        if any(row[6] for row in base.execute(f"PRAGMA table_xinfo({name})")):
+            raise sqlite3.DatabaseError(f"{name} is no table of rosbag2: a column is computed")
 
 
 def _with_log(uri: str) -> sqlite3.Connection | None:

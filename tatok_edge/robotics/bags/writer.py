@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tatok_edge.errors import InputError
-from tatok_edge.files import Draft, check_target, replace_folder, temporary_name
+from tatok_edge.files import NAME_BYTES, Draft, check_target, new_part, put_in_place
 from tatok_edge.robotics.bags.metadata import (
     BAG_FILE,
     METADATA_FILE,
@@ -44,14 +45,14 @@ class BagWriter(Draft):
         self.rosbag2: dict[str, Any] | None = None
         """Metadata of the bag that is copied, see :attr:`Bag.rosbag2`: its distribution and custom data are kept."""
         self._is_folder = self.path.suffix.lower() != ".mcap"
-        self._temporary = temporary_name(self.path)
+        self.left: Path | None = None
+        """Where :meth:`leave` left the bag."""
+        target = self._temporary = new_part(self.path, folder=self._is_folder)
         if self._is_folder:
-            self._temporary.mkdir()
-            self._file_name = f"{self.path.name}_0.mcap"
+            self._file_name = os.fsdecode(os.fsencode(self.path.name)[:NAME_BYTES]) + "_0.mcap"
             target = self._temporary / self._file_name
         else:
             self._file_name = self.path.name
-            target = self._temporary
         self._file: IO[bytes] = target.open("wb")
         self._writer: Any = Writer(self._file, compression=CompressionType.ZSTD)
         self._writer.start(profile="ros2", library="tatok-edge")
@@ -92,6 +93,19 @@ class BagWriter(Draft):
         Raises:
             OSError: It cannot be written.
         """
+        if self.left is None:
+            self._complete()
+            put_in_place(self._temporary, self.path)
+
+    def leave(self) -> Path | None:
+        """See :meth:`Draft.leave`."""
+        if self._counts and self.left is None:
+            self._complete()
+            self.left = self._temporary
+        return self.left
+
+    def _complete(self) -> None:
+        """Completes the bag under its temporary name."""
         info = describe(
             self._file_name, {channel: self._counts[channel] for channel in self._channels}, self._times, self.rosbag2
         )
@@ -99,14 +113,13 @@ class BagWriter(Draft):
             self._writer.add_metadata(METADATA_RECORD, dump_record(info))
         self._writer.finish()
         self._file.close()
-        if not self._is_folder:
-            os.replace(self._temporary, self.path)
-            return
-        (self._temporary / METADATA_FILE).write_text(dump_info(info), encoding="utf-8")
-        replace_folder(self._temporary, self.path)
+        if self._is_folder:
+            (self._temporary / METADATA_FILE).write_text(dump_info(info), encoding="utf-8")
 
     def abort(self) -> None:
         """Removes the unfinished bag."""
+        if self.left is not None:
+            return
         with suppress(OSError):  # closing writes the buffer, which fails again on a full disk
             self._file.close()
         if self._is_folder:
@@ -126,18 +139,16 @@ class BagWriter(Draft):
         return self._channels[channel]
 
 
-def check_output(path: str | Path, *, force: bool) -> None:
-    """Checks the name of an output bag before the work begins.
+def check_output(path: str | Path, *, force: bool, inputs: Sequence[str | Path] = ()) -> None:
+    """Checks the name of an output bag before the work begins; see :func:`tatok_edge.files.check_target`.
 
     Raises:
         InputError: The name has another ending, exists and ``force`` is not given, or belongs to something else.
     """
     target = Path(path)
-    check_target(path, (".mcap", ""))
+    check_target(path, (".mcap", ""), force=force, inputs=inputs)
     if not os.path.lexists(target):
         return
-    if not force:
-        raise InputError(f"{path}: exists; name another output, or pass --force to replace it")
     if target.is_dir() != (not target.suffix):
         raise InputError(f"{path}: is a {'folder' if target.is_dir() else 'file'}; name another output")
     if target.is_dir():
