@@ -17,10 +17,6 @@ RENEWAL_COST: Final = 1 / 8
 """Cost of renewing a patch besides its tokens, in tokens: its share of the global token of its cell, and its place."""
 HELD: Final = -1
 """The depth of a patch that is held."""
-STEPS: Final = 20
-"""Halvings of the range of prices in a search."""
-PER_PATCH: Final = ("patches", "now", "errors", "worth", "held", "forced", "visible", "cells")
-"""The fields of :class:`Offers` with one entry for each patch."""
 HIGHEST: Final = 1e8
 """A price that no gain exceeds: at it, only forced actions are left."""
 
@@ -50,16 +46,22 @@ class Offers:
 
     def of(self, chosen: NDArray[np.bool_]) -> Offers:
         """The offers of some of the patches, from their mask ``(C,)``."""
-        chosen_ones: dict[str, Any] = {name: getattr(self, name)[chosen] for name in PER_PATCH}
+        chosen_ones: dict[str, Any] = {name: values[chosen] for name, values in self._per_patch().items()}
         return replace(self, **chosen_ones)
 
     def joined(self, other: Offers) -> Offers:
         """These offers and those of other patches."""
         order = np.argsort(np.concatenate([self.patches, other.patches]), kind="stable")
+        others = other._per_patch()
         both: dict[str, Any] = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])[order] for name in PER_PATCH
+            name: np.concatenate([values, others[name]])[order] for name, values in self._per_patch().items()
         }
         return replace(self, **both)
+
+    def _per_patch(self) -> dict[str, NDArray[Any]]:
+        """The fields with one entry for each patch."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def costs(self) -> NDArray[np.float32]:
         """Cost of each action in tokens, ``(C, K + 1)``; infinite where it does not exist."""
@@ -107,7 +109,7 @@ class Offers:
 
 
 def lowest_price(price: float, holds: Callable[[float], bool]) -> float:
-    """The lowest price from ``price`` up at which ``holds`` is true, within a small factor.
+    """The lowest price from ``price`` up at which ``holds`` is true, within 1/2000.
 
     Args:
         price: The price at which nothing is cut.
@@ -116,7 +118,7 @@ def lowest_price(price: float, holds: Callable[[float], bool]) -> float:
     if holds(price):
         return price
     low, high = max(price, 1e-3), HIGHEST
-    for _ in range(STEPS):
+    while high > 1.0005 * low:
         middle = float(np.sqrt(low * high))
         if holds(middle):
             high = middle

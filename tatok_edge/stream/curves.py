@@ -17,10 +17,8 @@ OUTSIDE: Final = 0.75
 being told. The mean over training pictures, nearly the same at every depth."""
 INSIDE: Final = 0.03
 """Share of the energy in the directions of the tokens that remains as error: quantization. Measured likewise."""
-LEARNING_RATE: Final = 0.1
-"""Weight of one frame with many updates in the corrections."""
-MANY: Final = 50
-"""Updates of one depth that count as many."""
+LEARNED_FROM: Final = 500
+"""Updates after which a correction has followed half of what they showed."""
 CORRECTION_LIMITS: Final = (0.5, 2.0)
 """Smallest and largest correction of an error curve."""
 
@@ -33,6 +31,9 @@ class ErrorCurves:
     """Measured over predicted error after 0 to K tokens, ``(K + 1,)``."""
     gain_correction: float = 1.0
     """Measured over predicted gain of refining."""
+    fixed_scale: float = 1.0
+    """Error of the fixed rate over the predicted error after one token without :attr:`corrections`, in the mean, as
+    last measured."""
 
     @classmethod
     def start(cls, depth: int) -> ErrorCurves:
@@ -53,6 +54,20 @@ class ErrorCurves:
         errors = (np.float32(OUTSIDE) * left + np.float32(INSIDE) * removable) * self.corrections
         return np.minimum.accumulate(errors, axis=1) + np.float32(noise)
 
+    def calibrated(self, errors: NDArray[np.float32], fixed: NDArray[np.float32]) -> ErrorCurves:
+        """The curves after the errors of the fixed rate were measured, from predicted ``(N, K + 1)`` and measured
+        ones ``(N,)``."""
+        ratio = (float(fixed.mean()) + 1) / (float(errors[:, 1].mean()) + 1)
+        return replace(self, fixed_scale=ratio * float(self.corrections[1]))
+
+    def fixed_rate(self, errors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Expected errors of the fixed rate ``(P,)``, from predicted ones ``(P, K + 1)``.
+
+        The corrections are those of patches beside others that are held, so they are left out.
+        """
+        expected: NDArray[np.float32] = errors[:, 1] * np.float32(self.fixed_scale / self.corrections[1])
+        return expected
+
     def after(
         self, depths: NDArray[np.int32], expected: NDArray[np.float32], measured: NDArray[np.float32], noise: float
     ) -> ErrorCurves:
@@ -67,7 +82,7 @@ class ErrorCurves:
         most = len(self.corrections)
         counts = np.bincount(depths, minlength=most)
         sums = [np.bincount(depths, np.maximum(e - noise, 0), minlength=most) for e in (measured, expected)]
-        step = LEARNING_RATE * np.minimum(counts / MANY, 1)
+        step = counts / (counts + LEARNED_FROM)
         ratio = (sums[0] + 1) / (sums[1] + 1)
         corrections = self.corrections * np.power(np.clip(ratio, *CORRECTION_LIMITS), step)
         return replace(self, corrections=np.clip(corrections, *CORRECTION_LIMITS).astype(np.float32))
@@ -77,7 +92,7 @@ class ErrorCurves:
         if not len(expected):
             return self
         ratio = (float(measured.sum()) + 1) / (float(expected.sum()) + 1)
-        step = LEARNING_RATE * min(len(expected) / MANY, 1)
+        step = len(expected) / (len(expected) + LEARNED_FROM)
         correction = self.gain_correction * float(np.clip(ratio, *CORRECTION_LIMITS)) ** step
         return replace(self, gain_correction=float(np.clip(correction, *CORRECTION_LIMITS)))
 

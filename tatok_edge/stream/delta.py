@@ -14,13 +14,13 @@ from tatok_edge.stream.change import noise_limit, per_value
 from tatok_edge.stream.choice import HELD
 from tatok_edge.stream.curves import ErrorCurves, anchored
 from tatok_edge.stream.frame import StreamFrame
-from tatok_edge.stream.history import PatchHistory
-from tatok_edge.stream.key import fixed_rate_errors
+from tatok_edge.stream.history import BASE, PatchHistory
+from tatok_edge.stream.key import fitted, fixed_rate_errors
 from tatok_edge.stream.limits import within_budget
 from tatok_edge.stream.look import Look
 from tatok_edge.stream.memory import Draft
 from tatok_edge.stream.plan import DeltaPlan
-from tatok_edge.stream.price import target_of
+from tatok_edge.stream.price import loss_db, target_of
 from tatok_edge.stream.state import held_ahead, update_of
 from tatok_edge.stream.windows import in_motion, turns_of
 from tatok_edge.tokens.delta import DeltaFrame
@@ -55,14 +55,16 @@ def draft_delta(plan: DeltaPlan, codes: NDArray[np.int32]) -> Draft:
         if delta.n_vectors:  # the earlier pixels of the camera are elsewhere now
             changed = np.union1d(changed, np.flatnonzero(in_motion(delta.motion())))
         changed = np.union1d(changed, np.flatnonzero(delta.renewed_map()))
-        fixed = history.fixed_errors(look.detail)
-        target = target_of(float(fixed.mean(dtype=np.float64)), options.max_loss_db)
-        price = memory.price.after(float(error.mean()), target, offers.tokens(chosen) / frame.n_patches)
+        estimate = history.fixed_error(look.detail)
+        lost = loss_db(float(error.mean()), target_of(estimate, options.max_loss_db))
+        price = memory.price.after(lost, offers.tokens(chosen) / frame.n_patches)
         if options.fill and options.budget.max_bits:
             price = memory.price.filled(cut_at, 8 * len(packet) / options.budget.max_bits)
     estimates = look.estimates
-    if price.until_probe <= 0:
-        history, price = history.measured(_fixed_rate(look), look.detail), price.probed()
+    if price.probe_due:
+        measured, curves = _fixed_rate(look, curves)
+        history = history.measured(measured, look.detail)
+        price = price.probed(loss_db(estimate, float(measured.mean())))
         estimates = estimates.limited(noise_limit(memory.camera))
     after = replace(
         memory,
@@ -147,15 +149,21 @@ def _remembered(
     values["curves"][patches] = anchored(offers.errors[acts], depths, measured, noise)
     values["ids"][patches[new]] = ids[acts][new]
     values["coded"][patches[new]] = coded[acts][new]
+    # What renewing could do with one token says what the fixed rate does in this frame.
+    renewing = offers.held == HELD
+    seen = offers.patches[renewing]
+    usual = plan.look.detail[seen] + BASE
+    values["predicted"][seen] = plan.look.memory.curves.fixed_rate(offers.errors[renewing]) / usual
     return PatchHistory(**values), curves
 
 
-def _fixed_rate(look: Look) -> NDArray[np.float32]:
-    """The squared error that the fixed rate leaves in each patch of the frame, ``(N,)``."""
+def _fixed_rate(look: Look, curves: ErrorCurves) -> tuple[NDArray[np.float32], ErrorCurves]:
+    """The squared error that the fixed rate leaves in each patch of the frame, ``(N,)``; the curves that fit it."""
     frame, tokenizer = look.frame, look.options.tokenizer
     networks, clock = tokenizer.networks, frame.clock
     with clock.stage("probe"):
         image, bgr = frame.image, frame.bgr
         prior = networks.prior(networks.global_codes(image, bgr, clock), clock)
         codes = code_patches(networks, [image], bgr, [prior], [frame.patches()], tokenizer.coding, clock)[0]
-        return fixed_rate_errors(frame, look.options, prior, codes)
+        errors = fixed_rate_errors(frame, look.options, prior, codes)
+        return errors, fitted(frame, look.options, prior, curves, errors, look.estimates.of_frame)[1]

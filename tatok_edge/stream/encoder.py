@@ -51,6 +51,10 @@ class StreamEncoder:
 
     Raises:
         InputError: An argument is out of its range.
+
+    Example:
+        >>> encoder = tatok_edge.StreamEncoder(tokenizer, max_loss_db=0.4)
+        >>> packets = [encoder.encode(image).packet for image in images]  # a keyframe, then deltas
     """
 
     def __init__(
@@ -191,6 +195,10 @@ def encode_frames(
     Raises:
         InputError: Numbers do not match, or an image or index is refused.
         KeyframeTooLarge: A keyframe does not fit into the budget of bits.
+
+    Example:
+        >>> left, right = tatok_edge.StreamEncoder(tokenizer), tatok_edge.StreamEncoder(tokenizer)
+        >>> frames = tatok_edge.encode_frames([left, right], [images[0], images[1]])
     """
     count = len(encoders)
     numbers = [None] * count if indices is None else list(indices)

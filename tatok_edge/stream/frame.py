@@ -18,7 +18,15 @@ from tatok_edge.tokens.frame import TokenFrame
 
 
 class KeyframeTooLarge(InputError):
-    """A keyframe needs more bits than its budget allows, even without patch tokens."""
+    """A keyframe needs more bits than its budget allows, even without patch tokens.
+
+    Example:
+        >>> encoder = tatok_edge.StreamEncoder(tokenizer, budget=tatok_edge.TokenBudget(max_bits=8))
+        >>> try:
+        ...     encoder.encode(image)
+        ... except tatok_edge.KeyframeTooLarge as error:
+        ...     print(error.bits, "bits are needed")
+    """
 
     bits: int
     """Bits that the keyframe needs."""
@@ -66,7 +74,12 @@ class CameraFrame(PictureSize):
 
 @dataclass(frozen=True, slots=True)
 class StreamFrame:
-    """One encoded frame of a stream."""
+    """One encoded frame of a stream.
+
+    Example:
+        >>> frame = tatok_edge.StreamEncoder(tokenizer).encode(image)
+        >>> frame.kind, frame.n_tokens, frame.n_updated, len(frame.packet)
+    """
 
     tokens: TokenFrame | DeltaFrame
     """Tokens in the packet."""

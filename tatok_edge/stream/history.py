@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from tatok_edge.stream.options import StreamOptions
 from tatok_edge.stream.windows import patches_of
 
-HORIZON: Final = 32.0
-"""Largest number of frames for which a token is expected to last."""
+LIVES: Final = (2.0, 32.0)
+"""Smallest and largest number of frames for which what is sent is expected to last."""
 FIRST_LIFE: Final = 8.0
 """Number of frames for which a token of a new scene is expected to last."""
+SURE: Final = 0.85
+"""Share of the predicted error of the fixed rate that is believed, whatever the last measurement says."""
 BASE: Final = np.float32(50)
 """The error of the fixed rate is taken as proportional to the detail of a patch plus this, in grey levels squared: flat
 patches have an error, too."""
@@ -36,22 +38,35 @@ class PatchHistory:
     """Ids of the whole stack as of the last renewal, ``(N, K)``: those that were sent, and the next ones."""
     fixed: NDArray[np.float32]
     """Error of the fixed rate as a share of the patch's detail plus :data:`BASE`, as last measured, ``(N,)``."""
+    predicted: NDArray[np.float32]
+    """The same as last predicted from what one token could do, or measured, ``(N,)``."""
     coded: NDArray[np.bool_]
     """Patches whose :attr:`ids` are known, ``(N,)``."""
 
     def lives(self) -> NDArray[np.float32]:
         """For how many frames a token of each patch is expected to last, ``(N,)``: as long as it has been still."""
-        lives: NDArray[np.float32] = np.minimum(2 + self.age, HORIZON)
+        lives: NDArray[np.float32] = np.minimum(LIVES[0] + self.age, LIVES[1])
         return lives
 
     def fixed_errors(self, detail: NDArray[np.float32]) -> NDArray[np.float32]:
         """Expected squared errors of the fixed rate in a frame, from the detail of its patches, ``(N,)``."""
-        errors: NDArray[np.float32] = self.fixed * (detail + BASE)
+        errors: NDArray[np.float32] = self.predicted * (detail + BASE)
         return errors
+
+    def fixed_error(self, detail: NDArray[np.float32]) -> float:
+        """Expected mean squared error of the fixed rate in a frame, between two estimates.
+
+        The prediction from what one token can do is too large where the cells around a patch hold old global tokens.
+        The estimate from the last measurement misses new content.
+        """
+        measured = float((self.fixed * (detail + BASE)).mean(dtype=np.float64))
+        predicted = float(self.fixed_errors(detail).mean(dtype=np.float64))
+        return min(max(measured, SURE * predicted), predicted)
 
     def measured(self, errors: NDArray[np.float32], detail: NDArray[np.float32]) -> PatchHistory:
         """The history after the errors of the fixed rate were measured, ``(N,)``."""
-        return replace(self, fixed=errors / (detail + BASE))
+        share = errors / (detail + BASE)
+        return replace(self, fixed=share, predicted=share)
 
     def seen(self, changed: NDArray[np.bool_], change: NDArray[np.float32]) -> PatchHistory:
         """The history one frame later.
@@ -76,6 +91,11 @@ class Refresh:
     def key_due(self, options: StreamOptions) -> bool:
         """Whether the interval makes the next frame a keyframe."""
         return options.refresh == "key" and 0 < options.keyframe_interval <= self.since_key + 1
+
+    def renewed_cells(self, cell_grid: tuple[int, int]) -> NDArray[np.bool_]:
+        """The cells that the rolling refresh has renewed since its round began, bool ``(hc, wc)``."""
+        places: NDArray[np.bool_] = np.arange(cell_grid[0] * cell_grid[1]) < self.next_cell
+        return places.reshape(cell_grid)
 
     def turn(
         self, options: StreamOptions, cell_grid: tuple[int, int]

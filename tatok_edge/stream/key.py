@@ -19,7 +19,7 @@ from tatok_edge.stream.history import BASE, FIRST_LIFE, PatchHistory, Refresh
 from tatok_edge.stream.limits import within_budget
 from tatok_edge.stream.memory import Draft, Memory, Scratch
 from tatok_edge.stream.options import StreamOptions
-from tatok_edge.stream.price import PRICE_LIMITS, Price, target_of
+from tatok_edge.stream.price import PRICE_LIMITS, Price, loss_db, target_of
 from tatok_edge.stream.state import state_of
 from tatok_edge.stream.windows import cell_of
 from tatok_edge.tokens.frame import TokenFrame
@@ -74,8 +74,9 @@ def plan_key(
     prior = networks.prior(global_codes, frame.clock)
     with frame.clock.stage("gather"):
         features = networks.features(frame.n_patches)
+        every = frame.patches()
         kernels.gather_features(
-            frame.image, frame.bgr, prior.context, prior.mean, frame.patches(), frame.grid[1], out=features
+            frame.image, frame.bgr, prior.context, prior.mean, every, every, frame.grid[1], out=features
         )
     return KeyPlan(frame, options, memory, estimates, scene_cut, global_codes, prior, features)
 
@@ -96,9 +97,9 @@ def draft_key(plan: KeyPlan, codes: NDArray[np.int32]) -> Draft:
         detail = detail_of(frame)
         curves = ErrorCurves.start(tokenizer.depth) if memory is None else memory.curves
         fixed = fixed_rate_errors(frame, options, plan.prior, codes)
-        errors = anchored(_curves_of(plan, curves), np.ones(frame.n_patches, np.int32), fixed, noise)
+        errors, curves = fitted(frame, options, plan.prior, curves, fixed, noise)
         offers, target = _offers(plan, errors), target_of(float(fixed.mean()), options.max_loss_db)
-        price = Price(_first_price(offers, target)) if memory is None else memory.price.probed()
+        price = Price(_first_price(offers, target)) if memory is None else memory.price
         ids = kernels.ids_from_codes(codes.reshape(-1, len(tokenizer.levels)), tokenizer.levels)
         ids = ids.reshape(frame.n_patches, tokenizer.depth)
     tokens, packet = _packet(plan, offers, price, ids)
@@ -114,6 +115,7 @@ def draft_key(plan: KeyPlan, codes: NDArray[np.int32]) -> Draft:
             curves=anchored(errors, state.held.depths, error, noise),
             ids=ids,
             fixed=fixed / (detail + BASE),
+            predicted=fixed / (detail + BASE),
             coded=np.ones(frame.n_patches, np.bool_),
         )
         limit = noise_limit(camera)
@@ -125,7 +127,7 @@ def draft_key(plan: KeyPlan, codes: NDArray[np.int32]) -> Draft:
             history=history,
             vectors=np.zeros((*frame.cell_grid, 2), np.int32),
             refresh=Refresh(),
-            price=price,
+            price=price.after_key(loss_db(float(error.mean()), target)),
             curves=curves,
         )
     return Draft(StreamFrame(tokens, packet, plan.n_encoded, clock.seconds, plan.scene_cut), frame, after)
@@ -142,13 +144,33 @@ def fixed_rate_errors(
     return kernels.patch_error(pixels, frame.image, frame.bgr, frame.grid[1])
 
 
-def _curves_of(plan: KeyPlan, curves: ErrorCurves) -> NDArray[np.float32]:
-    """Predicted errors of all patches ``(N, K + 1)``."""
-    frame, patches, columns = plan.frame, plan.frame.patches(), plan.frame.grid[1]
-    arguments = (frame.image, frame.bgr, plan.prior.mean, patches, patches, columns)
-    residual = residual_energy(frame, plan.prior.mean)
-    scores = kernels.patch_scores(*arguments, plan.options.tokenizer.coding.basis)
-    return curves.of(residual, scores, plan.estimates.of_frame)
+def fitted(
+    frame: CameraFrame,
+    options: StreamOptions,
+    prior: Prior,
+    curves: ErrorCurves,
+    fixed: NDArray[np.float32],
+    noise: float,
+) -> tuple[NDArray[np.float32], ErrorCurves]:
+    """Error curves through the measured errors of the fixed rate.
+
+    Args:
+        frame: The frame.
+        options: Options of the encoder.
+        prior: Prior of all patches.
+        curves: What was learned so far.
+        fixed: Error of each patch with its first token, ``(N,)``.
+        noise: Energy per value of the noise of the frame.
+
+    Returns:
+        Predicted errors of all patches ``(N, K + 1)``, and the curves with the scale of the fixed rate.
+    """
+    patches = frame.patches()
+    scores = kernels.patch_scores(
+        frame.image, frame.bgr, prior.mean, patches, patches, frame.grid[1], options.tokenizer.coding.basis
+    )
+    errors = curves.of(residual_energy(frame, prior.mean), scores, noise)
+    return anchored(errors, np.ones(frame.n_patches, np.int32), fixed, noise), curves.calibrated(errors, fixed)
 
 
 def residual_energy(frame: CameraFrame, mean: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,15 +9,12 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.stream.choice import HELD, HIGHEST, Offers, lowest_price
+from tatok_edge.stream.choice import HELD, HIGHEST, RENEWAL_COST, Offers, lowest_price
+from tatok_edge.stream.price import FULL
 from tatok_edge.tokens.budget import TokenBudget
 
 TRIALS: Final = 6
 """Most packets that are made to find one that fits."""
-SLACK: Final = 0.03
-"""A packet that could be larger by this share is large enough."""
-PLACE_SIZE: Final = 0.4
-"""Rough size of the place of a patch in a packet, in tokens."""
 Packed = TypeVar("Packed")
 
 
@@ -93,11 +90,11 @@ def _within_bits(
             high, large = size, bits
         else:
             best, low, small = (at, chosen, content, packet), size, bits
-        if bits <= max_bits < bits * (1 + SLACK) or high - low < 1:
+        if FULL * max_bits <= bits <= max_bits or high - low < 1:
             break
     return best
 
 
 def _size(offers: Offers, chosen: NDArray[np.int32]) -> float:
     """Rough size of the packet of chosen actions, in tokens."""
-    return offers.tokens(chosen) + PLACE_SIZE * float(np.count_nonzero(chosen != HELD))
+    return offers.tokens(chosen) + RENEWAL_COST * float(np.count_nonzero(chosen != HELD))

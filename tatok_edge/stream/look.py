@@ -50,8 +50,7 @@ def look_at(frame: CameraFrame, options: StreamOptions, memory: Memory) -> Look:
         error = per_value(kernels.patch_change(frame.image, frame.bgr, memory.state.picture)[0])
         changes = kernels.patch_change(frame.image, frame.bgr, memory.camera)[0]
         change, detail = per_value(changes), detail_of(frame)
-        fixed = memory.history.fixed_errors(detail)
-        target = target_of(float(fixed.mean(dtype=np.float64)), options.max_loss_db)
+        target = target_of(memory.history.fixed_error(detail), options.max_loss_db)
         return Look(
             frame=frame,
             options=options,

@@ -24,10 +24,6 @@ class Scratch:
     """
 
     def __init__(self, state: StreamState) -> None:
-        self.context = np.empty_like(state.maps.context)
-        """Context of the patches that are encoded, among ``(Dc, N)``."""
-        self.mean = np.empty_like(state.maps.mean)
-        """Mean pixels of the patches that are encoded, among ``(192, N)``."""
         self.motion = kernels.motion_scratch(*state.picture.shape[:2])
         """Memory of the motion search."""
 

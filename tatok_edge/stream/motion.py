@@ -11,20 +11,14 @@ from numpy.typing import NDArray
 from tatok_edge.geometry import CELL_SIDE, PATCH
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import per_value
-from tatok_edge.stream.history import PatchHistory
+from tatok_edge.stream.history import LIVES, PatchHistory
 from tatok_edge.stream.look import Look
-from tatok_edge.stream.windows import in_motion, sources
+from tatok_edge.stream.windows import in_motion, move_flags, patches_of, sources
 
-VECTOR_COST: Final = 1.0
-"""Cost of a motion vector, in tokens."""
 LOST_SHARE: Final = 0.25
 """Cost of moving a patch away from its tokens, which can then not be refined, as a share of these tokens."""
 RENEWED_BEYOND: Final = 3.0
 """A patch whose error costs more tokens than this is assumed to be renewed in any case: no vector helps it."""
-LARGEST_CAP: Final = 1 << 22
-"""Upper limit of the cap of the motion search, a squared difference summed over a patch of one channel."""
-MOVING_LIFE: Final = 2.0
-"""Frames for which the effect of a vector is expected to last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +44,24 @@ def find_motion(look: Look) -> FoundMotion:
     frame, options, memory, error = look.frame, look.options, look.memory, look.error
     state, history = memory.state, memory.history
     still = FoundMotion(memory.vectors, None, state.picture, error, history, state.moved)
-    # With a rolling refresh, a receiver that joins late could never tell which moved pixels are right.
-    if not options.motion or options.refresh == "rolling":
+    if not options.motion:
         return still
     with frame.clock.stage("motion"):
-        per_token = look.price / MOVING_LIFE
+        per_token = look.price / LIVES[0]  # what moves is soon changed again; a vector costs as much as a token
         rise = np.clip(error - history.settled, 0, RENEWED_BEYOND * per_token)
-        active = _of_cells(rise, frame.cell_grid) > VECTOR_COST * per_token
+        active = _of_cells(rise, frame.cell_grid) > per_token
         if not active.any():
             return still
         vectors = memory.vectors.copy()
         in_kernel = PATCH * PATCH * per_token
+        largest = PATCH * PATCH * 255**2
         kernels.find_motion(
             frame.image,
             frame.bgr,
             state.picture,
             active.view(np.uint8),
-            int(min(RENEWED_BEYOND * in_kernel, LARGEST_CAP)),
-            int(min(VECTOR_COST * in_kernel, LARGEST_CAP)),
+            int(min(RENEWED_BEYOND * in_kernel, largest)),
+            int(min(in_kernel, largest)),
             vectors,
             scratch=memory.scratch.motion,
         )
@@ -79,7 +73,8 @@ def find_motion(look: Look) -> FoundMotion:
         gain = _of_cells(np.minimum(error, most) - np.minimum(after, most), frame.cell_grid)
         lost = np.where(state.moved, 0, state.held.depths).astype(np.float32)
         gain -= _of_cells(lost, frame.cell_grid) * np.float32(LOST_SHARE * per_token)
-        motion = _worth_it(vectors, gain, VECTOR_COST * per_token)
+        gain[_spoiling(vectors, memory.refresh.renewed_cells(frame.cell_grid))] = 0
+        motion = _worth_it(vectors, gain, per_token)
         if not motion.any():
             return FoundMotion(vectors, None, state.picture, error, history, state.moved)
         picture = kernels.move_cells(state.picture, motion)
@@ -90,7 +85,8 @@ def find_motion(look: Look) -> FoundMotion:
 
 def _moved_history(history: PatchHistory, motion: NDArray[np.int32]) -> PatchHistory:
     source = sources(motion)
-    return replace(history, settled=history.settled[source], fixed=history.fixed[source])
+    moved = {name: getattr(history, name)[source] for name in ("settled", "fixed", "predicted")}
+    return replace(history, **moved)
 
 
 def _of_cells(values: NDArray[np.float32], cell_grid: tuple[int, int]) -> NDArray[np.float32]:
@@ -98,6 +94,20 @@ def _of_cells(values: NDArray[np.float32], cell_grid: tuple[int, int]) -> NDArra
     rows, columns = cell_grid
     sums: NDArray[np.float32] = values.reshape(rows, CELL_SIDE, columns, CELL_SIDE).sum((1, 3))
     return sums
+
+
+def _spoiling(vectors: NDArray[np.int32], renewed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cells that the refresh has renewed in this round, but whose vector reads from others, ``(hc, wc)``.
+
+    A receiver that joined at the start of the round may not know what is there yet.
+    """
+    if not renewed.any():
+        return renewed
+    unknown = patches_of(~renewed)
+    rows, columns = renewed.shape
+    spoiled = move_flags(unknown, vectors).reshape(rows, CELL_SIDE, columns, CELL_SIDE).any((1, 3))
+    spoiling: NDArray[np.bool_] = spoiled & renewed
+    return spoiling
 
 
 def _worth_it(vectors: NDArray[np.int32], gain: NDArray[np.float32], cost: float) -> NDArray[np.int32]:

@@ -60,6 +60,11 @@ class Stream(Closing):
     Raises:
         SourceError: The source cannot be opened.
         InputError: An argument is out of its range.
+
+    Example:
+        >>> with tatok_edge.Stream(tokenizer, images, fps=30) as stream:  # or "clip.mp4", "0", "rtsp://camera/stream"
+        ...     for frame in stream:
+        ...         print(frame.kind, frame.n_tokens, len(frame.packet))
     """
 
     def __init__(
@@ -192,6 +197,12 @@ class MultiStream(Closing):
     Raises:
         SourceError: A source cannot be opened.
         InputError: There is no source, or an argument is out of its range.
+
+    Example:
+        >>> cameras = ["synthetic:frames=2,width=96,height=64", "synthetic:frames=2,width=64,height=64"]
+        >>> with tatok_edge.MultiStream(tokenizer, cameras) as streams:
+        ...     for left, right in streams:
+        ...         print(left.n_tokens, right.n_tokens)
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Incremental decoding: the pixels of a few patches, from windows of the patch grid.
 
-The decoder sees a few patches around each one (its *reach*). A window that holds a patch, with the reach on each side
-or up to the edge of the picture, gives the pixels that the whole grid gives. All windows of a call have one size, so
-they are one batch for every backend.
+The decoder sees a few patches around each one (its *reach*). A window that holds a patch, with most of the reach on
+each side or up to the edge of the picture, gives nearly the pixels that the whole grid gives. Windows of one size are
+one batch. Both ends find the same windows, so they decode the same pixels.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import PATCH
+from tatok_edge.geometry import PATCH, PATCH_VALUES
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
 
-TILES: Final = (1, 2, 4, 8)
-"""Sides of the squares that updated patches are gathered in, in patches, to find the cheapest windows."""
+LEFT_OUT: Final = 1
+"""Patches at the end of the decoder's reach that a window leaves out: what is there changes pixels by one grey level at
+most."""
+WINDOW_COST: Final = 16
+"""Patches that take as long to decode as one more window does, whatever its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +52,15 @@ class Maps:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """Windows of one size that hold some patches with the decoder's reach around them."""
+class DecodedWindow:
+    """A window of the patch grid that holds some patches and those around them."""
 
+    members: NDArray[np.int64]
+    """Which of the wanted patches it gives."""
+    corner: tuple[int, int]
+    """Its first row and column, in patches."""
     size: tuple[int, int]
-    """Rows and columns of a window, in patches."""
-    corners: NDArray[np.int64]
-    """First row and column of each window, ``(B, 2)``."""
-    window: NDArray[np.int64]
-    """The window that gives each patch, ``(U,)``."""
-
-    @property
-    def cost(self) -> int:
-        """Patches that the decoder computes."""
-        return len(self.corners) * self.size[0] * self.size[1]
+    """Its rows and columns, in patches."""
 
 
 def reach_of(manifest: Mapping[str, Any]) -> int:
@@ -72,24 +70,52 @@ def reach_of(manifest: Mapping[str, Any]) -> int:
     return int(sum(side // 2 for side in kernels_)) + 1
 
 
-def windows_of(patches: NDArray[np.int32], grid: tuple[int, int], reach: int) -> Windows:
-    """The cheapest windows for ``patches`` (at least one) of a picture: small squares, or one box around all."""
-    row, column = np.divmod(patches.astype(np.int64), grid[1])
-    top, left = max(int(row.min()) - reach, 0), max(int(column.min()) - reach, 0)
-    bottom, right = min(int(row.max()) + reach + 1, grid[0]), min(int(column.max()) + reach + 1, grid[1])
-    best = Windows((bottom - top, right - left), np.array([[top, left]]), np.zeros(len(patches), np.int64))
-    for tile in TILES:
-        side = tile + 2 * reach
-        if side > min(grid):
+def windows_of(patches: NDArray[np.int32], grid: tuple[int, int], reach: int) -> list[DecodedWindow]:
+    """Windows that hold ``patches`` (at least one) and ``reach`` more on each side: one around all, cut in two as long
+    as that saves work."""
+    places = np.stack(np.divmod(patches.astype(np.int64), grid[1]))
+    waiting, windows = [np.arange(len(patches))], []
+    while waiting:
+        members = waiting.pop()
+        halves = _cut(places[:, members], grid, reach)
+        if halves is not None:
+            waiting += [members[halves[0]], members[halves[1]]]
             continue
-        tiles, window = np.unique(row // tile * grid[1] + column // tile, return_inverse=True)
         # A window stays in the picture: where it touches the edge, the decoder sees the edge as in the whole grid.
-        corners = np.stack(np.divmod(tiles, grid[1]), 1) * tile - reach
-        corners = np.clip(corners, 0, np.array(grid) - side)
-        squares = Windows((side, side), corners, window.reshape(-1))
-        if squares.cost < best.cost:
-            best = squares
-    return best
+        first, last = _box(places[:, members].min(1), places[:, members].max(1), grid, reach)
+        windows.append(DecodedWindow(members, (int(first[0]), int(first[1])), tuple((last - first).tolist())))
+    return windows
+
+
+def _box(
+    low: NDArray[np.int64], high: NDArray[np.int64], grid: tuple[int, int], reach: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The window of patches between two corners ``(2, ...)``: its first place, and the place behind its last one."""
+    end = np.array(grid).reshape(2, *[1] * (low.ndim - 1))
+    return np.maximum(low - reach, 0), np.minimum(high + reach + 1, end)
+
+
+def _cut(places: NDArray[np.int64], grid: tuple[int, int], reach: int) -> tuple[NDArray[np.int64], ...] | None:
+    """The two parts of places ``(2, P)`` whose windows cost least together; None where one window costs less."""
+
+    def cost(low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
+        first, last = _box(low, high, grid, reach)
+        height, width = last - first
+        area: NDArray[np.int64] = height * width
+        return area
+
+    least, parts = int(cost(places.min(1), places.max(1))) - WINDOW_COST, None
+    for axis in (0, 1):
+        order = np.argsort(places[axis], kind="stable")
+        along = places[:, order]
+        before = cost(np.minimum.accumulate(along, 1), np.maximum.accumulate(along, 1))[:-1]
+        back = along[:, ::-1]
+        behind = cost(np.minimum.accumulate(back, 1), np.maximum.accumulate(back, 1))[-2::-1]
+        costs = before + behind
+        if len(costs) and costs.min() < least:
+            least, at = int(costs.min()), int(costs.argmin()) + 1
+            parts = order[:at], order[at:]
+    return parts
 
 
 def decode_patches(
@@ -118,26 +144,28 @@ def decode_patches(
         uint8 ``(S, 8, 8, 3)``, RGB.
     """
     with clock.stage("decode"):
-        windows = windows_of(shown, grid, reach)
-        (rows, width), count = windows.size, len(windows.corners)
         slot = np.full(grid, -1, np.int32)
         slot.ravel()[patches] = np.arange(len(patches), dtype=np.int32)
-        areas = [np.s_[..., y : y + rows, x : x + width] for y, x in windows.corners.tolist()]
-        slots = np.stack([slot[area] for area in areas])
-        new = slots >= 0
-        inputs = {}
-        for name, values in held.named().items():
-            shaped = values.reshape(-1, *grid)
-            batch = np.empty((count, len(values), rows, width), np.float32)
-            for number, area in enumerate(areas):
-                batch[number] = shaped[area]
-            batch.transpose(0, 2, 3, 1)[new] = columns.named()[name].T[slots[new]]
-            inputs[name] = batch
-        pixels = networks.session.run("decoder", inputs)["pixels"]
         row, column = np.divmod(shown, grid[1])
-        corner = windows.corners[windows.window]
-        chosen = pixels[windows.window, :, row - corner[:, 0], column - corner[:, 1]]
-        return pixels_of(np.ascontiguousarray(chosen.T, np.float32))
+        sizes: dict[tuple[int, int], list[DecodedWindow]] = {}
+        for window in windows_of(shown, grid, max(reach - LEFT_OUT, 0)):
+            sizes.setdefault(window.size, []).append(window)
+        chosen = np.empty((PATCH_VALUES, len(shown)), np.float32)
+        for (rows, width), windows in sizes.items():
+            areas = [np.s_[..., y : y + rows, x : x + width] for y, x in (window.corner for window in windows)]
+            slots = np.stack([slot[area] for area in areas])
+            new = slots >= 0
+            inputs = {}
+            for name, values in held.named().items():
+                shaped = values.reshape(-1, *grid)
+                batch = np.stack([shaped[area] for area in areas])
+                batch.transpose(0, 2, 3, 1)[new] = columns.named()[name].T[slots[new]]
+                inputs[name] = batch
+            pixels = networks.session.run("decoder", inputs)["pixels"]
+            for own, window in zip(pixels, windows, strict=True):
+                at = window.members
+                chosen[:, at] = own[:, row[at] - window.corner[0], column[at] - window.corner[1]]
+        return pixels_of(chosen)
 
 
 def pixels_of(values: NDArray[np.float32]) -> NDArray[np.uint8]:

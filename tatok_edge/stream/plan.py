@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.model.networks import Prior
+from tatok_edge.model.networks import CellContext, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import per_value
 from tatok_edge.stream.choice import HELD, Offers
@@ -20,8 +20,9 @@ from tatok_edge.stream.history import PatchHistory, Refresh
 from tatok_edge.stream.look import Look
 from tatok_edge.stream.motion import FoundMotion, find_motion
 from tatok_edge.stream.pixels import pixels_of, put_patches
-from tatok_edge.stream.state import held_ahead, prior_of
-from tatok_edge.stream.windows import Window, cell_of, window_around
+from tatok_edge.stream.state import cells_in, held_ahead
+from tatok_edge.stream.windows import Window, cell_of, inside, window_around
+from tatok_edge.tokens.budget import TokenBudget
 
 VISIBLE: Final = 144.0
 """A rise of the error above this energy is visible everywhere, in grey levels squared. Its cell gets a token now."""
@@ -29,6 +30,20 @@ EAGERNESS: Final = 0.6
 """Share of the price at which a patch is looked at more closely: before that, its error after an update is a guess."""
 MOST_SIMPLER: Final = 4.0
 """Largest factor by which a patch is guessed to be simpler, or less simple, than it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """The cells of some patches, with their new global tokens."""
+
+    window: Window
+    """Cells whose context is computed."""
+    touched: NDArray[np.bool_]
+    """The cells that take their new global token ``(hc * wc,)``."""
+    global_ids: NDArray[np.int32]
+    """Ids of the global tokens after the frame ``(hc * wc,)``."""
+    context: CellContext
+    """What the cells of the window say of their patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +126,15 @@ def plan_delta(look: Look) -> DeltaPlan:
     if wanted.any():
         patches = np.flatnonzero(wanted).astype(np.int32)
         new_ids = _global_ids(look)
-        prior = _renewal_of(patches, new_ids, announced, look).prior
-        new = _renewal_offers(look, found, worth, patches, prior)
+        area = _area_of(patches, new_ids, announced, look)
+        new = _renewal_offers(look, found, worth, patches, area)
         # What shows its global token alone gains nothing from another one, as long as nothing has changed.
         bare = (depths == 0)[patches] & ~outdated[patches]
         new.errors[bare, 0] = np.maximum(new.now[bare], new.errors[bare, 0])
         # A patch without tokens that is held once more need not be looked at again until the price falls.
         history.curves[patches[bare]] = new.errors[bare]
         new = replace(new, forced=refreshed[patches], visible=visible[patches])
-        renewal = _plan_renewal(look, new, new_ids, announced)
+        renewal = _plan_renewal(look, new, new_ids, announced, area)
         # Where all global tokens are sent, no patch can be refined (see held_ahead).
         whole = renewal is not None and len(renewal.cells) == frame.n_cells
         offers = new if whole else known.joined(new)
@@ -183,35 +198,40 @@ def _global_ids(look: Look) -> NDArray[np.int32]:
     return kernels.ids_from_codes(np.ascontiguousarray(codes.reshape(len(codes), -1).T), tokenizer.levels)
 
 
-def _renewal_of(
-    patches: NDArray[np.int32], new_ids: NDArray[np.int32], announced: NDArray[np.int32], look: Look
-) -> Renewal:
-    """The prior of ``patches`` with new global tokens in their cells."""
-    state, columns = look.memory.state, look.frame.grid[1]
+def _area_of(
+    patches: NDArray[np.int32],
+    new_ids: NDArray[np.int32],
+    announced: NDArray[np.int32],
+    look: Look,
+    known: Area | None = None,
+) -> Area:
+    """The cells of ``patches`` with new global tokens; ``known`` if that is the same."""
+    state = look.memory.state
     touched = np.zeros(new_ids.size, np.bool_)
-    touched[cell_of(patches, columns)] = True
+    touched[cell_of(patches, look.frame.grid[1])] = True
     window = window_around(np.flatnonzero(touched), state.cell_grid)
     touched[announced] = True
+    if known is not None and known.window == window and np.array_equal(known.touched, touched):
+        return known
     global_ids = np.where(touched, new_ids, state.held.global_ids)
-    sent = global_ids != state.held.global_ids
-    sent[announced] = True
-    prior = prior_of(patches, window, global_ids, state, look.options.tokenizer, look.frame.clock)
-    return Renewal(patches, window, np.flatnonzero(sent).astype(np.int32), announced, global_ids, prior)
+    context = cells_in(window, global_ids, state, look.options.tokenizer, look.frame.clock)
+    return Area(window, touched, global_ids, context)
 
 
 def _renewal_offers(
-    look: Look, found: FoundMotion, worth: NDArray[np.float32], patches: NDArray[np.int32], prior: Prior
+    look: Look, found: FoundMotion, worth: NDArray[np.float32], patches: NDArray[np.int32], area: Area
 ) -> Offers:
-    """What renewing ``patches`` under a prior could do."""
+    """What renewing ``patches`` could do; their context need not be known."""
     frame, options = look.frame, look.options
     columns = frame.grid[1]
     with frame.clock.stage("select"):
+        mean = np.take(area.context.mean, inside(patches, area.window, columns), axis=1)
         picture = found.picture.copy()
-        put_patches(picture, patches, pixels_of(prior.mean))
+        put_patches(picture, patches, pixels_of(mean))
         residual = per_value(kernels.patch_change(frame.image, frame.bgr, picture)[0])[patches]
         every = np.arange(len(patches), dtype=np.int32)
         scores = kernels.patch_scores(
-            frame.image, frame.bgr, prior.mean, every, patches, columns, options.tokenizer.coding.basis
+            frame.image, frame.bgr, mean, every, patches, columns, options.tokenizer.coding.basis
         )
         none = np.zeros(len(patches), np.bool_)
         return Offers(
@@ -228,26 +248,33 @@ def _renewal_offers(
 
 
 def _plan_renewal(
-    look: Look, offers: Offers, new_ids: NDArray[np.int32], announced: NDArray[np.int32]
+    look: Look, offers: Offers, new_ids: NDArray[np.int32], announced: NDArray[np.int32], area: Area
 ) -> Renewal | None:
-    """What renewing needs at the price: new global tokens only where a patch is renewed."""
-    frame, scratch = look.frame, look.memory.scratch
+    """What renewing needs at the price: new global tokens only where a patch is renewed.
+
+    ``area`` has the cells of all offered patches.
+    """
+    frame, networks, held = look.frame, look.options.tokenizer.networks, look.memory.state.held
     chosen = offers.at(look.price)
     best = offers.most_visible()
     encoded = chosen > 0
-    encoded[best] = True  # at a higher price a cell may need the token of another patch
+    if look.options.budget != TokenBudget(score=look.options.budget.score):
+        encoded[best] = True  # at a higher price, which a limit may ask for, a cell may need the token of another patch
     renewed = (chosen != HELD) | encoded
     if not renewed.any():
         return None
-    renewal = _renewal_of(offers.patches[renewed], new_ids, announced, look)
+    patches, columns = offers.patches[renewed], frame.grid[1]
+    area = _area_of(patches, new_ids, announced, look, area)
+    sent = area.global_ids != held.global_ids
+    sent[announced] = True
+    prior = networks.prior_of(area.context, inside(patches, area.window, columns), frame.clock)
+    cells = np.flatnonzero(sent).astype(np.int32)
+    renewal = Renewal(patches, area.window, cells, announced, area.global_ids, prior)
     with frame.clock.stage("gather"):
-        patches = offers.patches[encoded]
-        if not len(patches):
+        coded = offers.patches[encoded]
+        if not len(coded):
             return renewal
-        columns = frame.grid[1]
-        source = np.searchsorted(renewal.patches, patches).astype(np.int32)
-        kernels.scatter_columns(renewal.prior.context, source, scratch.context, patches)
-        kernels.scatter_columns(renewal.prior.mean, source, scratch.mean, patches)
-        features = look.options.tokenizer.networks.features(len(patches))
-        kernels.gather_features(frame.image, frame.bgr, scratch.context, scratch.mean, patches, columns, out=features)
-        return replace(renewal, encoded=patches, features=features)
+        source = np.searchsorted(patches, coded).astype(np.int32)
+        features = networks.features(len(coded))
+        kernels.gather_features(frame.image, frame.bgr, prior.context, prior.mean, source, coded, columns, out=features)
+        return replace(renewal, encoded=coded, features=features)

@@ -6,19 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-AIM_DB: Final = 0.1
-"""The controller aims this much above its target, in dB, so that the mean over frames does not fall below it."""
-STEP: Final = 1.0
-"""Change of the logarithm of the price per unit of the logarithm of error over target, in each frame."""
+STEP: Final = 0.7
+"""Change of the logarithm of the price for each dB that a frame lost."""
 DEBT_SHARE: Final = 0.1
-"""Weight of the sum of earlier excesses against the newest one: what was lost is made up for."""
-DEBT_DECAY: Final = 0.9
-"""Share of that sum that is left after a frame: what was lost long ago is not made up for."""
+"""Weight of what earlier frames lost in sum, against what the newest one lost."""
+CREDIT: Final = 4.0
+"""What earlier frames gained counts up to this sum, in dB. Half of it is aimed at, so that the mean loss over frames
+stays below the allowed one."""
 MAX_STEP: Final = 0.5
 """Largest change of the logarithm of the price in one frame."""
-AT_ONCE: Final = 16.0
-"""Largest factor between the price of a frame and the one before. The price follows target over error of the picture
-that is shown before the frame: what appears suddenly finds a low price at once."""
 FEW: Final = 1 / 64
 """Tokens per patch and frame of a stream that gains next to nothing from sending fewer. Below it the price hardly
 rises, so that it is not out of reach when something happens."""
@@ -26,12 +22,10 @@ PRICE_LIMITS: Final = (1.0, 1e6)
 """Smallest and largest price, in grey levels squared times frames."""
 FULL: Final = 0.95
 """Share of its bits that a full packet uses."""
-FALL_TO_FILL: Final = 0.7
-"""Factor of the price after a packet that was not full."""
-FIRST_PROBE: Final = 2
-"""Frames from a keyframe to the next measurement of the fixed rate. The interval doubles with each measurement."""
-LONGEST_PROBE: Final = 128
-"""Largest number of frames between measurements."""
+WRONG_DB: Final = 0.2
+"""An estimate of the fixed rate that is wrong by more makes the next measurement come earlier, in dB."""
+PROBES: Final = (4, 128)
+"""Smallest and largest number of frames between measurements of the fixed rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +35,38 @@ class Price:
     value: float
     """The price of the next frame, before its own error is known."""
     debt: float = 0.0
-    """Sum of the excesses of earlier frames, the logarithm of error over target."""
-    until_probe: int = FIRST_PROBE
-    """Frames until the next measurement of the fixed rate."""
-    probe_interval: int = FIRST_PROBE
+    """What all frames so far lost beyond the allowed loss, summed over frames, in dB; negative where they gained."""
+    unmeasured: int = 0
+    """Frames since the fixed rate was last measured."""
+    interval: int = PROBES[0]
     """Frames from the last measurement to the next one."""
 
+    @property
+    def probe_due(self) -> bool:
+        """Whether the fixed rate is to be measured with the frame that this price follows."""
+        return self.unmeasured >= self.interval
+
     def now(self, error: float, target: float) -> float:
-        """The price for a frame.
+        """The price for a frame: what appears suddenly finds a low price at once.
 
         Args:
             error: Mean squared error of the picture that is shown before the frame.
             target: The mean squared error to aim at.
         """
-        factor = min(max((target + 1) / (error + 1), 1 / AT_ONCE), AT_ONCE)
-        return max(self.value * factor, PRICE_LIMITS[0])
+        return max(self.value * (target + 1) / (error + 1), PRICE_LIMITS[0])
 
-    def after(self, error: float, target: float, sent: float) -> Price:
-        """The price after a frame: lower where the error of the shown picture is above the target, else higher.
+    def after(self, lost: float, sent: float) -> Price:
+        """The price after a frame: lower where the frames so far lost too much, else higher.
 
         Args:
-            error: Mean squared error of the shown picture after the frame.
-            target: The mean squared error to aim at.
+            lost: What the frame lost beyond the allowed loss, in dB.
             sent: Tokens of the frame per patch.
         """
-        # An error below one grey level squared is as good as none.
-        excess = math.log((error + 1) / (target + 1))
-        debt = DEBT_DECAY * self.debt + excess
-        step = STEP * (excess + DEBT_SHARE * debt)
+        debt = max(self.debt + lost, -CREDIT)
+        step = STEP * (lost + DEBT_SHARE * (debt + CREDIT / 2))
         step = min(max(step, -MAX_STEP * min(sent / FEW, 1)), MAX_STEP)
         value = min(max(self.value * math.exp(-step), PRICE_LIMITS[0]), PRICE_LIMITS[1])
-        return Price(value, debt, self.until_probe - 1, self.probe_interval)
+        return replace(self, value=value, debt=debt, unmeasured=self.unmeasured + 1)
 
     def filled(self, cut_at: float, used: float) -> Price:
         """The price after a frame whose packet is to use all bits of its budget.
@@ -81,16 +76,32 @@ class Price:
             used: Share of the bits that the packet used.
         """
         value = cut_at if cut_at > self.value else self.value
-        value = min(max(value * (FALL_TO_FILL if used < FULL else 1.0), PRICE_LIMITS[0]), PRICE_LIMITS[1])
-        return replace(self, value=value, until_probe=self.until_probe - 1)
+        value *= math.exp(-MAX_STEP) if used < FULL else 1.0
+        value = min(max(value, PRICE_LIMITS[0]), PRICE_LIMITS[1])
+        return replace(self, value=value, unmeasured=self.unmeasured + 1)
 
-    def probed(self) -> Price:
-        """The price after the fixed rate was measured."""
-        interval = min(2 * self.probe_interval, LONGEST_PROBE)
-        return replace(self, until_probe=interval, probe_interval=interval)
+    def after_key(self, lost: float) -> Price:
+        """The price after a keyframe, which measures the fixed rate; ``lost`` as for :meth:`after`."""
+        return replace(self, debt=max(self.debt + lost, -CREDIT), unmeasured=0)
+
+    def probed(self, wrong: float) -> Price:
+        """The price after the fixed rate was measured.
+
+        Args:
+            wrong: PSNR of the fixed rate less its estimate, in dB. It is assumed to have grown evenly since the
+                measurement before, so that each frame since then lost its part of it.
+        """
+        debt = max(self.debt + wrong * (self.unmeasured + 1) / 2, -CREDIT)
+        interval = self.interval // 2 if abs(wrong) > WRONG_DB else 2 * self.interval
+        return replace(self, debt=debt, unmeasured=0, interval=min(max(interval, PROBES[0]), PROBES[1]))
+
+
+def loss_db(error: float, fixed_error: float) -> float:
+    """PSNR that one mean squared error loses against another, in dB; both count one grey level squared more."""
+    return 10 * math.log10((error + 1) / (fixed_error + 1))
 
 
 def target_of(fixed_error: float, max_loss_db: float) -> float:
     """The mean squared error to aim at, from that of the fixed rate and the allowed loss in dB."""
-    target: float = fixed_error * 10 ** ((max_loss_db - AIM_DB) / 10)
+    target: float = fixed_error * 10 ** (max_loss_db / 10)
     return target

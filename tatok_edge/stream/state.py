@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.geometry import PATCH, PATCH_VALUES, Image, PictureSize, cell_grid, patch_grid
-from tatok_edge.model.networks import Clock, Prior
+from tatok_edge.model.networks import CellContext, Clock, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of
@@ -78,6 +78,8 @@ class Update:
     """Which patches show moved pixels after it, ``(N,)``."""
     offsets: NDArray[np.int32]
     """How far the pixels of each patch have moved away from what is held of it, int32 ``(h, w, 2)``."""
+    source: NDArray[np.int64]
+    """The patch of which was held before what is held of each patch after the move, ``(N,)``."""
     decoded: NDArray[np.bool_]
     """Patches whose pixels are decoded anew: the updated ones, and those beside them, ``(h, w)``."""
     picture: Image
@@ -126,7 +128,7 @@ def update_of(
         pixels = decode_patches(tokenizer.networks, state.maps, written, columns, shown, state.grid, reach, clock)
         picture = picture.copy() if picture is state.picture else picture
         put_patches(picture, shown, pixels)
-    return Update(delta, held, written, columns, moved, offsets, decoded, picture)
+    return Update(delta, held, written, columns, moved, offsets, source, decoded, picture)
 
 
 def _renew(
@@ -145,7 +147,9 @@ def _renew(
     if not new.any():
         return
     patches, tokens = delta.updated[new], renewed[delta.positions]
-    prior = prior or prior_of(patches, delta.window, held.global_ids, state, tokenizer, clock)
+    if prior is None:
+        cells = cells_in(delta.window, held.global_ids, state, tokenizer, clock)
+        prior = tokenizer.networks.prior_of(cells, inside(patches, delta.window, state.grid[1]), clock)
     places = np.searchsorted(patches, delta.positions[tokens]).astype(np.int32)
     codes = kernels.codes_from_ids(np.ascontiguousarray(delta.ids[tokens]), tokenizer.levels)
     values = kernels.decoder_state(codes, places, prior.expected, prior.entropy, tokenizer.levels)
@@ -186,19 +190,13 @@ def held_ahead(held: HeldTokens, cells: int) -> HeldTokens:
     return HeldTokens(held.global_ids, np.zeros_like(held.depths), np.zeros_like(held.ids))
 
 
-def prior_of(
-    patches: NDArray[np.int32],
-    window: Window,
-    global_ids: NDArray[np.int32],
-    size: PictureSize,
-    tokenizer: Tokenizer,
-    clock: Clock,
-) -> Prior:
-    """Prior of patches whose cells lie in a window, in their order.
+def cells_in(
+    window: Window, global_ids: NDArray[np.int32], size: PictureSize, tokenizer: Tokenizer, clock: Clock
+) -> CellContext:
+    """What the cells of a window say of its patches.
 
     Args:
-        patches: The patches of the picture ``(P,)``, at least one.
-        window: The cells whose context is computed.
+        window: The cells.
         global_ids: Ids of the global tokens of all cells ``(hc * wc,)``.
         size: The picture.
         tokenizer: The model.
@@ -207,8 +205,7 @@ def prior_of(
     top, left, height, width = window
     area = global_ids.reshape(size.cell_grid)[top : top + height, left : left + width]
     codes = kernels.codes_from_ids(np.ascontiguousarray(area.reshape(-1)), tokenizer.levels)
-    cells = tokenizer.networks.cell_context(codes.T.reshape(-1, height, width), clock)
-    return tokenizer.networks.prior_of(cells, inside(patches, window, size.grid[1]), clock)
+    return tokenizer.networks.cell_context(codes.T.reshape(-1, height, width), clock)
 
 
 def state_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from tatok_edge.stream.choice import HELD, HIGHEST, RENEWAL_COST, Offers, lowest_price
 from tatok_edge.stream.curves import ErrorCurves, anchored
 from tatok_edge.stream.limits import within_budget
-from tatok_edge.stream.price import AIM_DB, FEW, LONGEST_PROBE, PRICE_LIMITS, Price, target_of
+from tatok_edge.stream.price import CREDIT, FEW, PRICE_LIMITS, PROBES, WRONG_DB, Price, target_of
 from tatok_edge.tokens.budget import TokenBudget
 
 DEPTH = 3
@@ -103,21 +105,51 @@ def test_the_lowest_price_is_found_within_a_small_factor() -> None:
 
 
 def test_the_price_follows_the_error() -> None:
-    price = Price(1000.0)
-    assert price.after(200, 100, 0.5).value < 1000 < price.after(50, 100, 0.5).value
-    assert price.after(100, 100, 0.5).value == 1000
+    price = Price(1000.0, debt=-CREDIT / 2)
+    assert price.after(1.0, 0.5).value < 1000 < price.after(-1.0, 0.5).value
+    assert price.after(0.0, 0.5).value == 1000
     # What was lost before is made up for.
-    assert price.after(200, 100, 0.5).after(100, 100, 0.5).value < price.after(200, 100, 0.5).value
+    assert price.after(1.0, 0.5).after(0.0, 0.5).value < price.after(1.0, 0.5).value
     # Where nothing is sent a higher price gains nothing, and would be in the way when something happens.
-    assert price.after(50, 100, 0.0).value == 1000
-    assert price.after(50, 100, FEW / 10).value < price.after(50, 100, FEW).value
+    assert price.after(-1.0, 0.0).value == 1000
+    assert price.after(-1.0, FEW / 10).value < price.after(-1.0, FEW).value
     # Within one frame the price falls with the error of what is shown, so that nothing comes late.
     assert price.now(400, 100) < 300 and price.now(100, 100) == 1000
-    for error in (0.0, 1e9):
+    for lost in (-50.0, 50.0):
         one = price
         for _ in range(200):
-            one = one.after(error, 100, 1.0)
+            one = one.after(lost, 1.0)
             assert PRICE_LIMITS[0] <= one.value <= PRICE_LIMITS[1]
+
+
+@pytest.mark.parametrize("needed", [30.0, 3000.0])
+def test_the_mean_loss_over_frames_is_what_was_allowed(needed: float) -> None:
+    """A scene in which another price than the first one is needed; the loss follows the price slowly."""
+    price, lost, total = Price(300.0), 0.0, 0.0
+    for number in range(120):
+        lost += 0.3 * (2 * math.log(price.value / needed) - lost)
+        total += lost
+        price = price.after(lost, 0.5)
+        if number >= 40:
+            assert total <= 0.5
+    assert abs(lost) < 0.1
+
+
+def test_gains_of_long_ago_are_not_spent() -> None:
+    price = Price(1000.0)
+    for _ in range(100):
+        price = price.after(-1.0, 0.0)
+    assert price.debt == -CREDIT
+
+
+def test_what_an_estimate_hid_is_made_up_for() -> None:
+    price = Price(1000.0)
+    for _ in range(9):
+        price = price.after(0.0, 0.5)
+    # The fixed rate was 0.4 dB better than estimated; from measurement to measurement the difference grew evenly.
+    probed = price.probed(0.4)
+    assert probed.debt == pytest.approx(price.debt + 0.4 * (1 + 9) / 2)
+    assert probed.unmeasured == 0 and not probed.probe_due
 
 
 def test_a_price_that_fills_a_budget() -> None:
@@ -130,13 +162,18 @@ def test_a_price_that_fills_a_budget() -> None:
 def test_measurements_become_rarer() -> None:
     price, intervals = Price(1.0), []
     for _ in range(20):
-        price = price.probed()
-        intervals.append(price.until_probe)
-    assert intervals[0] < intervals[1] and max(intervals) == intervals[-1] == LONGEST_PROBE
+        price = price.probed(WRONG_DB / 2)
+        intervals.append(price.interval)
+    assert intervals[0] < intervals[1] and max(intervals) == intervals[-1] == PROBES[1]
+    # They become more frequent where the estimate was wrong.
+    assert price.probed(2 * WRONG_DB).interval == PROBES[1] // 2
+    assert Price(1.0).probed(-2 * WRONG_DB).interval == PROBES[0]
+    assert replace(price, unmeasured=PROBES[1]).probe_due
 
 
 def test_the_target_is_the_fixed_rate_and_what_may_be_lost() -> None:
-    assert 10 * np.log10(target_of(100, 1.0) / 100) == pytest.approx(1.0 - AIM_DB)
+    assert 10 * np.log10(target_of(100, 1.0) / 100) == pytest.approx(1.0)
+    assert target_of(100, 0.0) == 100
 
 
 # --- error curves ------------------------------------------------------------------------------------

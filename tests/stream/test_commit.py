@@ -71,7 +71,7 @@ def test_a_failing_network_changes_no_camera(
         vectors += frames[0].n_vectors
     session.calls_left = None
     assert {"probe", "context", "patch_encoder", "decode"} <= stages
-    assert (vectors > 0) == (refresh == "key")
+    assert vectors > 0
 
 
 @pytest.mark.parametrize("failing", ["keyframe", "image", "index"])

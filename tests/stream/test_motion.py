@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.streams import clip, loss_of, pan_over_a_scene, run
+from helpers.streams import clip, loss_of, pan_over_a_scene, run, same
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -194,9 +194,36 @@ def test_what_moves_is_flagged_while_anything_is_stale() -> None:
     assert moved[5, 5] and not moved[:4, 4:].any() and not moved[4:, :4].any()
 
 
-@pytest.mark.parametrize("options", [{"refresh": "rolling", "keyframe_interval": 10}, {"motion": False}])
-def test_where_there_is_no_motion(tokenizer: Tokenizer, pan: list[Image], options: dict[str, Any]) -> None:
-    frames, _, _ = run(tokenizer, pan[:10], **options)
+@pytest.mark.parametrize("back", [False, True])
+def test_who_joins_a_rolling_refresh_in_a_pan_knows_what_is_right(tokenizer: Tokenizer, back: bool) -> None:
+    """Pixels that a receiver does not have yet never move into what it has; what is not marked as stale is right."""
+    images, interval, joined = pan_over_a_scene(26), 8, 3
+    encoder = StreamEncoder(tokenizer, refresh="rolling", keyframe_interval=interval)
+    late = StreamDecoder(tokenizer)
+    vectors, exact = 0, None
+    for number, image in enumerate(images[::-1] if back else images):
+        frame = encoder.encode(image)
+        vectors += frame.n_vectors
+        if number < joined:
+            continue
+        decoded, state = late.decode(frame.packet), encoder.state
+        if decoded.image is None:
+            continue
+        assert state is not None
+        differs = (decoded.image != state.picture[: state.height, : state.width]).any(2)
+        differs = differs.reshape(differs.shape[0] // 8, 8, -1, 8).any((1, 3))
+        assert not (differs & ~decoded.stale[: differs.shape[0], : differs.shape[1]]).any(), number
+        if decoded.complete:
+            exact = exact or number
+            assert same(encoder.state, late.state), number
+        else:
+            assert exact is None
+    assert vectors > 5
+    assert exact is not None and exact <= joined + 3 * interval
+
+
+def test_motion_can_be_turned_off(tokenizer: Tokenizer, pan: list[Image]) -> None:
+    frames, _, _ = run(tokenizer, pan[:6], motion=False)
     assert not any(frame.n_vectors for frame in frames)
 
 

@@ -7,27 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatok_edge import Tokenizer
-from tatok_edge.geometry import PATCH_VALUES
+from tatok_edge import StreamEncoder, Tokenizer
 from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels
+from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.change import noise_limit
 from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of, windows_of
 from tatok_edge.stream.windows import around, cell_of, inside, window_around
 
 
-def random_maps(tokenizer: Tokenizer, patches: int, seed: int) -> Maps:
-    rng = np.random.default_rng(seed)
-    state = rng.uniform(-1, 1, (tokenizer.depth * (len(tokenizer.levels) + 2), patches)).astype(np.float32)
-    context = rng.normal(0, 1, (tokenizer.networks.context_width, patches)).astype(np.float32)
-    return Maps(state, context, rng.uniform(-0.6, 0.6, (PATCH_VALUES, patches)).astype(np.float32))
+def maps_of(tokenizer: Tokenizer, grid: tuple[int, int], seed: int) -> Maps:
+    """What is held of a picture."""
+    encoder = StreamEncoder(tokenizer)
+    encoder.encode(render(Scene(width=8 * grid[1], height=8 * grid[0], seed=seed), 0))
+    assert encoder.state is not None
+    return encoder.state.maps
 
 
 @pytest.mark.parametrize("share", [0.002, 0.01, 0.05, 0.3, 1.0])
 def test_updated_patches_are_those_of_the_whole_grid(tokenizer: Tokenizer, share: float) -> None:
     rng, grid = np.random.default_rng(1), (28, 36)
     count = grid[0] * grid[1]
-    held, new = random_maps(tokenizer, count, 2), random_maps(tokenizer, count, 3)
+    held, new = maps_of(tokenizer, grid, 2), maps_of(tokenizer, grid, 3)
     patches = np.sort(rng.choice(count, max(1, int(share * count)), replace=False)).astype(np.int32)
     columns = Maps(*(np.take(values, patches, 1) for values in new.named().values()))
     reach = reach_of(tokenizer.bundle.manifest)
@@ -40,12 +41,12 @@ def test_updated_patches_are_those_of_the_whole_grid(tokenizer: Tokenizer, share
     picture = expected.copy()
     put_patches(picture, shown, pixels)
     difference = np.abs(picture.astype(int) - expected)
-    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.02
 
 
 def test_corners_and_edges(tokenizer: Tokenizer) -> None:
     grid, reach = (16, 20), reach_of(tokenizer.bundle.manifest)
-    held = random_maps(tokenizer, 320, 4)
+    held = maps_of(tokenizer, grid, 4)
     whole = tokenizer.networks.pixels(held.state, held.context, held.mean, grid, Clock())
     expected = kernels.assemble(whole, 20, 128, 160, False)
     for patch in (0, 19, 300, 319, 10, 160, 170):
@@ -64,14 +65,25 @@ def test_windows_hold_each_patch_and_what_the_decoder_sees(
 ) -> None:
     patches = np.unique(data.draw(st.lists(st.integers(0, rows * columns - 1), min_size=1))).astype(np.int32)
     windows = windows_of(patches, (rows, columns), reach)
-    height, width = windows.size
-    row, column = np.divmod(patches, columns)
-    top, left = windows.corners[windows.window].T
-    assert (top >= 0).all() and (top + height <= rows).all() and (left >= 0).all() and (left + width <= columns).all()
-    assert (top <= np.maximum(row - reach, 0)).all() and (left <= np.maximum(column - reach, 0)).all()
-    assert (top + height >= np.minimum(row + reach + 1, rows)).all()
-    assert (left + width >= np.minimum(column + reach + 1, columns)).all()
-    assert windows.cost <= rows * columns
+    assert sorted(np.concatenate([window.members for window in windows]).tolist()) == list(range(len(patches)))
+    for window in windows:
+        (top, left), (height, width) = window.corner, window.size
+        row, column = np.divmod(patches[window.members], columns)
+        assert top >= 0 and top + height <= rows and left >= 0 and left + width <= columns
+        assert (top <= np.maximum(row - reach, 0)).all() and (left <= np.maximum(column - reach, 0)).all()
+        assert (top + height >= np.minimum(row + reach + 1, rows)).all()
+        assert (left + width >= np.minimum(column + reach + 1, columns)).all()
+    assert sum(window.size[0] * window.size[1] for window in windows) <= rows * columns
+
+
+def test_patches_far_apart_get_small_windows_of_their_own() -> None:
+    def sizes(*patches: int) -> list[tuple[int, int]]:
+        return sorted(window.size for window in windows_of(np.array(patches, np.int32), (40, 60), 4))
+
+    far = 30 * 60 + 50  # row 30, column 50
+    assert sizes(5 * 60 + 5, far) == [(9, 9), (9, 9)]
+    assert sizes(5 * 60 + 5, 5 * 60 + 6, 6 * 60 + 7) == [(10, 11)]
+    assert sizes(0, 1, far) == [(5, 6), (9, 9)]
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())

@@ -133,7 +133,7 @@ def test_the_loss_is_what_was_allowed(tokenizer: Tokenizer) -> None:
         losses.append(np.mean(loss))
     assert counts[0] > counts[1] > counts[2]
     assert losses[0] < losses[1] < losses[2]
-    assert losses[1] < 0.5 and losses[2] < 1.5
+    assert losses[1] < 0.6 and losses[2] < 1.5
 
 
 def test_a_scene_cut_makes_a_keyframe(tokenizer: Tokenizer, scene: list[Image]) -> None:
