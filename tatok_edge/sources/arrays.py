@@ -33,7 +33,7 @@ class ArraySource(Source):
                 f"a source is a name, a number, a path, or something that yields pictures, got {type(pictures)}"
             )
         if fps is None:
-            raise SourceError("pictures from arrays need their frame rate: open_source(pictures, fps=30)")
+            raise SourceError("pictures in memory need their frame rate: add fps=30")
         self._rate = fps
         self._pictures = iter(pictures)
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tatok_edge.errors import FormatError, InputError, SourceError
 from tatok_edge.geometry import Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.robotics.bags.bag import Bag, choose_topics
 from tatok_edge.robotics.bags.cdr import Cdr
 from tatok_edge.robotics.bags.records import Message
@@ -22,14 +23,16 @@ class BagSource(Source):
     Args:
         path: The bag.
         topic: The topic; may be left out if the bag has one topic of images.
+        limits: Largest chunk, message and picture.
 
     Raises:
         SourceError: The bag or topic does not exist, or has no image that can be read.
         InputError: A package of the extra ``robotics`` is missing.
     """
 
-    def __init__(self, path: str | Path, topic: str | None = None) -> None:
-        self._bag = Bag(path)
+    def __init__(self, path: str | Path, topic: str | None = None, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._bag = Bag(path, limits=limits)
+        self._limits = limits
         try:
             (self.topic,) = choose_topics(self._bag, [topic] if topic else [], IMAGE_TYPES)
             self._bad: list[str] = []
@@ -56,7 +59,12 @@ class BagSource(Source):
             index += 1
             try:
                 message = cdr.read(record)
-                yield image_from_message(message), index, stamp_us(message), record.log_time // 1000
+                yield (
+                    image_from_message(message, limits=self._limits),
+                    index,
+                    stamp_us(message),
+                    record.log_time // 1000,
+                )
             except (FormatError, InputError) as error:
                 self._bad.append(f"message {index}: {error}")
 

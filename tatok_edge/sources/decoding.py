@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Literal
 
 from tatok_edge.closing import Closing
 from tatok_edge.errors import SourceError
 from tatok_edge.geometry import MAX_SIDE
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.pyav import Disposition, VideoFrame, VideoStream, av, reason
+from tatok_edge.runtime.cores import usable_cores
 from tatok_edge.sources.source import MAX_FPS
 
 Threads = Literal["AUTO", "SLICE", "NONE"]
@@ -30,6 +31,7 @@ class Decoder(Closing):
         timeout: Seconds that opening and each read may take; None for no limit.
         threads: ``"AUTO"`` is fastest and holds frames back, ``"SLICE"`` gives each frame at once, and so does
             ``"NONE"``, with one thread.
+        limits: Largest picture.
 
     Raises:
         av.FFmpegError: It cannot be opened.
@@ -44,6 +46,7 @@ class Decoder(Closing):
         options: Mapping[str, str],
         timeout: tuple[float, float] | None = None,
         threads: Threads = "AUTO",
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.bad_packets = 0
         """Packets that could not be decoded so far."""
@@ -54,7 +57,11 @@ class Decoder(Closing):
         self.broken = ""
         """Why the input could not be read to its end."""
         # Tags in the encoding of an old disk must not keep a video from opening.
-        self._container = av.open(url, options=_OPTIONS | dict(options), timeout=timeout, metadata_errors="replace")
+        # FFmpeg decodes frames while it opens: the limit counts there, too.
+        most = {"max_pixels": str(limits.max_pixels)}
+        self._container = av.open(
+            url, options=_OPTIONS | most | dict(options), timeout=timeout, metadata_errors="replace"
+        )
         try:
             stream = self._container.streams.best("video")
             if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
@@ -67,14 +74,23 @@ class Decoder(Closing):
                 raise SourceError(
                     f"{name}: is {context.width}x{context.height}; width and height must be at most {MAX_SIDE} pixels"
                 )
+            limits.check_pixels(context.width, context.height, f"{name}: the video", SourceError)
             context.thread_type = threads
             # By itself, FFmpeg takes one thread more than there are cores, which costs more time than it saves.
-            context.thread_count = 1 if threads == "NONE" else min(os.cpu_count() or 1, _MAX_THREADS)
+            context.thread_count = 1 if threads == "NONE" else min(usable_cores(), _MAX_THREADS)
             # The size can change in the stream, to one that would fill the memory.
-            context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
+            context.options = most
         except BaseException:
             self._container.close()
             raise
+        self._name = name
+        self.hint = ""
+        """What else may be wrong where no frame can be decoded."""
+        if not context.width:  # FFmpeg does not say the size of what it refuses
+            self.hint = (
+                f"; or it has more pixels than the limit max_pixels, {limits.max_pixels}: if you trust the sender, "
+                "raise it with limits=Limits(max_pixels=N), or --max-pixels N"
+            )
         self.codec = context.name
         """Name of the codec."""
         self.time_base = stream.time_base
@@ -100,6 +116,19 @@ class Decoder(Closing):
             return 0
         entries = getattr(self._stream, "index_entries", None)
         return self._stream.frames if entries is None else sum(not entry.is_discard for entry in entries)
+
+    def seek(self, seconds: float) -> None:
+        """Continues at the last keyframe at or before a time of the file.
+
+        Raises:
+            SourceError: The input cannot go to a time.
+        """
+        if self.time_base is None:
+            raise SourceError(f"{self._name}: has no time stamps")
+        try:
+            self._container.seek(round(seconds / self.time_base), stream=self._stream)
+        except av.FFmpegError as error:
+            raise SourceError(f"{self._name}: cannot go to {seconds:.3f} s ({reason(error)})") from None
 
     def step(self) -> list[VideoFrame] | None:
         """Decodes the next packet: none, one or several frames; None at the end.

@@ -68,7 +68,9 @@ def folder_content(folder: str | Path) -> FolderContent:
         if path.is_dir():
             content.folders.append(path)
         else:
-            places.get(kind_of(path, look=False), content.others).append(path)
+            # A pipe or device is never opened because of its name.
+            kind = kind_of(path, look=False) if path.is_file() or not path.exists() else "other"
+            places.get(kind, content.others).append(path)
     return content
 
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
 
 from tatok_edge.errors import SourceError
+from tatok_edge.files import read_regular
 from tatok_edge.geometry import MAX_SIDE, MIN_SIDE, Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.jpeg import START, jpeg_end
+from tatok_edge.pictures.stated import stated_size
 from tatok_edge.sources.folders import FolderContent, folder_content
 from tatok_edge.sources.opencv import rgb
 from tatok_edge.sources.source import Source, SourceFrame
 
+NO_PICTURE: Final = "not a picture that OpenCV can decode, or a damaged one"
 
-def read_image(path: str | Path) -> Image:
+
+def read_image(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Image:
     """Reads one picture.
 
     Args:
-        path: A file in a format that OpenCV decodes. Alpha is dropped, grey becomes RGB, 16 bits become 8, and the
-            picture is turned as its EXIF orientation says.
+        path: A file in a format that OpenCV decodes, or AVIF or HEIC, which FFmpeg decodes. Alpha is dropped, grey
+            becomes RGB, 16 bits become 8, and the picture is turned as its EXIF orientation says.
+        limits: Largest file and picture.
 
     Returns:
         RGB picture, uint8 (height, width, 3).
@@ -30,22 +39,33 @@ def read_image(path: str | Path) -> Image:
         SourceError: The file is missing, cut off or not a picture, or too small or too large.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path, limits.max_file)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if data is None:
+        limits.refuse("max_file", os.stat(path).st_size, f"{path} is larger", SourceError)
     if cut := _cut_off(data):
         raise SourceError(f"{path}: {cut}")
+    size = stated_size(data)
+    if size is not None:
+        limits.check_pixels(*size, f"{path}: the picture", SourceError)  # decoding takes memory for all of it
+    elif data[4:8] != b"ftyp":
+        raise SourceError(f"{path}: {NO_PICTURE}")
     try:
         # Not with imread, which silently paints the missing part of a JPEG that is cut off grey.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SourceError(f"{path}: cannot be decoded ({error.err})") from None
-    if image is None:
-        raise SourceError(f"{path}: {_why_not(data)}")
+    if image is not None:
+        image = rgb(image)
+    elif data[4:8] == b"ftyp":
+        image = _still(path, data, limits)
+    else:
+        raise SourceError(f"{path}: {NO_PICTURE}")
     height, width = image.shape[:2]
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise SourceError(f"{path}: is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels")
-    return rgb(image)
+    return image
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -66,13 +86,14 @@ class ImageSource(Source):
 
     Args:
         path: The file, see :func:`read_image`.
+        limits: See there.
 
     Raises:
         SourceError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._image = read_image(path)
+    def __init__(self, path: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._image = read_image(path, limits)
         super().__init__(str(path), self._image, fps=None, frames=1)
 
     def _read(self) -> Iterator[SourceFrame]:
@@ -86,18 +107,27 @@ class FolderSource(Source):
         folder: The folder.
         fps: Frame rate; without one, all time stamps are 0.
         content: What is in the folder, if it is known already.
+        limits: See :func:`read_image`.
 
     Raises:
         SourceError: It holds no picture that can be read.
     """
 
-    def __init__(self, folder: Path, fps: float | None, content: FolderContent | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fps: float | None,
+        content: FolderContent | None = None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._limits = limits
         content = content or folder_content(folder)
         self._paths = content.pictures or list_images(folder)
         first, reason = None, ""
         for path in self._paths:
             try:
-                first = read_image(path)
+                first = read_image(path, limits)
                 break
             except SourceError as error:
                 reason = reason or str(error)
@@ -111,7 +141,7 @@ class FolderSource(Source):
         bad: list[str] = []
         for index, path in enumerate(self._paths):
             try:
-                image = read_image(path)
+                image = read_image(path, self._limits)
             except SourceError as error:
                 bad.append(str(error))
                 continue
@@ -120,15 +150,34 @@ class FolderSource(Source):
             self.problem = f"left out {len(bad)} of {len(self._paths)} pictures; the first: {bad[0]}"
 
 
-def _why_not(data: bytes) -> str:
-    """Why OpenCV gives no picture for a file."""
-    if data[4:8] == b"ftyp":
-        name = "AVIF" if data[8:11] == b"avi" else "HEIC"
-        return (
-            f"a picture in {name}, which OpenCV {cv2.__version__} here does not decode, or a damaged one; "
-            "convert it to PNG or JPEG first"
-        )
-    return "not a picture that OpenCV can decode, or a damaged one"
+def _still(path: str | Path, data: bytes, limits: Limits) -> Image:
+    """An AVIF or HEIC picture that OpenCV does not decode, by FFmpeg.
+
+    Raises:
+        SourceError: FFmpeg does not decode it either, or it is put together of tiles.
+    """
+    name = "AVIF" if data[8:11] == b"avi" else "HEIC"
+    fix = "; convert it to PNG or JPEG first, as with 'heif-convert IN OUT.png' of libheif"
+    # Imported here, because other pictures do not need PyAV.
+    from tatok_edge.pictures.pyav import Disposition, RgbConverter, av, reason
+
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            streams = container.streams.video
+            if any(stream.disposition & Disposition.dependent for stream in streams):
+                raise SourceError(f"{path}: a picture in {name} that is put together of tiles, which are not read{fix}")
+            # Others are its alpha and its preview.
+            chosen = next((stream for stream in streams if stream.disposition & Disposition.default), None)
+            chosen = chosen or streams[0]
+            limits.check_pixels(chosen.width, chosen.height, f"{path}: the picture", SourceError)
+            chosen.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+            frame = next(container.decode(chosen), None)
+            if frame is not None and not frame.is_corrupt:
+                return RgbConverter()(frame)
+            why = "damaged"
+    except (av.FFmpegError, ValueError, IndexError, StopIteration) as error:
+        why = reason(error) if isinstance(error, av.FFmpegError) else str(error)
+    raise SourceError(f"{path}: a picture in {name} that cannot be decoded here ({why}){fix}")
 
 
 def _cut_off(data: bytes) -> str:

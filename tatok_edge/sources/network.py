@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from tatok_edge.errors import SourceError
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.pyav import RgbConverter, VideoFrame, av, reason
 from tatok_edge.sources import live
 from tatok_edge.sources.decoding import Decoder
@@ -30,13 +31,14 @@ _OPTIONS: dict[str, dict[str, str]] = {
 """Options of FFmpeg by the scheme of the URL."""
 
 
-def open_stream(url: str, *, drop: bool, retry_seconds: float | None) -> Source:
+def open_stream(url: str, *, drop: bool, retry_seconds: float | None, limits: Limits = DEFAULT_LIMITS) -> Source:
     """Opens a stream or a video of a server.
 
     Args:
         url: An ``rtsp://``, ``rtsps://``, ``http://`` or ``https://`` URL.
         drop: See :class:`tatok_edge.sources.live.LiveSource`.
         retry_seconds: See there.
+        limits: Largest picture.
 
     Raises:
         SourceError: The URL is of another kind, or no stream came.
@@ -49,7 +51,7 @@ def open_stream(url: str, *, drop: bool, retry_seconds: float | None) -> Source:
     def connect() -> Decoder:
         try:
             timeout = (live.OPEN_TIMEOUT, live.READ_TIMEOUT)
-            return Decoder(url, name, options=_OPTIONS[scheme], timeout=timeout, threads="NONE")
+            return Decoder(url, name, options=_OPTIONS[scheme], timeout=timeout, threads="NONE", limits=limits)
         except av.FFmpegError as error:
             why = "it did not answer in time" if isinstance(error, av.error.ExitError) else reason(error)
             raise SourceError(f"{name}: no stream came ({why}); check address, path and password") from None

@@ -16,6 +16,7 @@ from typing import Literal
 
 from tatok_edge.errors import SourceError
 from tatok_edge.geometry import Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.sources import gstreamer
 from tatok_edge.sources.arrays import ArraySource
 from tatok_edge.sources.camera import open_camera
@@ -38,6 +39,7 @@ def open_source(
     fps: float | None = None,
     on_lag: OnLag = "auto",
     retry_seconds: float | None = RETRY_SECONDS,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Source:
     """Opens a source by its name. A file or folder of that name comes first, whatever the name looks like.
 
@@ -62,12 +64,18 @@ def open_source(
             ``"auto"`` is ``"drop"``. Files always wait and never drop.
         retry_seconds: How long to look for a lost live source, in seconds from its last frame, before the iteration
             ends with ``problem`` set; None for ever, 0 not at all.
+        limits: Largest picture, file and message. They hold for files, bags, pipes and network streams.
 
     Returns:
         An open source that has read its first frame.
 
     Raises:
         SourceError: It does not exist or cannot be read; the message says what to do.
+
+    Example:
+        >>> with tatok_edge.open_source("synthetic:frames=3") as source:  # or "clip.mp4", "frames/", "bag.mcap", 0
+        ...     for frame in source:
+        ...         print(frame.index, frame.timestamp_us, frame.image.shape)
     """
     if on_lag not in ("auto", "drop", "wait"):
         raise SourceError(f"on_lag must be 'auto', 'drop' or 'wait', got {on_lag!r}")
@@ -82,22 +90,23 @@ def open_source(
         raise SourceError(f"{without_secrets(text)}: fps is for arrays and folders of pictures; this has its own times")
     opened = None
     if isinstance(spec, int) or not os.path.exists(text) or stat.S_ISCHR(os.stat(text).st_mode):
-        opened = _open_live(text, drop=on_lag != "wait", retry_seconds=retry_seconds) or _open_bag(text)
-    opened = _open_file(text, fps) if opened is None else opened
+        opened = _open_live(text, drop=on_lag != "wait", retry_seconds=retry_seconds, limits=limits)
+        opened = opened or _open_bag(text, limits)
+    opened = _open_file(text, fps, limits) if opened is None else opened
     if fps is not None and not isinstance(opened, FolderSource):
         opened.close()
         raise SourceError(f"{text}: fps is for arrays and folders of pictures; this has its own times")
     return opened
 
 
-def _open_live(text: str, *, drop: bool, retry_seconds: float | None) -> Source | None:
+def _open_live(text: str, *, drop: bool, retry_seconds: float | None, limits: Limits) -> Source | None:
     """A camera, stream, pipeline or the rendered clip; None where the text names none of them."""
     kind, colon, settings = text.partition(":")
     if text == "-":
         # Imported here, because other sources do not need PyAV.
         from tatok_edge.sources.video import open_standard_input
 
-        return open_standard_input()
+        return open_standard_input(limits)
     if kind == "synthetic":
         return open_synthetic(text, drop=drop)
     if kind == "gst" and colon:
@@ -111,21 +120,21 @@ def _open_live(text: str, *, drop: bool, retry_seconds: float | None) -> Source 
     if "://" in text:
         from tatok_edge.sources.network import open_stream
 
-        return open_stream(text, drop=drop, retry_seconds=retry_seconds)
+        return open_stream(text, drop=drop, retry_seconds=retry_seconds, limits=limits)
     return None
 
 
-def _open_bag(text: str) -> Source | None:
+def _open_bag(text: str, limits: Limits) -> Source | None:
     """A topic of a ROS 2 bag; None where the text names none."""
     # Imported here, because other sources need not wait for it.
     from tatok_edge.robotics.bags.bag import split_topic
     from tatok_edge.sources.bag import BagSource
 
     bag = split_topic(text)
-    return None if bag is None else BagSource(*bag)
+    return None if bag is None else BagSource(*bag, limits=limits)
 
 
-def _open_file(text: str, fps: float | None) -> Source:
+def _open_file(text: str, fps: float | None, limits: Limits) -> Source:
     """A picture, a video, a bag, or what is in a folder.
 
     Raises:
@@ -138,40 +147,40 @@ def _open_file(text: str, fps: float | None) -> Source:
             "a ROS 2 bag, a camera number, an rtsp:// or http:// URL, csi:0, a gst: pipeline or 'synthetic'"
         )
     if path.is_dir():
-        return _open_folder(path, fps)
+        return _open_folder(path, fps, limits)
     kind = kind_of(path)
     if kind == "tokens":
         raise SourceError(f"{text}: this is a token file already; 'tatok decode' turns it into pictures")
     if kind == "picture":
-        return ImageSource(path)
-    if kind == "bag" and (bag := _open_bag(text)) is not None:
+        return ImageSource(path, limits)
+    if kind == "bag" and (bag := _open_bag(text, limits)) is not None:
         return bag
     if not os.access(path, os.R_OK):
         raise SourceError(f"{text}: cannot be read (permission denied)")
     # Imported here, because other sources do not need PyAV.
     from tatok_edge.sources.video import open_video
 
-    return open_video(path)
+    return open_video(path, limits)
 
 
-def _open_folder(folder: Path, fps: float | None) -> Source:
+def _open_folder(folder: Path, fps: float | None, limits: Limits) -> Source:
     """What is taken of a folder.
 
     Raises:
         SourceError: It holds no clip, or several and no pictures.
     """
-    if (bag := _open_bag(str(folder))) is not None:
+    if (bag := _open_bag(str(folder), limits)) is not None:
         return bag
     content = folder_content(folder)
     if content.pictures:
-        return FolderSource(folder, fps, content)
+        return FolderSource(folder, fps, content, limits=limits)
     clips = [*content.videos, *content.bags]
     if len(clips) != 1:
         beside = content.beside()
         if len(clips) > 1:
             raise SourceError(f"{folder}: holds {beside}; name one of them, or take all with 'tatok dataset'")
         raise SourceError(f"{folder}: holds no picture" + (f", but {beside}" if beside else " and nothing else"))
-    source = _open_file(str(clips[0]), fps)
+    source = _open_file(str(clips[0]), fps, limits)
     if content.folders or content.others:
         rest = FolderContent([], [], [], content.folders, content.others)
         source.notes.append(f"{folder}: {clips[0].name} is taken, and not {rest.beside()}")

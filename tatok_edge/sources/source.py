@@ -21,7 +21,12 @@ MAX_FPS = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceFrame:
-    """One frame of a source."""
+    """One frame of a source.
+
+    Example:
+        >>> frame = next(iter(tatok_edge.open_source("synthetic")))
+        >>> frame.image.shape, frame.index, frame.timestamp_us
+    """
 
     image: Image
     """RGB picture, uint8 (height, width, 3)."""
@@ -44,6 +49,12 @@ class Source(Closing):
         fps: Frames per second, if known.
         frames: Number of frames, if known.
         live: Whether frames come at their own pace, like those of a camera.
+
+    Example:
+        >>> with tatok_edge.open_source(images, fps=30) as source:
+        ...     print(source.name, source.width, source.height, source.fps)
+        ...     for frame in source:
+        ...         tokenizer.encode(frame.image, index=frame.index, timestamp_us=frame.timestamp_us)
     """
 
     def __init__(self, name: str, first: Image, *, fps: float | None, frames: int | None, live: bool = False) -> None:

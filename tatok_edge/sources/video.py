@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from tatok_edge.errors import SourceError
 from tatok_edge.geometry import Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.pyav import RgbConverter, VideoFrame, av, reason
 from tatok_edge.sources.decoding import Decoder, Threads
 from tatok_edge.sources.source import USUAL_FPS, RisingClock, Source, SourceFrame
@@ -23,24 +24,42 @@ from tatok_edge.sources.whole import Extent, extent
 STANDARD_INPUT = "standard input"
 
 
-def open_video(path: Path) -> VideoSource:
+def open_video(path: Path, limits: Limits = DEFAULT_LIMITS) -> VideoSource:
     """Opens a video file or a named pipe.
 
     Args:
         path: The file, in a format that FFmpeg decodes.
+        limits: Largest picture.
 
     Raises:
         SourceError: It cannot be read, holds no video, or its first frame cannot be decoded.
     """
-    try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by the source)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return _open(file, str(path))
+    file = _file(path)
+    return VideoSource(str(path), *_decoder(file, str(path), limits), file)
 
 
-def open_standard_input() -> VideoSource:
+def open_span(path: Path, start: float, frames: int, fps: float, *, limits: Limits = DEFAULT_LIMITS) -> SpanSource:
+    """Opens a part of a video file.
+
+    Args:
+        path: The file.
+        start: Time of the first frame in the file, in seconds.
+        frames: Number of frames.
+        fps: Frames per second.
+        limits: Largest picture.
+
+    Raises:
+        SourceError: It cannot be read, or its first frame is not there.
+    """
+    file = _file(path)
+    return SpanSource(f"{path} at {start:.3f} s", _decoder(file, str(path), limits)[0], file, start, frames, fps)
+
+
+def open_standard_input(limits: Limits = DEFAULT_LIMITS) -> VideoSource:
     """Opens the video that comes from standard input: Y4M, or another format that needs no seeking.
+
+    Args:
+        limits: Largest picture.
 
     Raises:
         SourceError: Standard input is closed or empty, or holds no video.
@@ -49,10 +68,18 @@ def open_standard_input() -> VideoSource:
         file = os.fdopen(os.dup(0), "rb", buffering=0)
     except OSError as error:
         raise SourceError(f"{STANDARD_INPUT}: cannot be read ({error.strerror or error})") from None
-    return _open(file, STANDARD_INPUT)
+    return VideoSource(STANDARD_INPUT, *_decoder(file, STANDARD_INPUT, limits), file)
 
 
-def _open(file: BinaryIO, name: str) -> VideoSource:
+def _file(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _decoder(file: BinaryIO, name: str, limits: Limits) -> tuple[Decoder, Extent]:
+    """The decoder of a file, and its extent; closes the file if it cannot be opened."""
     size = Extent(0)
     seekable = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     try:
@@ -62,14 +89,14 @@ def _open(file: BinaryIO, name: str) -> VideoSource:
         # By its descriptor: in a name, FFmpeg looks for protocols and patterns, and it guesses formats from endings.
         # Frame threads hold frames back, and lose those behind a damaged one at the end.
         threads: Threads = "AUTO" if seekable and not size.cut_off else "SLICE"
-        decoder = Decoder("fd:", name, options={"fd": str(file.fileno())}, threads=threads)
+        decoder = Decoder("fd:", name, options={"fd": str(file.fileno())}, threads=threads, limits=limits)
     except av.FFmpegError as error:
         file.close()
         raise SourceError(f"{name}: {_refusal(size, seekable, reason(error))}") from None
     except BaseException:
         file.close()
         raise
-    return VideoSource(name, decoder, size, file)
+    return decoder, size
 
 
 def _refusal(size: Extent, seekable: bool, why: str) -> str:
@@ -107,7 +134,7 @@ class VideoSource(Source):
         if first is None:
             self.close()
             why = decoder.first_error or decoder.broken or "it ends before the first one"
-            raise SourceError(f"{name}: no frame of its {decoder.codec} video can be decoded ({why})")
+            raise SourceError(f"{name}: no frame of its {decoder.codec} video can be decoded ({why}){decoder.hint}")
         self._first = first
         count = 0 if size.fragmented else decoder.indexed_frames()
         super().__init__(name, first[0], fps=decoder.fps, frames=count or None)
@@ -164,3 +191,71 @@ class VideoSource(Source):
         self._decoder.close()
         if self._file is not None:
             self._file.close()
+
+
+class SpanSource(Source):
+    """A part of a video: one frame every ``1 / fps`` seconds, each the one that lies at most half of that away.
+
+    Args:
+        name: Its name in messages.
+        decoder: Decodes the file; closed with the source.
+        file: The open file, closed with the source.
+        start: Time of the first frame in the file, in seconds.
+        frames: Number of frames.
+        fps: Frames per second.
+
+    Raises:
+        SourceError: The first frame is not there; decoder and file are closed. Iterating raises it where a later frame
+            is not there.
+    """
+
+    def __init__(self, name: str, decoder: Decoder, file: BinaryIO, start: float, frames: int, fps: float) -> None:
+        self._decoder = decoder
+        self._file = file
+        self._rgb = RgbConverter()
+        self._pictures = self._taken(name, start, frames, fps)
+        try:
+            decoder.seek(max(start - 0.5 / fps, 0))
+            self._first = next(self._pictures)
+        except BaseException:
+            self.close()
+            raise
+        super().__init__(name, self._first, fps=fps, frames=frames)
+
+    def _read(self) -> Iterator[SourceFrame]:
+        index = 0
+        picture: Image | None = self._first
+        while picture is not None:
+            assert self.fps is not None
+            yield SourceFrame(picture, index, round(1e6 * index / self.fps))
+            index += 1
+            picture = next(self._pictures, None)
+
+    def _taken(self, name: str, start: float, frames: int, fps: float) -> Iterator[Image]:
+        due = 0
+        while due < frames:
+            decoded = self._decoder.step()
+            if decoded is None:
+                why = self._decoder.first_error or self._decoder.broken or "the file ends"
+                raise SourceError(f"{name}: frame {due} of {frames} is missing ({why})")
+            for frame in decoded:
+                ticks, base = self._decoder.ticks(frame), self._decoder.time_base
+                if ticks is None or base is None:
+                    raise SourceError(f"{name}: a frame has no time")
+                number = round((float(ticks * base) - start) * fps)
+                if number < due or due == frames:
+                    continue
+                if number > due:
+                    raise SourceError(f"{name}: frame {due} of {frames} is missing, at {start + due / fps:.3f} s")
+                try:
+                    picture = self._rgb(frame)
+                except (av.FFmpegError, ValueError) as error:
+                    raise SourceError(f"{name}: {frame.format.name} cannot be converted to RGB ({error})") from None
+                due += 1
+                yield picture
+
+    def close(self) -> None:
+        """Ends the iteration and closes the file."""
+        self.stop()
+        self._decoder.close()
+        self._file.close()

@@ -5,9 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.cli_runs import psnr
+from helpers.heif import heif
 from helpers.pictures import picture, save
 
 from tatok_edge.errors import SourceError
+from tatok_edge.sources import images
 from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.sources.open import open_source
 
@@ -53,6 +56,24 @@ def test_file_that_is_something_else(tmp_path: Path, name: str, data: bytes, say
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError, match=says):
         open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("codec", ["hevc", "av1"])
+def test_pictures_of_phones(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: None)  # an OpenCV without AVIF; none has HEIC
+    image = picture(1, 96, 64)
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(heif([image], codec))
+    assert psnr(read_image(path), image) > 24  # half of its lines of colour are not stored
+    with open_source(path) as source:
+        assert (source.width, source.height, source.frames) == (96, 64, 1)
+    name = {"hevc": "HEIC", "av1": "AVIF"}[codec]
+    path.write_bytes(heif([image, image], codec))
+    with pytest.raises(SourceError, match=rf"a picture in {name} that is put together of tiles.*convert it to PNG"):
+        read_image(path)
+    path.write_bytes(heif([image], codec)[:-300])
+    with pytest.raises(SourceError, match=rf"a picture in {name} that cannot be decoded here \(.*convert it to PNG"):
+        read_image(path)
 
 
 def test_picture_that_is_too_small(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """RTSP streams: live for a slow consumer, back after a loss, and without passwords in messages."""
 
 import http.server
+import json
 import os
 import signal
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.cli_runs import launch
 from helpers.live_sources import FPS, Server, age_ms, descriptors, rising, take, until
 from helpers.mjpeg_server import mjpeg_server
 
 from tatok_edge.errors import SourceError
+from tatok_edge.format.reader import Reader
 from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources import live
 from tatok_edge.sources.open import open_source
@@ -95,6 +98,66 @@ def test_rtsp_stream_that_changes_its_size(server: Server) -> None:
         assert not any(frame.restarted for frame in after)
         assert age_ms(after[-1]) < 1000
         assert source.reconnects == 0
+
+
+def test_rtsp_server_that_sends_broken_frames(server: Server) -> None:
+    with open_source(server.url) as source:
+        frames = iter(source)
+        before = until(frames, lambda frame: age_ms(frame) < 500, 10)
+        for _ in range(2):
+            server.process.send_signal(signal.SIGUSR2)
+            # The pictures of half a second lean on the broken ones; then a keyframe comes.
+            broken = take(frames, FPS)
+            after = until(frames, lambda frame: age_ms(frame) < 1000, 20) + take(frames, 5)
+            assert rising(before + broken + after)
+            assert not any(frame.restarted for frame in after)
+            assert age_ms(after[-1]) < 1000
+            before = after
+    assert source.reconnects == 0
+    assert source.problem is None
+
+
+@pytest.mark.parametrize("events", [("broken", "grow", "kill"), ("kill", "broken", "kill", "grow")], ids="-".join)
+def test_tatok_stream_survives_its_server(server: Server, events: tuple[str, ...], tmp_path: Path) -> None:
+    part, target = tmp_path / "a.ttk.part", tmp_path / "a.ttk"
+
+    def wait_for_frames() -> None:
+        """Waits until half a second of frames is written."""
+        size = part.stat().st_size if part.exists() else 0
+        deadline = time.monotonic() + 60
+        while not part.exists() or part.stat().st_size < size + 2000:
+            assert process.poll() is None and time.monotonic() < deadline, events
+            time.sleep(0.05)
+
+    process = launch("stream", server.url, "-o", "a.ttk", "--json", cwd=tmp_path)
+    try:
+        wait_for_frames()
+        for event in events:
+            if event == "kill":
+                server.kill()
+                time.sleep(0.5)
+                server.start()
+            else:
+                server.process.send_signal({"grow": signal.SIGUSR1, "broken": signal.SIGUSR2}[event])
+                time.sleep(0.5)
+            wait_for_frames()
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, err
+    assert "secret" not in out + err
+    report = json.loads(out)
+    assert report["reconnects"] == events.count("kill")
+    with Reader(target) as reader:
+        assert reader.complete and len(reader) == report["frames"]
+        sizes = {(reader.info(number).width, reader.info(number).height) for number in range(len(reader))}
+        assert all(a < b for a, b in pairwise(reader.info(number).timestamp_us for number in range(len(reader))))
+    assert sizes == {(320, 192), (480, 288)}
+    decoded = launch("decode", "a.ttk", "-o", "frames", cwd=tmp_path)
+    _, err = decoded.communicate(timeout=300)
+    assert decoded.returncode == 0, err
+    assert len(list((tmp_path / "frames").iterdir())) == report["frames"]
 
 
 def test_stream_that_does_not_answer_keeps_the_password_to_itself() -> None:
