@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -18,10 +18,16 @@ class TokenBatch:
     """The tokens of several images, end to end: no padding, sizes may differ.
 
     Frame ``b`` owns ``ids[cu_seqlens[b]:cu_seqlens[b + 1]]`` and ``global_ids[cu_globals[b]:cu_globals[b + 1]]``,
-    as variable-length attention kernels take them.
+    as variable-length attention kernels take them. ``batch[b]`` is a :class:`TokenFrame`, ``batch[i:j]`` a batch of
+    some frames (of at least one), ``for frame in batch`` gives all.
 
     Raises:
         InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
+
+    Example:
+        >>> batch = tokenizer.encode_batch(images, budget=tatok_edge.TokenBudget(keep=1.0))
+        >>> batch.ids[batch.cu_seqlens[1] : batch.cu_seqlens[2]]  # the tokens of batch[1]
+        >>> pictures = tokenizer.decode(batch[2:])
     """
 
     ids: Int32Array
@@ -64,14 +70,18 @@ class TokenBatch:
         self.frames()  # checks each frame: counts of globals, order and range of positions, sizes
 
     @classmethod
-    def from_frames(cls, frames: Sequence[TokenFrame]) -> TokenBatch:
+    def from_frames(cls, frames: Iterable[TokenFrame]) -> TokenBatch:
         """Join frames of one model.
 
         Raises:
             InputError: There is no frame, or the frames come from different models.
         """
+        frames = list(frames)
         if not frames:
             raise InputError("frames must hold at least one TokenFrame, got none")
+        for number, frame in enumerate(frames):
+            if not isinstance(frame, TokenFrame):
+                raise InputError(f"frames[{number}] must be a TokenFrame, got {type(frame).__name__}")
         models = {frame.model for frame in frames}
         if len(models) > 1:
             tags = ", ".join(sorted(tag.hex() for tag in models))
@@ -95,25 +105,40 @@ class TokenBatch:
 
     def frames(self) -> list[TokenFrame]:
         """One :class:`TokenFrame` per image; their arrays are views of this batch."""
-        frames = []
-        for b, (width, height) in enumerate(self.sizes):
-            tokens = slice(int(self.cu_seqlens[b]), int(self.cu_seqlens[b + 1]))
-            cells = slice(int(self.cu_globals[b]), int(self.cu_globals[b + 1]))
-            try:
-                frame = TokenFrame(
-                    ids=self.ids[tokens],
-                    positions=self.positions[tokens],
-                    global_ids=self.global_ids[cells],
-                    width=width,
-                    height=height,
-                    model=self.model,
-                    index=self.indices[b],
-                    timestamp_us=self.timestamps_us[b],
-                )
-            except InputError as error:
-                raise InputError(f"frame {b} of the batch: {error}") from None
-            frames.append(frame)
-        return frames
+        return [self._frame(b) for b in range(len(self))]
+
+    def _frame(self, b: int) -> TokenFrame:
+        tokens = slice(int(self.cu_seqlens[b]), int(self.cu_seqlens[b + 1]))
+        cells = slice(int(self.cu_globals[b]), int(self.cu_globals[b + 1]))
+        try:
+            return TokenFrame(
+                ids=self.ids[tokens],
+                positions=self.positions[tokens],
+                global_ids=self.global_ids[cells],
+                width=self.sizes[b][0],
+                height=self.sizes[b][1],
+                model=self.model,
+                index=self.indices[b],
+                timestamp_us=self.timestamps_us[b],
+            )
+        except InputError as error:
+            raise InputError(f"frame {b} of the batch: {error}") from None
+
+    @overload
+    def __getitem__(self, number: int) -> TokenFrame: ...
+    @overload
+    def __getitem__(self, number: slice) -> TokenBatch: ...
+    def __getitem__(self, number: int | slice) -> TokenFrame | TokenBatch:
+        numbers = range(len(self))
+        if isinstance(number, slice):
+            return TokenBatch.from_frames([self._frame(b) for b in numbers[number]])
+        try:
+            return self._frame(numbers[number])
+        except IndexError:
+            raise IndexError(f"frame {number} is not in the batch: it holds {len(self)} frames, from 0") from None
+
+    def __iter__(self) -> Iterator[TokenFrame]:
+        return (self._frame(b) for b in range(len(self)))
 
     def __len__(self) -> int:
         return len(self.sizes)

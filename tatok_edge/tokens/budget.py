@@ -21,6 +21,10 @@ class TokenBudget:
 
     Raises:
         InputError: A value is outside its range; the message names it and the range.
+
+    Example:
+        >>> budget = tatok_edge.TokenBudget(keep=1.0, max_bits=20000)  # one token per patch, and 20 kbit at most
+        >>> frame = tokenizer.encode(image, budget=budget)
     """
 
     tau: float = 1.0

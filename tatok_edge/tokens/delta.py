@@ -23,6 +23,12 @@ class DeltaFrame(FrameHeader):
 
     Raises:
         InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
+
+    Example:
+        >>> encoder = tatok_edge.StreamEncoder(tokenizer)
+        >>> encoder.encode(images[0])
+        >>> delta = encoder.encode(images[1]).tokens
+        >>> delta.n_updated, delta.n_tokens, delta.update_map().shape
     """
 
     updated: Int32Array

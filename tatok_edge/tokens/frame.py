@@ -17,6 +17,11 @@ class TokenFrame(FrameHeader):
 
     Raises:
         InputError: An array has a wrong type, shape, order or range; the message names it and the allowed values.
+
+    Example:
+        >>> frame = tokenizer.encode(image, budget=tatok_edge.TokenBudget(keep=1.0))
+        >>> frame.ids, frame.positions, frame.depths, frame.global_ids  # the input of a sequence model
+        >>> frame.depth_map()  # tokens of each patch, int32 (rows, columns)
     """
 
     ids: Int32Array

@@ -18,6 +18,10 @@ class HeldTokens:
     """The tokens of every patch and cell after the latest packet of a stream, as integers that both ends know.
 
     Frames and deltas make new instances; the arrays of one are never written to.
+
+    Example:
+        >>> held = tatok_edge.HeldTokens.of_frame(tokenizer.encode(image), tokenizer.depth)
+        >>> held.ids.shape, held.depths.sum()  # (patches, K), all tokens
     """
 
     global_ids: Int32Array

@@ -348,3 +348,15 @@ def test_what_a_batch_does_not_take() -> None:
     }
     with pytest.raises(InputError, match="cu_seqlens must rise"):
         TokenBatch(**{**good, **hostile})
+
+
+def test_a_batch_is_a_sequence_of_frames() -> None:
+    frames = [frame_with(64, 96, 5, 1), frame_with(96, 64, 0, 2, index=1), frame_with(32, 32, 9, 3, index=2)]
+    batch = TokenBatch.from_frames(iter(frames))
+    assert list(batch) == frames
+    assert (batch[0], batch[-1]) == (frames[0], frames[2])
+    assert batch[1:] == TokenBatch.from_frames(frames[1:])
+    with pytest.raises(IndexError, match="holds 3 frames"):
+        _ = batch[3]
+    with pytest.raises(InputError, match=r"frames\[0\] must be a TokenFrame, got bytes"):
+        TokenBatch.from_frames([b"packet"])  # type: ignore[list-item]
