@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
+from tatok_edge.datasets.collate import collate
 from tatok_edge.datasets.reading import ClipInfo, TokenDataset, open_dataset
 from tatok_edge.datasets.tokens import FrameTokens, RaggedTokens
 
-__all__ = ["ClipInfo", "FrameTokens", "RaggedTokens", "TokenDataset", "open_dataset"]
+__all__ = ["ClipInfo", "FrameTokens", "RaggedTokens", "TokenDataset", "collate", "open_dataset"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tatok_edge.datasets.lerobot_input import LeRobotInput
 from tatok_edge.datasets.parts import Part
 
 BLOCK_FRAMES = 1024
@@ -27,3 +28,5 @@ class Assembly:
     """Size in bytes at which a file is followed by a new one."""
     tick: Callable[[int], None]
     """Call it after each clip with the number of written clips; it raises to end the work."""
+    robot: LeRobotInput | None = None
+    """The LeRobot data set that the clips come from, whose rows are kept; only for the format ``"lerobot"``."""

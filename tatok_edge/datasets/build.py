@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
-from tatok_edge.datasets.clips import Clip, find_clips
+from tatok_edge.datasets.clips import Clip, episode_clips, find_clips
 from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADATA, METADATA, module_of
+from tatok_edge.datasets.lerobot_input import LeRobotInput, is_lerobot
 from tatok_edge.datasets.local import run_here, run_processes
-from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part, sync
+from tatok_edge.datasets.parts import MAX_SIZES, PARTS, Part
 from tatok_edge.datasets.tokens import DEPTH_DTYPE, narrow
 from tatok_edge.datasets.worker import Done, EncodeOptions, Engine, Job
 from tatok_edge.errors import InputError, SourceError
+from tatok_edge.files import NAME_BYTES, put_in_place, replaced_file, sync
 from tatok_edge.geometry import CELL, PATCH, patch_grid
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.model.bundle import Bundle, open_bundle
-from tatok_edge.runtime.onnxruntime import default_threads
+from tatok_edge.runtime.cores import default_threads, usable_cores
 from tatok_edge.tokens.budget import TokenBudget
 
 ENGINES = ("local", "ray")
@@ -42,6 +45,8 @@ LEROBOT_SHARD_BYTES = 100 << 20
 _PLAN = "plan.json"
 _DATA = "data"
 _LOCK = "lock"
+_FORCED = "forced"
+"""File in the working folder of a run that may replace an existing data set."""
 
 
 class Interrupted(Exception):
@@ -52,8 +57,9 @@ class Interrupted(Exception):
 class Options:
     """How to make a data set."""
 
-    format: str = "flat"
-    """One of :data:`tatok_edge.datasets.formats.FORMATS`."""
+    format: str | None = None
+    """One of :data:`tatok_edge.datasets.formats.FORMATS`; None takes ``"lerobot"`` for a LeRobot data set, else
+    ``"flat"``."""
     model: str = "tatok-s8"
     """Name or path of the bundle."""
     backend: str = "auto"
@@ -70,6 +76,8 @@ class Options:
     """Number of workers; None takes one per core, but at most one per clip."""
     engine: str = "local"
     """One of :data:`ENGINES`."""
+    limits: Limits = DEFAULT_LIMITS
+    """Largest picture, file and message of the inputs."""
     shard_bytes: int | None = None
     """Size in bytes at which a new file begins (Parquet, WebDataset, LeRobot)."""
     resume: bool = False
@@ -105,7 +113,7 @@ def make_dataset(
     ``if __name__ == "__main__"``.
 
     Args:
-        inputs: See :func:`tatok_edge.datasets.clips.find_clips`.
+        inputs: See :func:`tatok_edge.datasets.clips.find_clips`; or one folder of a LeRobot data set.
         output: Folder to make.
         options: Format, model, budget, workers.
         stopped: Called now and then; True ends the run.
@@ -123,13 +131,21 @@ def make_dataset(
     start = time.perf_counter()
     monitor = _Monitor(stopped, advance)
     _check_options(options)
-    module = module_of(options.format)  # fails early if a package is missing
-    notes: list[str] = []
-    clips = find_clips(inputs, notes)
+    robot = LeRobotInput(inputs[0]) if len(inputs) == 1 and is_lerobot(Path(inputs[0])) else None
+    chosen = options.format or ("lerobot" if robot else "flat")
+    options = replace(options, format=chosen)
+    module = module_of(chosen)  # fails early if a package is missing
+    notes = [] if robot is None else list(robot.notes)
+    clips = find_clips(inputs, notes) if robot is None else episode_clips(robot)
+    if robot and chosen != "lerobot":
+        notes.append(f"{robot.folder}: the format '{chosen}' holds tokens only; actions and states are left out")
+        robot = None
+    if robot:
+        robot.check_rows()
     bundle = open_bundle(options.model)
     plan = _plan(clips, bundle, options)
     target = Path(output)
-    work = target.with_name(target.name + ".partial")
+    work = work_folder(target)
     if (finished := _check_output(target, work, plan, options)) is not None:
         shutil.rmtree(work, ignore_errors=True)
         return finished | {"run": _run_record(start, target, 0, len(finished["clips"]), 0, notes)}
@@ -146,13 +162,18 @@ def make_dataset(
         workers = options.workers or default_threads()
         workers = max(1, min(workers, len(jobs)))
         left_out, frames = _encode(work, jobs, len(clips), workers, options, module, monitor) if jobs else ({}, 0)
-        metadata = _assemble(work, clips, left_out, bundle, plan, options, module, monitor)
+        metadata = _assemble(work, clips, left_out, bundle, plan, options, module, monitor, robot)
         _put_in_place(work, target)
     return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames, notes)}
 
 
+def work_folder(target: Path) -> Path:
+    """The folder beside ``target`` in which the work happens, ``TARGET.partial``; long names are cut."""
+    return target.with_name(os.fsdecode(os.fsencode(target.name)[:NAME_BYTES]) + ".partial")
+
+
 def _check_options(options: Options) -> None:
-    if options.format not in FORMATS:
+    if options.format is not None and options.format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {options.format!r}")
     if options.engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {options.engine!r}")
@@ -204,6 +225,8 @@ def _check_output(target: Path, work: Path, plan: dict[str, Any], options: Optio
                 raise InputError(f"{target}: exists and is no data set of tokens; name another folder")
         elif options.resume and metadata is not None:
             if metadata.get("plan") != _digest(plan):
+                if (work / _FORCED).exists():
+                    return None
                 raise InputError(
                     f"{target}: is finished, and was made of other inputs or with other options; "
                     "name another folder, or replace it with --force"
@@ -252,6 +275,7 @@ def _begin(work: Path, plan: dict[str, Any], options: Options) -> None:
         for name in (PARTS, _DATA):
             shutil.rmtree(work / name, ignore_errors=True)
         path.unlink(missing_ok=True)
+        (work / _FORCED).unlink(missing_ok=True)
     if path.exists():
         if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
             raise InputError(
@@ -259,9 +283,10 @@ def _begin(work: Path, plan: dict[str, Any], options: Options) -> None:
                 "--resume needs the same, --force begins anew"
             )
         return
-    temporary = work / (_PLAN + ".tmp")
-    temporary.write_text(json.dumps(plan) + "\n")
-    temporary.replace(path)
+    if options.force:  # a run with --force that is killed can be resumed: it may still replace the output
+        (work / _FORCED).touch()
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(plan) + "\n")
 
 
 def _encode(
@@ -274,15 +299,15 @@ def _encode(
     monitor: _Monitor,
 ) -> tuple[dict[int, str], int]:
     """Encodes the clips; returns why clips were left out, by number, and the number of encoded frames."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     encoding = EncodeOptions(
         folder=str(work.absolute()),
         model=options.model if not Path(options.model).exists() else str(Path(options.model).absolute()),
         backend=options.backend,
-        threads=options.threads or max(1, min(cores // workers, 8)),
+        threads=options.threads or max(1, min(usable_cores() // workers, 8)),
         budget=options.budget,
         frames=options.frames,
         fps=options.fps,
+        limits=options.limits,
     )
     engine = _engine(options.engine, workers)
     left_out: dict[int, str] = {}
@@ -329,9 +354,12 @@ def _assemble(
     options: Options,
     module: Any,
     monitor: _Monitor,
+    robot: LeRobotInput | None,
 ) -> dict[str, Any]:
     """Writes the parts as the files of the format."""
     found = [Part.find(work / PARTS, number) for number in range(len(clips))]
+    if robot is not None:
+        _leave_out_episodes(robot, found, left_out)
     parts = [part for part in found if part is not None]
     if not parts:
         raise SourceError(f"none of the {len(clips)} clips could be encoded; the first: {left_out[min(left_out)]}")
@@ -350,7 +378,7 @@ def _assemble(
             raise Interrupted("all clips are encoded")
 
     try:
-        module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick))
+        module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick, robot))
         path = folder / (LEROBOT_METADATA if options.format == "lerobot" else METADATA)
         path.write_text(json.dumps(metadata, indent=1) + "\n")
         sync(path)
@@ -359,6 +387,20 @@ def _assemble(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return metadata
+
+
+def _leave_out_episodes(robot: LeRobotInput, found: list[Part | None], left_out: dict[int, str]) -> None:
+    """Leaves out the other cameras of an episode of which one is left out: an episode has all cameras."""
+    count = len(robot.cameras)
+    for first in range(0, len(found), count):
+        if None in found[first : first + count]:
+            for number in range(first, first + count):
+                if found[number] is not None:
+                    found[number] = None
+                    left_out[number] = (
+                        f"{robot.episodes[first // count].spans[robot.cameras[number - first]].name}: "
+                        + ("another camera of its episode is left out")
+                    )
 
 
 def _metadata(parts: Sequence[Part], bundle: Bundle, plan: dict[str, Any], options: Options) -> dict[str, Any]:
@@ -441,12 +483,7 @@ def cells_along(pixels: NDArray[np.uint16]) -> NDArray[np.int64]:
 
 
 def _put_in_place(work: Path, target: Path) -> None:
-    replaced = target.with_name(f".{target.name}.old")
-    if target.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-    (work / _DATA).rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    put_in_place(work / _DATA, target)
     shutil.rmtree(work, ignore_errors=True)
 
 

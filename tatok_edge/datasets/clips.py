@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tatok_edge.datasets.lerobot_input import LeRobotInput, is_lerobot, split_span
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.files import natural_order
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.robotics.bags.bag import Bag, is_bag, split_topic
 from tatok_edge.robotics.images import IMAGE_TYPES
 from tatok_edge.sources.folders import folder_content
@@ -60,6 +62,7 @@ def find_clips(inputs: Sequence[str], notes: list[str] | None = None) -> list[Cl
                 f"{name}: no such file; an input is a video, a folder of pictures or of videos, a bag, "
                 f"or a {LIST_SUFFIX} file with one path a line"
             )
+        _refuse_lerobot(path)
         if not path.is_dir() or is_bag(path):
             found += [(source, _absolute(path).parent) for source in _sources(path)]
             continue
@@ -73,6 +76,16 @@ def find_clips(inputs: Sequence[str], notes: list[str] | None = None) -> list[Cl
     if not found:
         raise InputError("there is no input: the lists are empty")
     return _named(found)
+
+
+def episode_clips(robot: LeRobotInput) -> list[Clip]:
+    """The clips of a LeRobot data set: one for each episode and camera, episode by episode."""
+    return [Clip(span.name, span.source) for episode in robot.episodes for span in episode.spans.values()]
+
+
+def _refuse_lerobot(folder: Path) -> None:
+    if is_lerobot(folder):
+        raise InputError(f"{folder}: is a LeRobot data set; make a data set of it alone, without other inputs")
 
 
 def _named(found: Sequence[tuple[str, Path | None]]) -> list[Clip]:
@@ -98,20 +111,26 @@ def _named(found: Sequence[tuple[str, Path | None]]) -> list[Clip]:
     return clips
 
 
-def open_clip(source: str, fps: float | None) -> Source:
+def open_clip(source: str, fps: float | None, limits: Limits = DEFAULT_LIMITS) -> Source:
     """Opens the source of a clip.
 
     Args:
-        source: Source of a :class:`Clip`: a name for :func:`tatok_edge.open_source`, or ``BAG#/TOPIC``.
+        source: Source of a :class:`Clip`: a name for :func:`tatok_edge.open_source`, ``BAG#/TOPIC``, or a part of a
+            video (:attr:`tatok_edge.datasets.lerobot_input.Span.source`).
         fps: Frame rate of folders of pictures.
+        limits: Largest picture, file and message.
 
     Raises:
         SourceError: It cannot be opened.
     """
     path = Path(source)
     if os.path.isdir(source) and not is_bag(path):
-        return FolderSource(path, fps)
-    return open_source(source)
+        return FolderSource(path, fps, limits=limits)
+    if not os.path.exists(source) and (span := split_span(source)) is not None:
+        from tatok_edge.sources.video import open_span
+
+        return open_span(*span, limits=limits)
+    return open_source(source, limits=limits)
 
 
 def _path_and_topic(source: str) -> tuple[Path, str | None]:
@@ -167,6 +186,7 @@ def _walk(folder: Path, above: set[str], notes: list[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:
         return
+    _refuse_lerobot(folder)
     try:
         content = folder_content(folder)
     except SourceError as error:

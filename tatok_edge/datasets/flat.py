@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
-from tatok_edge.datasets.parts import COLUMNS, Part, sync
+from tatok_edge.datasets.parts import COLUMNS, Part
 from tatok_edge.datasets.tokens import FRAME_DTYPE, FrameTokens, RaggedTokens, check_offsets, frame_tokens, offsets32
 from tatok_edge.errors import FormatError
+from tatok_edge.files import sync
 
 
 def write(assembly: Assembly) -> None:

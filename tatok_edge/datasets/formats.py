@@ -30,11 +30,20 @@ def module_of(name: str) -> ModuleType:
         BackendError: A package that it needs is not installed.
     """
     if name in ("parquet", "lerobot"):
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ModuleNotFoundError:
-            raise BackendError(f"the format '{name}' needs pyarrow: pip install 'tatok-edge[datasets]'") from None
+        require_pyarrow(f"the format '{name}'")
     return importlib.import_module(f"tatok_edge.datasets.{name}")
+
+
+def require_pyarrow(what: str) -> None:
+    """Checks that pyarrow is there.
+
+    Raises:
+        BackendError: It is not installed; the message says that ``what`` needs it.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ModuleNotFoundError:
+        raise BackendError(f"{what} needs pyarrow: pip install 'tatok-edge[datasets]'") from None
 
 
 def open_reader(name: str, folder: Path, metadata: dict[str, Any], clips: list[tuple[int, int]]) -> FrameReader:

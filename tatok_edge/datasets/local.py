@@ -95,10 +95,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, options, os.getpid()), daemon=True)
-        # Ctrl-C goes to all processes of a terminal, but only the parent may act on it. The worker inherits the blocked
-        # signal from its first instruction on.
+        # Ctrl-C and SIGHUP go to all processes of a terminal, but only the parent may act on them. The worker inherits
+        # the blocked signals from its first instruction on.
         resource_tracker.ensure_running()  # it would start with the first process, and end the block
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             process.start()
         finally:

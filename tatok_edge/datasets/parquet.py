@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.clip_reader import ClipReader
-from tatok_edge.datasets.parts import OFFSETS_OF, Column, Part, sync
+from tatok_edge.datasets.parts import OFFSETS_OF, Column, Part
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
+from tatok_edge.files import sync
 
 _LISTS: dict[str, Column] = {"ids": "ids", "positions": "positions", "depths": "depths", "global_ids": "globals"}
 _FILE = re.compile(r"data-\d{6,}\.parquet")
@@ -169,27 +170,32 @@ class RowGroupReader(ClipReader):
                 raise FormatError(f"{folder}: a record of a clip does not say where its rows are")
             self._places.append((file, range(first, first + count)))
 
+    def columns(self, number: int) -> dict[str, str] | None:
+        """The columns to read for a clip, each with its name in :meth:`arrays`; None for all."""
+        return None
+
     def arrays(self, table: pa.Table) -> dict[str, NDArray[Any]]:
         """The arrays of :func:`ragged_from` from the rows of a clip."""
         raise NotImplementedError
 
     def load(self, number: int) -> RaggedTokens:
-        table = self._read(number)
+        columns = self.columns(number)
+        table = self._read(number, None if columns is None else list(columns))
         try:
-            arrays = self.arrays(table)
+            arrays = self.arrays(table if columns is None else table.select(list(columns)).rename_columns(columns))
         except (KeyError, pa.ArrowException, TypeError, ValueError) as error:
             raise FormatError(f"{self._folder}: clip {number} cannot be read ({error})") from None
         return ragged_from(arrays, number, str(self._folder))
 
-    def _read(self, number: int) -> pa.Table:
-        """The rows of a clip."""
+    def _read(self, number: int, columns: list[str] | None) -> pa.Table:
+        """The rows of a clip; all columns, or some."""
         file, groups = self._places[number]
         path = self._folder / file
         try:
             with pq.ParquetFile(path) as parquet:
                 if groups.stop > parquet.num_row_groups:
                     raise FormatError(f"{path}: has {parquet.num_row_groups} row groups; clip {number} is not in it")
-                return parquet.read_row_groups(list(groups))
+                return parquet.read_row_groups(list(groups), columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise FormatError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
 

@@ -7,7 +7,7 @@ even when a worker dies.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.datasets.tokens import DEPTH_DTYPE, FRAME_DTYPE, UIntArray, narrow
+from tatok_edge.files import sync
 from tatok_edge.tokens.frame import TokenFrame
 
 PARTS = "parts"
@@ -45,8 +46,8 @@ class PartWriter:
 
     def __init__(self, folder: Path, number: int, vocabulary: int) -> None:
         self._target = folder / f"{number:06d}"
-        self._temporary = folder / f".{number:06d}.{os.getpid()}.tmp"
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        # No process id: in containers, workers on several machines have the same. The next run removes what is left.
+        self._temporary = folder / f".{number:06d}.{secrets.token_hex(4)}.tmp"
         self._temporary.mkdir(parents=True)
         self._types: dict[Column, np.dtype[Any]] = {
             "ids": narrow(vocabulary),
@@ -157,9 +158,3 @@ class Part:
         """Start and stop of ranges with at most ``frames`` frames."""
         for start in range(0, self.frames, frames):
             yield start, min(start + frames, self.frames)
-
-
-def sync(path: Path) -> None:
-    """Makes sure that a file survives a loss of power."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+import struct
 import tarfile
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +20,18 @@ from numpy.typing import NDArray
 
 from tatok_edge.datasets.assembly import BLOCK_FRAMES, Assembly
 from tatok_edge.datasets.clip_reader import ClipReader
-from tatok_edge.datasets.parts import COLUMNS, OFFSETS_OF, Column, Part, sync
+from tatok_edge.datasets.parts import COLUMNS, OFFSETS_OF, Column, Part
 from tatok_edge.datasets.tokens import RaggedTokens, offsets32, ragged_from
 from tatok_edge.errors import FormatError
+from tatok_edge.files import open_regular, sync
 
 MEMBERS = (*COLUMNS, "cu_seqlens", "cu_globals", "timestamps_us", "indices", "sizes")
 """The arrays of a sample; its key is the number of the clip, and ``json`` holds the clip's record."""
 _TYPES = {"cu_seqlens": "<i4", "cu_globals": "<i4", "timestamps_us": "<i8", "indices": "<i8", "sizes": "<u2"}
+_NPY_MAGIC = struct.Struct("<8sH")
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([<|][uif]\d)', 'fortran_order': False, 'shape': \((\d{1,12}, ?(?:\d{1,12})?)\), \} *\n"
+)
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 
 
@@ -138,7 +145,7 @@ class WebDatasetReader(ClipReader):
                 with tarfile.open(path, "r:") as tar:
                     self._members[shard] = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
             members = self._members[shard]
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 arrays = {name: self._array(file, path, name, *members[f"{key}.{name}.npy"]) for name in MEMBERS}
         except KeyError as error:
             raise FormatError(f"{path}: has no {error.args[0]}") from None
@@ -148,11 +155,20 @@ class WebDatasetReader(ClipReader):
 
     def _array(self, file: IO[bytes], path: Path, name: str, start: int, size: int) -> NDArray[Any]:
         file.seek(start)
-        version = npy.read_magic(file)
-        if version != (1, 0):
-            raise FormatError(f"{path}: {name} is in version {version} of the npy format, not 1.0")
-        shape, fortran, kind = npy.read_array_header_1_0(file)
-        count = int(np.prod(shape))
-        if fortran or kind.str != self._types[name] or file.tell() - start + count * kind.itemsize != size:
-            raise FormatError(f"{path}: {name} is {kind} {shape}, which does not fit")
-        return np.frombuffer(file.read(count * kind.itemsize), kind).reshape(shape)
+        head = file.read(_NPY_MAGIC.size)
+        magic, length = _NPY_MAGIC.unpack(head) if len(head) == _NPY_MAGIC.size else (b"", 0)
+        if magic != b"\x93NUMPY\x01\x00":
+            raise FormatError(f"{path}: {name} is not in version 1.0 of the npy format")
+        # Not with numpy: its parser of headers raises errors of several libraries.
+        header = _NPY_HEADER.fullmatch(file.read(length).decode("latin-1"))
+        if header is None:
+            raise FormatError(f"{path}: {name} has a damaged header")
+        kind = np.dtype(self._types[name])
+        shape = tuple(int(part) for part in header[2].replace(" ", "").split(",") if part)
+        count = math.prod(shape)
+        if header[1] != kind.str or _NPY_MAGIC.size + length + count * kind.itemsize != size:
+            raise FormatError(f"{path}: {name} is {header[1]} {shape}, which does not fit")
+        data = file.read(count * kind.itemsize)
+        if len(data) != count * kind.itemsize:
+            raise FormatError(f"{path}: is cut off in {name}")
+        return np.frombuffer(data, kind).reshape(shape)

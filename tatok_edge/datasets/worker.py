@@ -11,6 +11,7 @@ from typing import Protocol
 from tatok_edge.datasets.clips import open_clip
 from tatok_edge.datasets.parts import PARTS, PartWriter
 from tatok_edge.errors import SourceError, TaTokError
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.tokens.budget import TokenBudget
 
@@ -38,6 +39,8 @@ class EncodeOptions:
     """Largest number of frames of a clip; None takes all."""
     fps: float | None
     """Frame rate of clips without one: folders of pictures, bags."""
+    limits: Limits = DEFAULT_LIMITS
+    """Largest picture, file and message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class ClipEncoder:
         frames = 0
         reported = time.monotonic()
         try:
-            with open_clip(job.source, options.fps) as source:
+            with open_clip(job.source, options.fps, options.limits) as source:
                 if source.live:
                     raise SourceError(f"{job.source}: a live source has no end; record it first")
                 writer = PartWriter(Path(options.folder) / PARTS, job.number, self._tokenizer.vocabulary)

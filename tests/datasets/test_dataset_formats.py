@@ -284,7 +284,7 @@ def test_pickles_in_a_shard_are_not_loaded(clips: Path, tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(FormatError, match="ids is object"):
+    with pytest.raises(FormatError, match=r"ids (is object|has a damaged header)"):
         open_dataset(tmp_path / "tokens")[0]
 
 

@@ -14,6 +14,7 @@ from tatok_edge.cli.main import main
 from tatok_edge.datasets import open_dataset
 from tatok_edge.datasets.clips import find_clips
 from tatok_edge.errors import InputError
+from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources.synthetic import Scene, render
 
 
@@ -76,6 +77,22 @@ def test_lerobot_needs_one_frame_rate(clips: Path, tmp_path: Path) -> None:
         1,
         "one frame rate for all clips, but a.mp4 has 25 and pictures 10",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("pause.mp4", [40] * 6 + [2000] + [40] * 3), ("slower.mkv", [33, 100] * 5)]
+)
+def test_lerobot_leaves_out_clips_of_variable_rate(name: str, steps: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for path, distances in ((name, steps), ("constant.mkv", [40] * 5)):
+        with open_output(tmp_path / path, fps=25, frames=None) as output:
+            for number in range(len(distances) + 1):
+                image = render(Scene(width=96, height=64), number)
+                output.write(image, number, 1000 * sum(distances[:number]))
+    result = run(name, "constant.mkv", "-o", "tokens", "--format", "lerobot", "--workers", 1, cwd=tmp_path)
+    failed(result, 1, f"left out: {name}: its frame rate varies.*make the rate constant first")
+    dataset = open_dataset(tmp_path / "tokens")
+    assert [clip["name"] for clip in dataset.metadata["clips"]] == ["constant.mkv"]
 
 
 @pytest.mark.parametrize(
