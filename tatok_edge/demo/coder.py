@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tatok_edge.demo.messages import Settings
 from tatok_edge.errors import InputError
 from tatok_edge.geometry import Image
@@ -32,12 +35,15 @@ class LiveCoder:
 
     def restart(self, settings: Settings) -> None:
         """Take a new encoder and decoder."""
-        self._encoder = StreamEncoder(self._tokenizer, max_loss_db=settings.max_loss_db)
+        # What is left of the bandwidth makes still parts sharper.
+        self._encoder = StreamEncoder(self._tokenizer, max_loss_db=settings.max_loss_db, fill=True)
         self._decoder = StreamDecoder(self._tokenizer)
         self._mode = settings.mode
         self._rate: RateControl | None = None
         self.picture: Image | None = None
         """The last decoded picture."""
+        self.depths: NDArray[np.int32] | None = None
+        """Tokens that are held of each patch, ``(N,)``."""
 
     def follow(self, settings: Settings, *, restarted: bool) -> None:
         """Restart when the mode has changed; after a gap of the camera, take a keyframe."""
@@ -102,5 +108,7 @@ class LiveCoder:
         """Decode what :meth:`encode` gave, into ``picture``."""
         if isinstance(tokens, TokenFrame) and self._mode == "fixed":
             self.picture = self._tokenizer.decode(tokens)
+            self.depths = tokens.depth_map().ravel()
         else:
             self.picture = self._decoder.decode(packet).image
+            self.depths = None if self._decoder.state is None else self._decoder.state.held.depths

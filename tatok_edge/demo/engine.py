@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tatok_edge.demo.coder import LiveCoder, Tokens
 from tatok_edge.demo.feeds import Feed, Played, RecordingFeed, Shot, SourceFeed, WebcamFeed
 from tatok_edge.demo.messages import MessageError, Settings
 from tatok_edge.demo.recordings import Recordings
-from tatok_edge.demo.views import Audience, Traffic, View, figures, jpeg, map_of, scaled
+from tatok_edge.demo.views import Audience, Traffic, View, figures, jpeg, map_of, scaled, sequence_of
 from tatok_edge.errors import InputError, TaTokError
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image
@@ -261,7 +262,7 @@ class Engine:
         if self._is_file:
             return RecordingFeed(Path(self._spec), self._tokenizer)
         opened, self._opened = self._opened, None
-        return SourceFeed(self._spec, opened)
+        return SourceFeed(self._spec, opened, self._tokenizer.limits)
 
     # --- one picture ----------------------------------------------------------------------------------
 
@@ -298,6 +299,7 @@ class Engine:
         header = {
             **figures(tokens, width, height),
             **traffic.count(begun, len(packet)),
+            "bits": 8 * len(packet),
             "psnr": round(psnr(image, picture), 3),
             "encode_ms": round(1000 * (packed - begun), 2),
             "packet_ms": round(1000 * (packed - shot.arrived), 2),
@@ -306,7 +308,7 @@ class Engine:
             "mode": settings.mode,
             "limit_kbps": settings.max_kbps if settings.mode == "adaptive" else None,
         }
-        self._publish(header, settings.version, shot.arrived, image, picture, tokens)
+        self._publish(header, settings.version, shot.arrived, image, picture, tokens, self._coder.depths)
 
     def _show_played(self, played: Played) -> None:
         self._number += 1
@@ -314,6 +316,7 @@ class Engine:
         header = {
             **figures(played.tokens, width, height),
             **self._traffic.count(time.monotonic(), played.size),
+            "bits": 8 * played.size,
             "psnr": None,
             "encode_ms": None,
             "packet_ms": None,
@@ -321,7 +324,8 @@ class Engine:
             "frame": played.number,
             "seconds": round(played.seconds, 3),
         }
-        self._publish(header, self.settings.version, played.arrived, None, played.image, played.tokens)
+        arrived, tokens, depths = played.arrived, played.tokens, played.depths
+        self._publish(header, self.settings.version, arrived, None, played.image, tokens, depths)
 
     def _publish(
         self,
@@ -331,13 +335,28 @@ class Engine:
         image: Image | None,
         picture: Image,
         tokens: Tokens | None,
+        depths: NDArray[np.int32] | None,
     ) -> None:
         rows, columns = header["grid"]
-        token_map = map_of(tokens, rows * columns)
+        if depths is None or depths.size != rows * columns:  # no frame of this size was decoded yet
+            depths = np.zeros(rows * columns, np.int32)
+        header["held_depth"] = round(float(depths.mean()), 3)
+        maps = map_of(tokens, rows * columns).tobytes(), depths.astype(np.uint8).tobytes()
         camera = b"" if image is None else jpeg(image)
         reconstruction = jpeg(picture)
         header["server_ms"] = round(1000 * (time.monotonic() - arrived), 2)
-        self._audience.show(View(self._number, version, arrived, header, camera, reconstruction, token_map.tobytes()))
+        self._audience.show(
+            View(
+                self._number,
+                version,
+                arrived,
+                header,
+                camera,
+                reconstruction,
+                *maps,
+                sequence_of(tokens, depths).tobytes(),
+            )
+        )
 
 
 def _short_name(spec: str) -> str:

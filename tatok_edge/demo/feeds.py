@@ -15,12 +15,14 @@ from typing import Any, Final, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from tatok_edge.demo.messages import MessageError, jpeg_size
 from tatok_edge.errors import FormatError, SourceError
 from tatok_edge.format.packet import unpack_delta
 from tatok_edge.format.reader import Reader
 from tatok_edge.geometry import Image
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.opencv import rgb
@@ -39,8 +41,6 @@ MAX_WAIT: Final = 2.0
 """Longest time, in seconds, that a recording shows one frame: longer gaps are shortened."""
 LATE: Final = 1.0
 """A file that is more seconds late than this continues with its next frame; it leaves out no frames to catch up."""
-MAX_PIXELS: Final = 1 << 23
-"""Largest frame of a recording, in pixels."""
 MAX_MARKS: Final = 300
 """Largest number of marked keyframes on the seek bar."""
 
@@ -67,6 +67,8 @@ class Played:
     """RGB, uint8 ``(H, W, 3)``."""
     tokens: TokenFrame | DeltaFrame
     """Tokens of its packet."""
+    depths: NDArray[np.int32]
+    """Tokens that are held of each patch after it, ``(N,)``."""
     size: int
     """Size of its packet in bytes."""
     number: int
@@ -97,9 +99,11 @@ class SourceFeed:
     Args:
         spec: Name of a source for :func:`open_source`.
         opened: The source, if it is open already.
+        limits: Largest picture.
     """
 
-    def __init__(self, spec: str, opened: Source | None = None) -> None:
+    def __init__(self, spec: str, opened: Source | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self.name = without_secrets(spec)
         self._spec = spec
         self._source = opened
@@ -109,7 +113,7 @@ class SourceFeed:
     def __iter__(self) -> Iterator[Shot | Played]:
         while not self._stopped.is_set():
             # A live source is opened again and again: the page shows it as soon as it is back.
-            source = self._source or open_source(self._spec, retry_seconds=None)
+            source = self._source or open_source(self._spec, retry_seconds=None, limits=self._limits)
             self._source = source
             with source:
                 if source.live:
@@ -246,7 +250,7 @@ class RecordingFeed:
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self.name = path.name
         self._tokenizer = tokenizer
-        self._reader = Reader(path, tokenizer.entropy_model)
+        self._reader = Reader(path, tokenizer.entropy_model, limits=tokenizer.limits)
         if not len(self._reader):
             self._reader.close()
             raise FormatError(f"{path}: {self._reader.damage or 'it holds no frame'}")
@@ -329,7 +333,6 @@ class RecordingFeed:
                 return None
             packet = reader.packet(at)
             if reader.is_key(at):  # no earlier packet is needed
-                self._check_size(at)
                 self._decoder = StreamDecoder(self._tokenizer)
             self._next = at + 1
             if at < number:
@@ -345,15 +348,10 @@ class RecordingFeed:
         else:
             assert held is not None
             tokens = unpack_delta(packet, self._tokenizer.entropy_model, held)
-        return Played(decoded.image, tokens, len(packet), number, self._times[number], time.monotonic())
-
-    def _check_size(self, number: int) -> None:
-        info = self._reader.info(number)
-        if info.width * info.height > MAX_PIXELS:
-            raise FormatError(
-                f"{self._reader.path}: frame {number} is {info.width}x{info.height}; the demo shows frames of up to "
-                f"{MAX_PIXELS / 1e6:.0f} million pixels"
-            )
+        state = self._decoder.state
+        assert state is not None
+        depths = state.held.depths
+        return Played(decoded.image, tokens, depths, len(packet), number, self._times[number], time.monotonic())
 
     def _seconds(self) -> list[float]:
         """Rising times of all frames, in seconds from the first frame."""

@@ -23,6 +23,7 @@ SIZES: Final = (64, 1920)
 MAX_SIDE_RATIO: Final = 16
 """Largest ratio of the sides of a JPEG picture."""
 MAX_KBPS: Final = 1e6
+DEFAULT_KBPS: Final = 128.0
 MAX_NUMBER: Final = 1 << 53
 """Browsers store larger whole numbers inexactly."""
 
@@ -46,8 +47,9 @@ class Settings:
     """Largest number of patch tokens in one frame."""
     max_loss_db: float = MAX_LOSS_DB
     """Allowed loss of PSNR against all tokens of every frame; see :class:`StreamEncoder`."""
-    max_kbps: float | None = None
-    """Largest bandwidth of any second, in kbit/s; None for no limit."""
+    max_kbps: float | None = DEFAULT_KBPS
+    """Largest bandwidth of any second, in kbit/s; None for no limit. What moving parts leave of it makes still parts
+    sharper, up to the depth of the model; without a limit they stay as they were sent."""
     mode: Mode = "adaptive"
     """``"adaptive"`` sends tokens for changed patches only, ``"fixed"`` one token for every patch of every frame."""
     size: int = 320

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 from typing import Final
 
 from tatok_edge.demo.messages import MessageError
 from tatok_edge.demo.views import Audience
-from tatok_edge.errors import TaTokError
+from tatok_edge.errors import FormatError, TaTokError
+from tatok_edge.format.reader import Reader
 from tatok_edge.format.writer import Writer
 from tatok_edge.model.tokenizer import Tokenizer
 
@@ -60,6 +62,39 @@ class Recordings:
         # By name: names begin with the time, and files that were copied have new times.
         self.names = sorted((path.name for path in found), reverse=True)[:MAX_LISTED]
 
+    def draft(self) -> Path | None:
+        """A new hidden name in the folder for a recording that comes from a page; None if nothing can be written."""
+        return None if self._folder is None else self._folder / f".{secrets.token_hex(8)}.part"
+
+    def take(self, draft: Path) -> str:
+        """Check a file that came from a page and give it a name; returns the name.
+
+        Raises:
+            FormatError: It is no recording of this model, or holds no frame.
+            SourceError: It cannot be read.
+        """
+        try:
+            with Reader(draft, self._tokenizer.entropy_model) as reader:
+                frames, damage = len(reader), reader.damage
+        except TaTokError as error:
+            raise type(error)(str(error).replace(str(draft), "the dropped file")) from None
+        if not frames:
+            raise FormatError(f"the dropped file holds no frame{': ' + damage if damage else ''}")
+        path = self._new_path("dropped")
+        draft.rename(path)
+        self.find()
+        self._audience.changed()
+        return path.name
+
+    def _new_path(self, prefix: str) -> Path:
+        """A path that is free, named after the time."""
+        name = time.strftime(f"{prefix}-%Y%m%d-%H%M%S")
+        path, count = self.path(f"{name}.ttk"), 1
+        while path.exists() or path.with_name(f"{path.name}.part").exists():
+            count += 1
+            path = self.path(f"{name}-{count}.ttk")
+        return path
+
     def request(self, on: bool) -> None:
         """Begin or end a recording, with the next picture.
 
@@ -85,11 +120,7 @@ class Recordings:
         return False
 
     def _begin(self, source: str) -> bool:
-        name = time.strftime("tatok-%Y%m%d-%H%M%S")
-        path, count = self.path(f"{name}.ttk"), 1
-        while path.exists() or path.with_name(f"{path.name}.part").exists():
-            count += 1
-            path = self.path(f"{name}-{count}.ttk")
+        path = self._new_path("tatok")
         metadata = {"source": source, "backend": self._tokenizer.backend.name}
         try:
             self._writer = Writer(path, self._tokenizer.entropy_model, name=self._tokenizer.name, metadata=metadata)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -31,12 +32,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tatok_edge.demo.engine import Choice, Engine
+from tatok_edge.demo.guests import MAX_CONNECTIONS, Guest
 from tatok_edge.demo.messages import MAX_JPEG, MessageError, flag, parse, string, whole
+from tatok_edge.demo.transfer import download, upload
 from tatok_edge.demo.views import View
 from tatok_edge.errors import InputError
 
 MAX_PAGES: Final = 16
 """Largest number of open pages."""
+MAX_PAGES_OF_CLIENT: Final = 8
+"""Largest number of open pages of one address, except on this machine."""
 MAX_IN_FLIGHT: Final = 2
 """Largest number of unacknowledged views of a page: one is sent while the page draws the other."""
 MAX_OFFENCES: Final = 32
@@ -166,6 +171,8 @@ class Page:
 
     number: int
     loop: asyncio.AbstractEventLoop
+    address: str = ""
+    """Address of the client."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     view: View | None = None
     """The newest view that is not sent yet."""
@@ -266,11 +273,16 @@ class Hub:
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one page until it closes."""
         await websocket.accept()
+        address = websocket.client.host if websocket.client else ""
         if len(self.pages) >= MAX_PAGES:
             await websocket.close(_CLOSE_LATER, f"{MAX_PAGES} pages are open already; close one")
             return
+        own = sum(page.address == address for page in self.pages.values())
+        if own >= MAX_PAGES_OF_CLIENT and not is_loopback(address):
+            await websocket.close(_CLOSE_LATER, f"{own} pages of {address} are open already; close one")
+            return
         self._count += 1
-        page = Page(self._count, asyncio.get_running_loop())
+        page = Page(self._count, asyncio.get_running_loop(), address)
         self.pages[page.number] = page
         self._mark_all()
         tasks = {
@@ -377,16 +389,16 @@ async def _stalled(page: Page) -> None:
 
 
 def message_of(view: View, applied: int | None, shown_ms: float | None) -> bytes:
-    """A view as a binary message: the size of its header (uint32, little-endian), the header as JSON, camera, picture
-    and map."""
+    """A view as a binary message: the size of its header (uint32, little-endian), the header as JSON, and the parts."""
+    parts = view.camera, view.picture, view.token_map, view.depth_map, view.sequence
     extra = {
         "number": view.number,
         "applied": applied,
         "shown_ms": None if shown_ms is None else round(shown_ms, 1),
-        "sizes": [len(view.camera), len(view.picture), len(view.token_map)],
+        "sizes": [len(part) for part in parts],
     }
     header = json.dumps(view.header | extra, allow_nan=False).encode()
-    return b"".join((len(header).to_bytes(4, "little"), header, view.camera, view.picture, view.token_map))
+    return b"".join((len(header).to_bytes(4, "little"), header, *parts))
 
 
 # --- the server -------------------------------------------------------------------------------------------
@@ -401,6 +413,10 @@ def application(hub: Hub, door: Door) -> ASGIApp:
 
     routes: list[Route | WebSocketRoute] = [Route(path, serve(*file)) for path, file in FILES.items()]
     routes.append(WebSocketRoute("/socket", hub.serve))
+    if hub.engine is not None:
+        recordings = hub.engine.recordings
+        routes.append(Route("/recordings/{name}", partial(download, recordings)))
+        routes.append(Route("/recordings", partial(upload, recordings), methods=["POST"]))
     return guarded(Starlette(routes=routes), door)
 
 
@@ -471,7 +487,8 @@ def run(app: ASGIApp, hub: Hub, listener: socket.socket) -> None:
         lifespan="off",
         loop="asyncio",
         server_header=False,
-        limit_concurrency=4 * MAX_PAGES,
+        http=Guest,
+        limit_concurrency=MAX_CONNECTIONS + MAX_PAGES,
         ws_max_size=MAX_JPEG + 1024,
         ws_per_message_deflate=False,
         ws_ping_interval=10,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tatok_edge.errors import FormatError
 from tatok_edge.geometry import CELL, MIN_SIDE, PATCH, Image, cell_grid, patch_grid
 from tatok_edge.stream.rate import WINDOW_US
+from tatok_edge.tokens.checks import depths_of
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -21,6 +22,8 @@ HELD, UPDATED, MOVED, TOKEN = 0, 1, 2, 3
 """Values of the map: the patch is held, updated without a token, or moved with its cell; ``TOKEN`` and above: one token
 was sent for it, two tokens, and so on."""
 JPEG_QUALITY: Final = 90
+SHOWN_TOKENS: Final = 1024
+"""Most tokens of a frame whose sequence a page shows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,10 @@ class View:
     """The decoded picture, as JPEG."""
     token_map: bytes
     """What happened to each patch, in raster order: see :data:`HELD`."""
+    depth_map: bytes
+    """Tokens that are held of each patch, in raster order."""
+    sequence: bytes
+    """The first patch tokens of the frame, in their order: patch, depth and id of each, int32 (little-endian)."""
 
 
 class Audience(Protocol):
@@ -136,6 +143,21 @@ def map_of(tokens: TokenFrame | DeltaFrame | None, patches: int) -> NDArray[np.u
         depths = tokens.depth_map().ravel()
         result[depths > 0] = TOKEN - 1 + depths[depths > 0]
     return result
+
+
+def sequence_of(tokens: TokenFrame | DeltaFrame | None, held: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The first :data:`SHOWN_TOKENS` patch tokens of a frame: patch, depth and id, int32 ``(T, 3)``.
+
+    Args:
+        tokens: The frame; None for a skipped one.
+        held: Tokens that are held of each patch after it, ``(N,)``.
+    """
+    if tokens is None:
+        return np.zeros((0, 3), np.int32)
+    positions = tokens.positions
+    ahead = held - tokens.depth_map().ravel()  # of a refined patch, tokens were there before
+    depths = ahead[positions] + depths_of(positions)
+    return np.stack([positions, depths, tokens.ids], 1)[:SHOWN_TOKENS].astype("<i4")
 
 
 def jpeg(image: Image) -> bytes:

@@ -53,7 +53,7 @@ def test_page_is_whole_and_loads_nothing_foreign(demo: Demo) -> None:
 def test_frames_show_camera_tokens_and_reconstruction(demo: Demo) -> None:
     with demo.open() as page:
         page.frame()
-        header, (camera, picture, token_map) = page.frame(lambda header: header["kind"] == "delta")
+        header, (camera, picture, token_map, *_) = page.frame(lambda header: header["kind"] == "delta")
         assert (header["width"], header["height"], header["grid"]) == (160, 96, [12, 20])
         assert header["fixed_tokens"] == PATCHES + CELLS
         original, decoded = picture_of(camera), picture_of(picture)
@@ -122,11 +122,11 @@ def test_bandwidth_below_a_keyframe_is_an_error_that_says_so(demo: Demo, rng: np
 def test_fixed_rate_sends_one_token_for_every_patch_of_every_frame(demo: Demo) -> None:
     with demo.open() as page:
         adaptive = [page.frame()[0] for _ in range(6)][-1]
-        header, (_, _, token_map) = page.change(mode="fixed")
+        header, (_, _, token_map, *_) = page.change(mode="fixed")
         for _ in range(3):
             assert header["patch_tokens"] == PATCHES and header["global_tokens"] == CELLS
             assert header["kind"] == "key" and set(token_map) == {TOKEN}
-            header, (_, _, token_map) = page.frame()
+            header, (_, _, token_map, *_) = page.frame()
         assert adaptive["patch_tokens"] < PATCHES / 2
         assert header["psnr"] > 18
         header, _ = page.change(mode="adaptive")
@@ -170,10 +170,15 @@ def test_record_play_and_seek(demo: Demo, tokenizer: Tokenizer) -> None:
         page.until(lambda page: not page.state["playback"]["playing"])
         for number in (5, 2, count - 1, 0):
             page.send("seek", frame=number)
-            header, (camera, picture, token_map) = page.frame(lambda header, n=number: header.get("frame") == n)
+            header, (camera, picture, token_map, depth_map, sequence) = page.frame(
+                lambda header, n=number: header.get("frame") == n
+            )
             assert camera == b"" and header["psnr"] is None
             assert psnr(picture_of(picture), pictures[number]) > 30
             assert sum(max(value - TOKEN + 1, 0) for value in token_map) == header["patch_tokens"]
+            triplets = np.frombuffer(sequence, "<i4").reshape(-1, 3)
+            assert len(triplets) == header["patch_tokens"]
+            assert (np.frombuffer(depth_map, np.uint8)[triplets[:, 0]] >= triplets[:, 1]).all()
         page.send("seek", frame=10**6)
         page.frame(lambda header: header.get("frame") == count - 1)
         page.send("play", on=True)

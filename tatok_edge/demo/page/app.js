@@ -28,7 +28,7 @@ const SLIDERS = [
   { name: "max_tokens", label: "Patch tokens", stops: TOKEN_STOPS, text: v => v === NO_LIMIT ? "no limit" : `≤ ${whole(v)}`,
     hint: "in one frame" },
   { name: "max_kbps", label: "Bandwidth", stops: KBPS_STOPS, text: v => v === NO_LIMIT ? "no limit" : `≤ ${whole(v)} kbit/s`,
-    hint: "of every second" },
+    hint: "of every second; its rest sharpens still parts" },
 ];
 
 const $ = id => document.getElementById(id);
@@ -136,9 +136,13 @@ async function drawPictures(header, parts) {
     part => part.length ? createImageBitmap(new Blob([part], { type: "image/jpeg" })) : null));
   const [camera, picture] = bitmaps;
   $("veil").hidden = camera !== null;
+  $("compare").classList.toggle("alone", camera === null);
   if (camera) show(paint.camera, camera);
   show(paint.picture, picture);
-  drawMap(header, camera || picture, parts[2]);
+  const view = $("map-view").value;
+  if (view === "sent") drawMap(header, camera || picture, parts[2]);
+  else if (view === "depth") drawDepths(header, picture, parts[3]);
+  else drawSequence(header, parts[4]);
   for (const bitmap of bitmaps) if (bitmap) bitmap.close();
 }
 
@@ -186,6 +190,71 @@ function drawMap(header, bitmap, map) {
   });
 }
 
+function colorOf(depth) { return TOKEN_COLORS[Math.min(depth, TOKEN_COLORS.length) - 1]; }
+
+function sizeMap(header) {
+  const canvas = paint.map.canvas, width = MAP_SCALE * header.width, height = MAP_SCALE * header.height;
+  if (canvas.width !== width || canvas.height !== height) {
+    canvas.width = width;
+    canvas.height = height;
+  }
+  return [width, height];
+}
+
+/* The decoded picture below the number of tokens that are held of each patch. */
+function drawDepths(header, bitmap, depths) {
+  const [width, height] = sizeMap(header), context = paint.map, columns = header.grid[1], side = MAP_SCALE * 8;
+  context.drawImage(bitmap, 0, 0, width, height);
+  context.fillStyle = "rgba(10, 14, 19, 0.55)";
+  context.fillRect(0, 0, width, height);
+  for (let i = 0; i < depths.length; i++) {
+    if (!depths[i]) continue;
+    context.fillStyle = `rgba(${colorOf(depths[i])}, 0.5)`;
+    context.fillRect(side * (i % columns) + 1, side * Math.floor(i / columns) + 1, side - 2, side - 2);
+  }
+}
+
+/* The tokens of the frame in the order in which a model reads them: a box each, its fill from the id, its frame from the depth. */
+function drawSequence(header, part) {
+  const [width, height] = sizeMap(header), context = paint.map;
+  const tokens = new Int32Array(part.buffer.slice(part.byteOffset, part.byteOffset + part.byteLength)), count = tokens.length / 3;
+  context.fillStyle = "#0a0e13";
+  context.fillRect(0, 0, width, height);
+  const side = Math.max(4, Math.min(40, Math.floor(Math.sqrt(width * height / Math.max(count, 1)) * 0.96)));
+  const across = Math.max(1, Math.floor(width / side));
+  context.lineWidth = Math.max(1, side / 10);
+  for (let i = 0; i < count; i++) {
+    const [patch, depth, id] = tokens.subarray(3 * i, 3 * i + 3), x = side * (i % across), y = side * Math.floor(i / across);
+    context.fillStyle = `hsl(${(id * 137.508) % 360}, 45%, ${28 + id % 30}%)`;
+    context.strokeStyle = `rgb(${colorOf(depth)})`;
+    context.fillRect(x + 1, y + 1, side - 2, side - 2);
+    context.strokeRect(x + 1.5, y + 1.5, side - 3, side - 3);
+  }
+  const first = [];
+  for (let i = 0; i < Math.min(count, 4); i++) first.push(`(${tokens[3 * i]}, ${tokens[3 * i + 1]}, ${tokens[3 * i + 2]})`);
+  const text = !count ? "No patch token was sent for this frame: nothing changed." :
+    `(patch, depth, id): ${first.join(" ")}${count > 4 ? " …" : ""} ${header.patch_tokens > count ? `the first ${count} of ${whole(header.patch_tokens)}` : `${whole(count)} patch tokens`}`;
+  if (performance.now() - sequenceAt > NUMBERS_MS) {
+    sequenceAt = performance.now();
+    $("sequence-text").textContent = text;
+  }
+}
+
+let sequenceAt = 0;
+
+function showMapView() {
+  const view = $("map-view").value;
+  $("sequence-text").hidden = view !== "sequence";
+  document.querySelector(".only-sent").hidden = view !== "sent";
+}
+
+/* Left of the edge the camera, right of it the reconstruction. */
+function wipe() {
+  const place = `${$("wipe").value}%`;
+  $("picture").style.clipPath = `inset(0 0 0 ${place})`;
+  $("edge").style.left = place;
+}
+
 /* --- numbers and plots ---------------------------------------------------------------------------------- */
 
 function recent(seconds) {
@@ -209,13 +278,13 @@ function showNumbers() {
   $("count-fixed").textContent = whole(fixed);
   $("ratio-value").textContent = adaptiveMean === null ? "–" : `${(fixed / Math.max(adaptiveMean, 1)).toFixed(1)}×`;
   $("value-tokens").textContent = whole(tokens);
-  $("more-tokens").textContent = `of ${whole(fixed)}; ${whole(mean(list, "patch_tokens"))} patch + ${whole(mean(list, "global_tokens"))} global${vectors > 0.5 ? ` + ${whole(vectors)} motion` : ""}`;
+  $("more-tokens").textContent = `of ${whole(fixed)} at the fixed rate; ${whole(mean(list, "patch_tokens"))} patch + ${whole(mean(list, "global_tokens"))} global${vectors > 0.5 ? ` + ${whole(vectors)} motion` : ""}`;
   $("value-kbps").textContent = `${short(last.kbps, last.kbps < 100 ? 1 : 0)} kbit/s`;
   const bits = 24 * last.width * last.height * Math.max(last.fps, 1) / 1000;
-  $("more-kbps").textContent = last.kbps > 0 ? `${whole(bits / last.kbps)}× less than RGB` : "";
+  $("more-kbps").textContent = last.kbps > 0 ? `${whole(mean(list, "bits"))} bits per frame; uncompressed RGB takes ${whole(bits / last.kbps)}×` : "";
   const db = mean(list, "psnr");
   $("value-psnr").textContent = db === null ? "–" : `${short(db, 2)} dB`;
-  $("more-psnr").textContent = playing ? "no camera to compare with" : "against the camera";
+  $("more-psnr").textContent = playing ? "no camera to compare with" : "of the picture from tokens, against the camera";
   const packet = mean(list, "packet_ms"), shown = mean(list, "shown_ms");
   $("value-latency").textContent = shown === null ? "–" : `${short(shown, 0)} ms`;
   $("packet-key").textContent = `${short(packet, 0)} ms to the packet`;
@@ -228,8 +297,9 @@ function showNumbers() {
   parts.push(`${whole(mean(list, "updated"))} of ${whole(last.grid[0] * last.grid[1])} patches updated per frame`);
   const given = mean(list, "patches_with_tokens");
   if (given > 0.5) parts.push(`${short(mean(list, "patch_tokens") / given, 1)} tokens for each patch with tokens`);
-  if (last.dropped) parts.push(`${whole(last.dropped)} frames left out to keep up`);
-  if (last.skipped) parts.push(`${whole(last.skipped)} frames skipped for bandwidth`);
+  parts.push(`${short(mean(list, "held_depth"), 2)} tokens held per patch`);
+  if (last.dropped) parts.push(`${whole(last.dropped)} camera frames passed over for newer ones`);
+  if (last.skipped) parts.push(`${whole(last.skipped)} frames not sent, to keep the bandwidth; the picture was held`);
   $("figures").textContent = parts.join(" · ");
   $("figures").dataset.sliderMs = sliderMs === null ? "" : sliderMs.toFixed(1);
   if (socket.readyState !== WebSocket.OPEN || !state) return;
@@ -506,7 +576,11 @@ function showState(message) {
   $("record").disabled = !recording.allowed || playback !== null;
   $("record").title = recording.allowed ? "" : "Start tatok demo with --record-to FOLDER to record";
   $("record-text").textContent = on ? "Stop recording" : "Record";
+  $("file").disabled = !recording.allowed;
+  $("open").classList.toggle("off", !recording.allowed);
   $("playback").hidden = playback === null;
+  $("download").hidden = source.kind !== "recording";
+  if (source.kind === "recording") $("download").href = `recordings/${encodeURIComponent(source.name)}`;
   if (playback !== null) {
     $("play").textContent = playback.playing ? "Pause" : "Play";
     $("seek").max = playback.frames - 1;
@@ -520,6 +594,22 @@ function showState(message) {
 }
 
 /* --- recordings ------------------------------------------------------------------------------------------------ */
+
+/* Takes a file that was chosen or dropped, and plays it. */
+async function openFile(file) {
+  if (!file) return;
+  if (!state || !state.recording.allowed) {
+    notice("Start tatok demo with --record-to FOLDER to drop recordings in.");
+    return;
+  }
+  try {
+    const reply = await fetch("recordings", { method: "POST", body: file });
+    if (!reply.ok) throw new Error((await reply.text()).trim());
+    send({ type: "source", name: "recording", recording: (await reply.json()).name });
+  } catch (error) {
+    notice(`${file.name} cannot be opened: ${error.message}`);
+  }
+}
 
 let seeking = 0;
 let seekTimer = null;
@@ -620,6 +710,8 @@ function stopWebcam() {
 if (location.search) history.replaceState(null, "", location.pathname);
 
 makeSliders();
+showMapView(); // a browser may remember the choice
+wipe();
 readColors();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColors(); plotted = null; });
 addEventListener("resize", () => {
@@ -645,6 +737,11 @@ $("play").addEventListener("click", () => send({ type: "play", on: !state.playba
 $("back").addEventListener("click", () => { send({ type: "play", on: false }); seekTo(Math.max($("seek").valueAsNumber - 1, 0)); });
 $("forward").addEventListener("click", () => { send({ type: "play", on: false }); seekTo($("seek").valueAsNumber + 1); });
 $("seek").addEventListener("input", () => seekTo($("seek").valueAsNumber));
+$("file").addEventListener("change", () => { openFile($("file").files[0]); $("file").value = ""; });
+addEventListener("dragover", event => event.preventDefault());
+addEventListener("drop", event => { event.preventDefault(); openFile(event.dataTransfer.files[0]); });
+$("wipe").addEventListener("input", wipe);
+$("map-view").addEventListener("change", showMapView);
 $("notice-close").addEventListener("click", () => { $("notice").hidden = true; });
 $("defaults").addEventListener("click", () => {
   const { tau, keep, max_tokens, max_loss_db, max_kbps } = state.defaults;
