@@ -6,9 +6,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tatok_edge.cli.bag_packets import packets_of, token_topics
 from tatok_edge.cli.report import FrameTotals, Report, completeness, print_json, print_table, say
 from tatok_edge.format.header import PacketInfo
+from tatok_edge.recordings.bag import packets_of, token_topics
 from tatok_edge.robotics.bags.bag import Bag
 from tatok_edge.robotics.topics import TOKEN_TOPIC
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tatok_edge.cli.interrupt import exit_code, until_signal
+from tatok_edge.cli.interrupt import exit_code, keeping, until_signal
 from tatok_edge.cli.options import model_choice
 from tatok_edge.cli.pipes import PIPE
 from tatok_edge.cli.progress import Progress
@@ -30,6 +30,7 @@ from tatok_edge.cli.report import (
 )
 from tatok_edge.cli.token_file import FALLBACK_FPS
 from tatok_edge.errors import FormatError, InputError, SourceError
+from tatok_edge.files import check_target
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.pictures.writing import VIDEO_SUFFIXES, open_output
@@ -84,11 +85,11 @@ class _Topic:
 
 def encode(args: argparse.Namespace, budget: TokenBudget) -> int:
     """``tatok encode`` of a bag; returns the exit code."""
-    check_output(args.output, force=args.force)
+    check_output(args.output, force=args.force, inputs=[args.source])
     options: dict[str, Any] = {"max_loss_db": MAX_LOSS_DB if args.max_loss_db is None else args.max_loss_db}
     if args.keyframe_interval is not None:
         options["keyframe_interval"] = args.keyframe_interval
-    with Bag(args.source) as bag:
+    with Bag(args.source, limits=model_choice(args).limits) as bag:
         chosen = choose_topics(bag, args.topic or (), IMAGE_TYPES)
         for topic in chosen:
             _check_free(bag, topic + TOKEN_TOPIC)
@@ -103,10 +104,10 @@ def decode(args: argparse.Namespace) -> int:
     output = args.output
     video = output == PIPE or Path(output).suffix.lower() in VIDEO_SUFFIXES
     if not video:
-        check_output(output, force=args.force)
-    elif Path(output).exists() and not args.force:
-        raise InputError(f"{output}: exists; name another output, or pass --force to replace it")
-    with Bag(args.input) as bag:
+        check_output(output, force=args.force, inputs=[args.input])
+    elif output != PIPE:
+        check_target(output, VIDEO_SUFFIXES, force=args.force, inputs=[args.input])
+    with Bag(args.input, limits=model_choice(args).limits) as bag:
         chosen = choose_topics(bag, args.topic or (), (COMPRESSED_TYPE,), suffix=TOKEN_TOPIC)
         work = _Decoding(model_choice(args).load(), chosen, keep_tokens=args.keep_tokens)
         if not video:
@@ -255,6 +256,7 @@ def _rewrite(bag: Bag, work: _Work, args: argparse.Namespace, *, frames: int | N
     with (
         until_signal() as received,
         BagWriter(output, force=args.force) as writer,
+        keeping(work.command, writer, received, lambda: any(topic.done for topic in work.topics.values())),
         Progress(work.command.rstrip("e") + "ing", frames, unit="images") as progress,
     ):
         for record in bag.records():
@@ -281,6 +283,7 @@ def _rewrite(bag: Bag, work: _Work, args: argparse.Namespace, *, frames: int | N
             what = problems[0] if problems else f"{', '.join(work.topics)}: holds no message"
             raise SourceError(f"{bag.path}: {what}; {output} was not written")
         writer.rosbag2 = bag.rosbag2
+    output = str(writer.left or output)
     files = [Path(output)] if Path(output).is_file() else list(Path(output).iterdir())
     seconds = time.perf_counter() - start
     report = _report(bag, work, output, seconds, problems, received)
@@ -321,6 +324,7 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -
     with (
         until_signal() as received,
         open_output(output, fps=rate, frames=count, raw=args.raw) as target,
+        keeping(work.command, target, received),
         Progress("decoding", count) as progress,
     ):
         for record in bag.records():
@@ -335,6 +339,7 @@ def _to_video(bag: Bag, work: _Decoding, topic: str, args: argparse.Namespace) -
         problems = _problems(bag, work)
         if not target.written and not received:
             raise SourceError(f"{bag.path}: {problems[0] if problems else f'{topic}: holds no message'}")
+    output = str(target.left or output)
     seconds = time.perf_counter() - start
     report = _report(bag, work, output, seconds, problems, received) | {"fps": round(rate, 3)}
     if args.json:

@@ -19,6 +19,14 @@ _TIMES = {
 """Rows of the table of single images."""
 
 
+EXAMPLES = (
+    "tatok bench",
+    "tatok bench --sizes 640x480 --repeats 10",
+    "tatok bench stream --sizes 320x240",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)

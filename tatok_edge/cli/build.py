@@ -42,6 +42,14 @@ PICTURES_PER_VIDEO = 4
 """Frames of each video on which fp16 is compared with fp32."""
 
 
+EXAMPLES = (
+    "tatok build --precision fp16",
+    "tatok build tatok-s8 --flavour rtx --sm 8.9 -o engines",
+    "tatok build --calibrate clip.mp4",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_bundle(parser)

@@ -14,17 +14,27 @@ from tatok_edge.cli.options import (
     add_force,
     add_frames,
     add_model,
+    model_choice,
     positive,
     token_budget,
 )
 from tatok_edge.cli.progress import StageProgress
 from tatok_edge.cli.report import depth_text, print_json, print_table, say
 from tatok_edge.datasets.build import Interrupted, Options, make_dataset
+from tatok_edge.datasets.formats import FORMATS
 from tatok_edge.errors import TaTokError
 from tatok_edge.model.bundle import DEFAULT_MODEL
 
 SHOWN_PROBLEMS = 5
 """Largest number of clips whose problem is printed."""
+
+
+EXAMPLES = (
+    "tatok dataset videos/ -o tokens --tau 0.8",
+    "tatok dataset videos/ -o tokens --format parquet --workers 2",
+    "tatok dataset videos/ -o tokens --tau 0.8 --resume",
+)
+"""At the end of its help."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="IN",
-        help="videos, folders of pictures, bags, folders of these, or .txt files with one path a line: a clip each",
+        help="videos, folders of pictures, bags, folders of these, or .txt files with one path a line: a clip each; "
+        "or one LeRobot data set (v3.0)",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to make")
-    text = "memory-mapped arrays (default), Parquet, tar shards, or LeRobot's layout"
-    add_choice(parser, "--format", ("flat", "parquet", "webdataset", "lerobot"), text)
+    text = "memory-mapped arrays (default), Parquet, tar shards, or LeRobot's layout (default for a LeRobot data set)"
+    parser.add_argument("--format", choices=FORMATS, help=text)
     add_budget(parser)
     add_frames(parser, "take the first N frames of every clip")
     parser.add_argument("--fps", type=float, metavar="RATE", help="frame rate of inputs without one: pictures, bags")
@@ -108,6 +119,7 @@ def _options(args: argparse.Namespace) -> Options:
         budget=token_budget(args),
         frames=args.frames,
         fps=args.fps,
+        limits=model_choice(args).limits,
         workers=args.workers,
         engine=args.engine,
         shard_bytes=None if args.shard_mb is None else args.shard_mb << 20,

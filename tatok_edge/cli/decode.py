@@ -12,8 +12,8 @@ from itertools import chain, islice
 from typing import TextIO
 
 from tatok_edge.cli import bags
-from tatok_edge.cli.interrupt import exit_code, until_signal
-from tatok_edge.cli.options import UsageError, add_bags, add_model, model_choice, refuse_bag_options
+from tatok_edge.cli.interrupt import exit_code, keeping, until_signal
+from tatok_edge.cli.options import UsageError, add_bags, add_frames, add_model, model_choice, refuse_bag_options
 from tatok_edge.cli.pipes import PIPE, check_pipe_output, standard_packets
 from tatok_edge.cli.progress import Progress
 from tatok_edge.cli.report import (
@@ -27,7 +27,6 @@ from tatok_edge.cli.report import (
 )
 from tatok_edge.cli.token_file import (
     FALLBACK_FPS,
-    FileDecoder,
     damage,
     frame_number,
     frame_rate,
@@ -38,9 +37,17 @@ from tatok_edge.errors import FormatError
 from tatok_edge.format.header import peek
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
-from tatok_edge.pictures.writing import open_output
+from tatok_edge.pictures.writing import check_output, open_output
+from tatok_edge.recordings.frames import FileDecoder
 from tatok_edge.robotics.bags.bag import is_bag
 from tatok_edge.stream.decoder import StreamDecoder
+
+EXAMPLES = (
+    "tatok decode clip.ttk -o clip.mp4",
+    "tatok decode clip.ttk -o first/ --frames 10",
+    "tatok decode tokens.mcap -o decoded.mcap",
+)
+"""At the end of its help."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "on standard output",
     )
     parser.add_argument("--frame", type=int, metavar="N", help="only this frame, from 0; negative counts from the end")
+    add_frames(parser, "only the first N frames")
     parser.add_argument("--fps", type=float, metavar="RATE", help="constant frame rate of a video (default: own times)")
     parser.add_argument("--raw", action="store_true", help="RGB bytes without a header in place of Y4M, for -o -")
     add_bags(parser, "--keep-tokens", "keep the tokens too")
@@ -86,14 +94,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--raw is for -o -: bytes on standard output")
     if args.frame is not None and (args.input == PIPE or is_bag(args.input)):
         raise UsageError("--frame is for token files")
+    if args.frames is not None and (args.frame is not None or is_bag(args.input)):
+        raise UsageError("--frames is for token files and pipes, without --frame")
     if args.input != PIPE and is_bag(args.input):
         return bags.decode(args)
-    refuse_bag_options(args, "topic", "keep_tokens", "force")
+    refuse_bag_options(args, "topic", "keep_tokens")
     output = args.output
+    if output != PIPE:
+        check_output(output, force=args.force, inputs=[args.input])
     with _packets(args) if args.input == PIPE else _file(args) as work, until_signal() as received:
         start, (height, width), problems = time.perf_counter(), (0, 0), work.problems
         with (
             open_output(output, fps=work.fps, frames=work.count, raw=args.raw) as target,
+            keeping("decode", target, received),
             Progress("decoding", work.count) as progress,
         ):
             for number, decode in work.frames:
@@ -113,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
             raise FormatError(f"{problems[0] if problems else args.input}: no frame could be decoded")
         seconds = time.perf_counter() - start
     report = {"frames": target.written, "width": width, "height": height, "fps": round(work.fps, 3)}
-    report |= run_figures(work.tokenizer, target.written, seconds) | {"input": args.input, "output": output}
+    report |= run_figures(work.tokenizer, target.written, seconds) | {
+        "input": args.input,
+        "output": str(target.left or output),
+    }
     report |= completeness(problems, interrupted=bool(received))
     stream: TextIO = report_stream(output)
     if args.json:
@@ -125,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
             "model": work.tokenizer.name,
         }
         print_table(f"{args.input} -> {output}", rows, stream)
-    if problems:
+    if problems and target.left is None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         say("decode", f"{problems[0]}{more}; {output} holds the {target.written} good frames")
     return exit_code("decode", bool(problems), received)
@@ -135,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
 def _file(args: argparse.Namespace) -> Iterator[_Input]:
     """The frames of a token file."""
     with open_token_file(args.input, model_choice(args)) as (tokenizer, reader):
-        numbers = range(len(reader)) if args.frame is None else [frame_number(reader, args.frame)]
+        every = range(len(reader))[: args.frames]
+        numbers = every if args.frame is None else [frame_number(reader, args.frame)]
         decoder = FileDecoder(reader, tokenizer)
         rate, timed = frame_rate(reader)
 
@@ -172,5 +189,7 @@ def _packets(args: argparse.Namespace) -> Iterator[_Input]:
     times = [peek(packet).timestamp_us for packet in first]
     timed = len(times) < 2 or times[1] > times[0]
     rate = rate_between(1, times[0], times[1]) if len(times) > 1 and timed else FALLBACK_FPS
-    frames = ((number, partial(decode, packet)) for number, packet in enumerate(chain(first, readable)))
+    frames = (
+        (number, partial(decode, packet)) for number, packet in enumerate(islice(chain(first, readable), args.frames))
+    )
     yield _Input(tokenizer, None, args.fps or rate, frames, problems)

@@ -21,6 +21,14 @@ SYNTHETIC = "synthetic:width=320,height=240,live=1"
 _EXTRA = ("starlette", "uvicorn", "websockets")
 
 
+EXAMPLES = (
+    "tatok demo",
+    "tatok demo 0 --browser",
+    "tatok demo clip.mp4 --record-to recordings",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
@@ -75,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     with until_signal(hub.end) as received, server.listen(args.host, args.port) as listener:
         is_file = spec.lower().endswith(TOKEN_SUFFIX)
         tokenizer = model_choice(args).load(_model_of(spec) if is_file else None)
-        opened = None if is_file else open_source(spec, retry_seconds=None)
+        opened = None if is_file else open_source(spec, retry_seconds=None, limits=tokenizer.limits)
         door = server.door_of(listener, args.host)
         hub.engine = engine = Engine(tokenizer, spec, hub, opened=opened, record_to=folder, settings=settings)
         url = server.address_of(listener, args.host, door)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tatok_edge.cli.report import Report, print_json
+from tatok_edge.runtime.cores import usable_cores
 from tatok_edge.runtime.nvidia import driver_library
 from tatok_edge.runtime.tensorrt.flavour import FLAVOURS, FlavourFacts, flavour_title
 
@@ -36,6 +37,14 @@ ROOT = Path("/")
 NOT_NEEDED = "not needed without an NVIDIA GPU"
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 _IN_CONTAINER = "in a container, start it with --gpus all (on a Jetson: --runtime nvidia)"
+
+
+EXAMPLES = (
+    "tatok doctor",
+    "tatok doctor --json",
+    "tatok doctor --debug",
+)
+"""At the end of its help."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +91,7 @@ def examine() -> Report:
         "plugin": _plugin(nvidia),
         "engines": engines,
         "opencv": opencv,
+        "pyav": _pyav(),
         "gstreamer": _gstreamer(),
         "cameras": _cameras(),
         "models": models,
@@ -413,6 +423,28 @@ def _opencv() -> Report:
     }
 
 
+def _pyav() -> Report:
+    """PyAV, which reads and writes videos; the rest works without it."""
+    av, reason = _import("av")
+    if av is None:
+        return {
+            "usable": False,
+            "version": None,
+            "reason": f"{reason}; no videos and network streams: pip install 'av<19'",
+        }
+    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    h264 = "libx264" in av.codecs_available
+    found = "writes H.264" if h264 else "no H.264 encoder (libx264): videos are written as MPEG-4 Part 2"
+    shown = ", ".join(f"{name} {libraries[name]}" for name in ("libavcodec", "libavformat") if name in libraries)
+    return {
+        "usable": True,
+        "version": av.__version__,
+        "libraries": libraries,
+        "h264": h264,
+        "reason": f"{shown}; {found}",
+    }
+
+
 def _gstreamer() -> Report:
     try:
         from tatok_edge.sources import gstreamer
@@ -436,11 +468,10 @@ def _cpu() -> Report:
     name_line = re.search(r"^(?:model name|Model)\s*:(.*)$", text, re.MULTILINE)
     flags = set(flags_line.group(1).split()) if flags_line else None
     known = CPU_FEATURES.get(machine, ())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "machine": machine,
         "model": name_line.group(1).strip() if name_line else platform.processor() or None,
-        "cores": cores,
+        "cores": usable_cores(),
         "features": None if flags is None else [feature for feature in known if feature in flags],
         "missing": None if flags is None else [feature for feature in known if feature not in flags],
     }
@@ -485,6 +516,7 @@ def _text(report: Report) -> str:
         f"numpy       {versions['numpy']}",
         _line("kernels", report["kernels"]),
         _line(f"opencv {opencv['version']}" if opencv["usable"] else "opencv", opencv),
+        _line(f"pyav {report['pyav']['version']}" if report["pyav"]["usable"] else "pyav", report["pyav"]),
         _line("gstreamer", report["gstreamer"]),
         _line("nvidia", report["nvidia"]),
         *(f"            {line}" for line in _board(report["nvidia"])),

@@ -14,6 +14,7 @@ from tatok_edge.cli.options import (
     add_budget,
     add_frames,
     add_model,
+    add_seconds,
     add_stream_quality,
     model_choice,
     refuse_bag_options,
@@ -46,6 +47,14 @@ BAG_OUTPUTS = (".mcap", "")
 """Endings of an output that is a bag; an input that is a bag can become a token file, too."""
 
 
+EXAMPLES = (
+    "tatok encode clip.mp4 -o clip.ttk --keep 1",
+    "tatok encode 0 -o camera.ttk --tau 0.8 --seconds 10",
+    "tatok encode bag.mcap --topic /camera/image_raw -o tokens.mcap",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
@@ -59,6 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_budget(parser)
     add_frames(parser, "stop after N frames")
+    add_seconds(parser, "stop after S seconds")
     parser.add_argument("--snapshot", metavar="PNG", help="also save the original of the last frame")
     group = add_bags(parser, "--keep-images", "keep the images too")
     group.add_argument("--frames-only", action="store_true", help="every message stands alone (default: key and delta)")
@@ -73,26 +83,27 @@ def run(args: argparse.Namespace) -> int:
         if bag[1] is not None:
             args.source, args.topic = str(bag[0]), [*(args.topic or ()), bag[1]]
         if Path(args.output).suffix.lower() in BAG_OUTPUTS and args.output != "-":
-            if args.snapshot is not None:
-                raise UsageError("--snapshot is not for bags")
+            for option in ("snapshot", "seconds"):
+                if getattr(args, option) is not None:
+                    raise UsageError(f"--{option} is not for bags")
             return bags.encode(args, budget)
         if args.topic:
             if len(args.topic) > 1:
                 raise UsageError("a token file holds one topic; give --topic once, or name a bag as output")
             name, args.topic = f"{bag[0]}#{args.topic[0]}", None
-    refuse_bag_options(args, "topic", "keep_images", "frames_only", "max_loss_db", "keyframe_interval", "force")
+    refuse_bag_options(args, "topic", "keep_images", "frames_only", "max_loss_db", "keyframe_interval")
     if args.output == PIPE:
         check_pipe_output()
     else:
-        check_target(args.output, (TOKEN_SUFFIX,))
+        check_target(args.output, (TOKEN_SUFFIX,), force=args.force, inputs=[name])
     if args.snapshot is not None:
-        check_target(args.snapshot, PICTURE_SUFFIXES)
+        check_target(args.snapshot, PICTURE_SUFFIXES, force=args.force, inputs=[name, args.output])
     tokenizer = model_choice(args).load()
-    with open_source(name) as source, until_signal(source.stop) as received:
+    with open_source(name, limits=tokenizer.limits) as source, until_signal(source.stop) as received:
         for note in source.notes:
             say("encode", note)
         recording = Recording(source, tokenizer, budget, output=args.output, fps=source.fps)
-        last = _encode_frames(source, tokenizer, budget, recording, frames=args.frames)
+        last = _encode_frames(source, tokenizer, budget, recording, frames=args.frames, seconds=args.seconds)
         recording.require_frames()
         if args.snapshot is not None and last is not None:
             write_image(args.snapshot, last)
@@ -107,9 +118,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encode_frames(
-    source: Source, tokenizer: Tokenizer, budget: TokenBudget, recording: Recording, *, frames: int | None
+    source: Source,
+    tokenizer: Tokenizer,
+    budget: TokenBudget,
+    recording: Recording,
+    *,
+    frames: int | None,
+    seconds: float | None,
 ) -> Image | None:
-    """Encodes the frames of a source, at most ``frames``; returns the last one."""
+    """Encodes at most so many frames and seconds of a source; returns the last frame."""
     total = frames if source.frames is None else min(frames or source.frames, source.frames)
     totals, writer = recording.totals, recording.writer
     assert writer is not None
@@ -121,7 +138,7 @@ def _encode_frames(
             totals.add(tokens.width, tokens.height, tokens.n_tokens, tokens.n_patches, size)
             last = frame.image
             progress.update(totals.frames, f"{tokens.n_tokens} tokens")
-            if totals.frames == frames:
+            if totals.frames == frames or recording.lasted(seconds, frame.timestamp_us):
                 break
         else:
             recording.problem = source.problem

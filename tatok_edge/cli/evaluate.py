@@ -1,4 +1,4 @@
-"""``tatok evaluate``: quality and size over a folder of pictures, and the comparison of two such runs."""
+"""``tatok evaluate``: quality and size over pictures or a video, of a decoded video, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+from tatok_edge.cli.against import against
 from tatok_edge.cli.options import (
     UsageError,
     add_force,
+    add_frames,
     add_max_depth,
     add_model,
     add_refine,
@@ -27,11 +28,10 @@ from tatok_edge.cli.progress import Progress
 from tatok_edge.cli.report import Report, print_json, say
 from tatok_edge.errors import InputError
 from tatok_edge.evaluation.compare import compare_runs
-from tatok_edge.evaluation.folder import evaluate_folder
+from tatok_edge.evaluation.folder import count_pictures, evaluate_folder
 from tatok_edge.evaluation.plots import plot_runs
 from tatok_edge.evaluation.tables import budget_name, markdown_table
-from tatok_edge.files import check_target, temporary_name
-from tatok_edge.sources.images import list_images
+from tatok_edge.files import check_target, replaced_file
 
 SUFFIXES = (".json", ".csv", ".md", ".png")
 """Formats of a report: all figures, a row per picture and budget, a table, a plot."""
@@ -42,10 +42,18 @@ SHOWN_PROBLEMS = 5
 """Pictures left out that are printed at most; the JSON report has all."""
 
 
+EXAMPLES = (
+    "tatok evaluate pictures/ --keep 2,1,0.35",
+    "tatok evaluate clip.mp4 --frames 20 -o run.json",
+    "tatok evaluate clip.mp4 --against decoded.mp4",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder of pictures")
+    parser.add_argument("folder", nargs="?", metavar="IN", help="folder of pictures, or a video file")
     parser.add_argument(
         "--keep",
         type=keeps,
@@ -57,6 +65,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_score(parser)
     add_max_depth(parser)
     add_refine(parser)
+    add_frames(parser, "only the first N frames or pictures")
+    text = "compare IN with this video, folder or token file, frame by frame, and encode nothing"
+    parser.add_argument("--against", metavar="DECODED", help=text)
     parser.add_argument("--crop", type=positive, metavar="SIDE", help="only the middle SIDE x SIDE pixels")
     parser.add_argument(
         "-o",
@@ -78,7 +89,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures a folder or compares two runs, prints a table and writes the files."""
     if (args.folder is None) == (args.compare is None):
-        raise UsageError("give a folder of pictures, or --compare and two reports")
+        raise UsageError("give pictures or a video, or --compare and two reports")
+    if args.against is not None and args.compare is None:
+        return against(args)
     if args.compare is not None:
         _compare(args)
         return 0
@@ -88,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     _check_outputs(args.output, args.force)
     tokenizer = model_choice(args).load()
-    with Progress("evaluating", len(list_images(args.folder)), unit="pictures") as progress:
+    with Progress("evaluating", count_pictures(args.folder, args.frames), unit="pictures") as progress:
         report = evaluate_folder(
             tokenizer,
             args.folder,
@@ -98,6 +111,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             max_depth=args.max_depth,
             structure=args.ssim,
             crop=args.crop,
+            limit=args.frames,
             refine=args.refine,
             per_picture=bool(args.output),
             advance=progress.update,
@@ -127,15 +141,16 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> None:
     """Prints the Bjøntegaard deltas of one JSON report to another, and plots both."""
     anchor, test = args.compare
-    _check_outputs(args.output, args.force, (".json", ".png"))
+    _check_outputs(args.output, args.force, (".json", ".png"), args.compare)
     reports = [_read(Path(path)) for path in (anchor, test)]
     deltas = compare_runs(*reports)
     result = {"anchor": anchor, "run": test, **deltas}
     for output in args.output:
-        if output.endswith(".png"):
-            _replace(Path(output), lambda path: plot_runs(dict(zip((anchor, test), reports, strict=True)), path))
-        else:
-            _replace(Path(output), lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+        with replaced_file(Path(output)) as temporary:
+            if output.endswith(".png"):
+                plot_runs(dict(zip((anchor, test), reports, strict=True)), temporary)
+            else:
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
     if args.json:
         print_json(result)
         return
@@ -147,11 +162,11 @@ def _compare(args: argparse.Namespace) -> None:
         print(f"{kind:>8}  {rate_text}, {quality_text}")
 
 
-def _check_outputs(outputs: Sequence[str], force: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
+def _check_outputs(
+    outputs: Sequence[str], force: bool, suffixes: Sequence[str] = SUFFIXES, inputs: Sequence[str] = ()
+) -> None:
     for output in outputs:
-        check_target(output, suffixes)
-        if Path(output).exists() and not force:
-            raise InputError(f"{output} exists; give another name, or --force to replace it")
+        check_target(output, suffixes, force=force, inputs=inputs)
 
 
 def _read(path: Path) -> Report:
@@ -168,7 +183,8 @@ def _read(path: Path) -> Report:
 
 def _write(path: Path, report: Report) -> None:
     if path.suffix == ".png":
-        _replace(path, lambda temporary: plot_runs({report["model"]: report}, temporary))
+        with replaced_file(path) as temporary:
+            plot_runs({report["model"]: report}, temporary)
         return
     if path.suffix == ".json":
         text = json.dumps(report, indent=1) + "\n"
@@ -180,13 +196,9 @@ def _write(path: Path, report: Report) -> None:
         writer.writeheader()
         writer.writerows(report["pictures"])
         text = stream.getvalue()
-    _replace(path, lambda temporary: temporary.write_text(text))
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = temporary_name(path)
-    try:
+    with replaced_file(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from tatok_edge.cli.report import FrameTotals, completeness, depth_text, print_json, print_table, say, token_rows
-from tatok_edge.cli.token_file import damage, follow
+from tatok_edge.cli.token_file import damage
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.format.reader import Reader
+from tatok_edge.recordings.frames import follow
 from tatok_edge.robotics.bags.bag import split_topic
+
+EXAMPLES = (
+    "tatok info clip.ttk",
+    "tatok info clip.ttk --depths --json",
+    "tatok info tokens.mcap",
+)
+"""At the end of its help."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +55,16 @@ def run(args: argparse.Namespace) -> int:
             last = packet.timestamp_us
             totals.add(packet.width, packet.height, packet.n_tokens, packet.n_patches, packet.size)
         fps = None if reader.fps is None else float(reader.fps)
-        depths = _patches_by_depth(reader, args.model or reader.name, problems) if args.depths else None
+        depths = None
+        if args.depths:
+            from tatok_edge.model.bundle import named_bundle  # imported late, as the model is
+
+            depths = _patches_by_depth(reader, args.model or named_bundle(reader.name), problems)
         report = totals.report() | {
             "seconds": round(time.perf_counter() - start, 3),
             "duration_seconds": round((last - first) / 1e6 + (1 / fps if fps else 0), 3),
             "fps": fps,
+            "kbit_per_second": _kbps(totals, (last - first) / 1e6, fps),
             "key_frames": sum(reader.is_key(number) for number in range(len(reader))),
             "model": reader.name,
             "model_tag": reader.tag.hex(),
@@ -71,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
         rows["model"] = f"{report['model']}, up to {report['depth']} tokens per patch"
         if depths:
             rows["held per patch"] = depth_text(depths)
+        every = f", one in {report['frames'] / report['key_frames']:.4g}" if report["key_frames"] > 1 else ""
+        rows["keyframes"] = f"{report['key_frames']}{every}"
+        rate = report["kbit_per_second"]
+        rows["rate"] = "no times" if rate is None else f"{rate:.1f} kbit/s"
         rows["duration"] = f"{report['duration_seconds']:.2f} s" if fps else "no frame rate"
         rows["source"] = str(reader.metadata.get("source", "not stated"))
         print_table(path, rows)
@@ -79,7 +96,15 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _patches_by_depth(reader: Reader, model: str, problems: list[str]) -> list[int] | None:
+def _kbps(totals: FrameTotals, span: float, fps: float | None) -> float | None:
+    """Size of all packets in kbit per second of their times; None where the frames have no times."""
+    if totals.frames < 2 or span <= 0:
+        return None if fps is None or not totals.frames else round(8 * totals.size / 1000 * fps / totals.frames, 3)
+    # The last frame lasts as long as the others.
+    return round(8 * totals.size / 1000 / (span * totals.frames / (totals.frames - 1)), 3)
+
+
+def _patches_by_depth(reader: Reader, model: str | Path, problems: list[str]) -> list[int] | None:
     """Number of patches with 0, 1, ... K tokens, in all frames together, as a decoder holds them.
 
     Raises:

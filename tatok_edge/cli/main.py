@@ -1,7 +1,7 @@
 """The ``tatok`` command: its commands, its exit codes, and how it reports errors.
 
 Exit codes: 0 success, 1 something failed (all good results are kept), 2 wrong command line, 130 interrupted with
-Ctrl-C, 143 ended by SIGTERM. Results go to standard output, everything else to standard error.
+Ctrl-C, 143 ended by SIGTERM, 129 by SIGHUP. Results go to standard output, everything else to standard error.
 
 Each command is a module of this package. Only the module of the given command is imported, so ``tatok --help`` answers
 at once.
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,17 +33,19 @@ COMMANDS = {
     "decode": "tokens to pictures",
     "info": "contents of a token file",
     "view": "a picture of the kept tokens",
-    "evaluate": "quality on a folder of pictures",
+    "evaluate": "quality on pictures or a video, or of a decoded video",
     "bench": "speed on this machine",
     "dataset": "videos to a data set of tokens",
     "build": "TensorRT engines of a model",
     "verify": "check a backend against the CPU",
     "doctor": "check this machine: backends, GPU, cameras",
+    "completion": "completion of commands and options in a shell",
 }
 """Line of each command in ``tatok --help``.
 
-The module ``tatok_edge.cli.NAME`` has ``add_options(parser)``, which defines the options, and ``run(args)``, which does
-the work and returns the exit code. It raises :class:`~tatok_edge.cli.options.UsageError` for a wrong command line.
+The module ``tatok_edge.cli.NAME`` has ``add_options(parser)``, which defines the options, ``EXAMPLES``, the
+command lines at the end of its help, and ``run(args)``, which does the work and returns the exit code. It raises
+:class:`~tatok_edge.cli.options.UsageError` for a wrong command line.
 """
 
 _EXAMPLES = """examples:
@@ -75,15 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not debug:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    _prepare_streams()
     fail = partial(_report, name, debug=debug)
     try:
         command = importlib.import_module(f"tatok_edge.cli.{name}") if name in COMMANDS else None
-        args = _parser(name, command).parse_args(words)
+        parser, one = _parser(name, command)
+        args, unknown = parser.parse_known_args(words)
+        if unknown:
+            one.error(_unknown(unknown, one))
         assert command is not None  # without a command, parse_args has ended the program
         code: int = command.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a further Ctrl-C must not break into the end of the process
         return fail("interrupted", INTERRUPTED)
     except TaTokError as error:
         return fail(str(error), FAILED)
@@ -104,6 +114,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"unexpected {type(error).__name__}: {error}", FAILED, hint=" (--debug shows where)")
 
 
+def _prepare_streams() -> None:
+    """Makes standard streams that are closed, or that cannot show all characters, take what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened gets this number, and what a library prints goes into that file.
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    if sys.stderr is None:  # print(file=None) would print to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that is not in the characters of the terminal, or not in UTF-8, must not end the work.
+            stream.reconfigure(errors="backslashreplace")
+
+
 class _Version(argparse.Action):
     """Reads the version only on request: reading it takes longer than all of ``--help``."""
 
@@ -114,6 +143,13 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Help(argparse.HelpFormatter):
+    """Keeps the lines of the examples at the end, and fills all other text."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, without the usage text."""
 
@@ -121,8 +157,28 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
 
-def _parser(chosen: str, command: ModuleType | None) -> _Parser:
-    """The parser of all commands; only the chosen one has its options."""
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, with its options."""
+    return _parser(name, importlib.import_module(f"tatok_edge.cli.{name}"))[1]
+
+
+def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options and arguments of a parser; argparse has no public name for them."""
+    return list(vars(parser)["_actions"])
+
+
+def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
+    """What to say about words that no option takes."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(
+        words[0].partition("=")[0], [option for action in actions_of(parser) for option in action.option_strings], 1
+    )
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _parser(chosen: str, command: ModuleType | None) -> tuple[_Parser, _Parser]:
+    """The parser of all commands, and that of the chosen one; only this one has its options."""
     parser = _Parser(
         prog="tatok",
         description="Turns camera frames into few discrete tokens, and tokens back into frames.",
@@ -131,12 +187,17 @@ def _parser(chosen: str, command: ModuleType | None) -> _Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    found = parser
     for name, help_text in COMMANDS.items():
         one = commands.add_parser(name, help=help_text)
         if command is not None and name == chosen:
+            found = one
+            one.description = f"{command.__doc__ or ''}".partition("\n\n")[0].replace("``", "'")
+            one.epilog = "\n  ".join(("examples:", *command.EXAMPLES))
+            one.formatter_class = _Help
             add_report_options(one)
             command.add_options(one)
-    return parser
+    return parser, found
 
 
 def _report(name: str, message: str, code: int, *, debug: bool, hint: str = "") -> int:

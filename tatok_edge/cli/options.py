@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tatok_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from tatok_edge.limits import Limits
     from tatok_edge.model.bundle import Precision
     from tatok_edge.model.tokenizer import Tokenizer
     from tatok_edge.tokens.budget import TokenBudget
@@ -48,22 +49,34 @@ class ModelChoice(NamedTuple):
     """Threads of the networks; None lets the backend choose."""
     precision: Precision = "fp32"
     """Precision of the decoder, see :meth:`Tokenizer.load`."""
+    max_pixels: int | None = None
+    """Largest picture that is read or decoded; None for the default."""
+
+    @property
+    def limits(self) -> Limits:
+        """Limits on what is read and decoded."""
+        from tatok_edge.limits import DEFAULT_LIMITS, Limits
+
+        return DEFAULT_LIMITS if self.max_pixels is None else Limits(max_pixels=self.max_pixels)
 
     def load(self, default: str | None = None) -> Tokenizer:
         """Loads the model.
 
         Args:
-            default: Model to load where none is named; None for the default model.
+            default: Model that a file names, to load where the user names none; None for the default model. It comes
+                from the file, so it is a name and never a path.
 
         Raises:
             BundleError: There is no such model, or it is damaged.
             BackendError: The backend is not usable here.
         """
-        from tatok_edge.model.bundle import DEFAULT_MODEL
+        from tatok_edge.model.bundle import DEFAULT_MODEL, named_bundle
         from tatok_edge.model.tokenizer import Tokenizer
 
-        name = self.name or default or DEFAULT_MODEL
-        return Tokenizer.load(name, backend=self.backend, threads=self.threads, precision=self.precision)
+        name = self.name or (named_bundle(default) if default else DEFAULT_MODEL)
+        return Tokenizer.load(
+            name, backend=self.backend, threads=self.threads, precision=self.precision, limits=self.limits
+        )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +88,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="threads of the networks (default: automatic)")
     text = "precision of the networks on a CPU: int8 is faster, its tokens are other ones but as good (default: fp32)"
     add_choice(group, "--precision", ("fp32", "int8"), text)
+    text = "largest picture that is read or decoded, in pixels (default: 9437184, 4096x2304)"
+    group.add_argument("--max-pixels", type=positive, metavar="N", help=text)
 
 
 def add_backend(group: argparse._ActionsContainer, help_text: str) -> None:
@@ -84,7 +99,7 @@ def add_backend(group: argparse._ActionsContainer, help_text: str) -> None:
 
 def model_choice(args: argparse.Namespace) -> ModelChoice:
     """The value of :func:`add_model`."""
-    return ModelChoice(args.model, args.backend, args.threads, args.precision)
+    return ModelChoice(args.model, args.backend, args.threads, args.precision, args.max_pixels)
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -104,8 +119,8 @@ def bundle_name(args: argparse.Namespace) -> str:
 # --- budget ----------------------------------------------------------------------------------------
 
 
-def add_budget(parser: argparse.ArgumentParser) -> None:
-    """The options of a :class:`TokenBudget`."""
+def add_budget(parser: argparse.ArgumentParser, *, stream: bool = False) -> None:
+    """The options of a :class:`TokenBudget`; those that streams take alone for a ``stream``."""
     group = parser.add_argument_group("how many tokens (all limits given apply; without any, all tokens are kept)")
     group.add_argument("--tau", type=float, metavar="SHARE", help="share of the total score to keep, above 0 to 1")
     text = "most tokens per patch on average, from 0 to the depth of the model: 0.35, 1 or 2.5"
@@ -113,8 +128,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=int, metavar="N", help="largest number of patch tokens per frame")
     add_max_depth(group)
     group.add_argument("--max-bits", type=int, metavar="N", help="largest size of a frame in bits")
-    add_score(group)
-    add_refine(group)
+    add_score(group, stream=stream)
+    if not stream:
+        add_refine(group)
 
 
 def add_max_depth(group: argparse._ActionsContainer) -> None:
@@ -127,13 +143,15 @@ def add_max_depth(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_score(group: argparse._ActionsContainer) -> None:
-    """``--score``."""
+def add_score(group: argparse._ActionsContainer, *, stream: bool = False) -> None:
+    """``--score``; a ``stream`` ranks its tokens by the error that they remove."""
+    choices = ("residual", "visual") if stream else ("residual", "visual", "information", "entropy")
+    more = "" if stream else "; the information of the token in bits; or its entropy in bits"
     group.add_argument(
         "--score",
-        choices=("residual", "visual", "information", "entropy"),
+        choices=choices,
         help="score that ranks the tokens: the squared error that a token can remove (residual, default); the same, "
-        "less where texture hides errors (visual); the information of the token in bits; or its entropy in bits",
+        f"less where texture hides errors (visual){more}",
     )
 
 
@@ -171,6 +189,11 @@ def token_budget(args: argparse.Namespace) -> TokenBudget:
 def add_frames(parser: argparse.ArgumentParser, help_text: str) -> None:
     """``--frames N``: how many frames to take."""
     parser.add_argument("--frames", type=positive, metavar="N", help=help_text)
+
+
+def add_seconds(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """``--seconds S``: how many seconds to take."""
+    parser.add_argument("--seconds", type=duration, metavar="S", help=help_text)
 
 
 def add_stream_quality(group: argparse._ActionsContainer, *, keyframe_interval: int, default: int | None) -> None:
@@ -246,6 +269,17 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return value
 
 

@@ -59,6 +59,9 @@ class PacketPipe:
     def close(self, *, partial: bool = False) -> None:
         """Leaves standard output open: packets need no end."""
 
+    def leave(self) -> None:
+        """As :meth:`close`: what is written cannot be taken back."""
+
 
 def standard_packets() -> Iterator[bytes]:
     """Packets from standard input.

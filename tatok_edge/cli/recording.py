@@ -23,7 +23,8 @@ class Recording:
     """The token file of a run, its totals and its problem; encode the frames in a ``with`` statement.
 
     Leaving the block closes the file. A :class:`TaTokError` or Ctrl-C in the block is swallowed if frames were encoded:
-    a camera cannot record them again.
+    a camera cannot record them again. A run that failed, or that was interrupted though its source has an end, leaves
+    them in ``NAME.part``: what had the name of the output stays.
 
     Args:
         source: Where the frames come from.
@@ -52,6 +53,8 @@ class Recording:
         self._source = source
         self._output = output
         self._budget = budget_record(budget)
+        self.left: Path | None = None
+        """Where the frames of a run that was not finished are."""
         self.writer: Writer | PacketPipe | None = None
         """Writes the token file or the packets."""
         if output == PIPE:
@@ -59,6 +62,12 @@ class Recording:
         elif output is not None:
             metadata = {"source": source.name, "backend": tokenizer.backend.name, "budget": self._budget}
             self.writer = Writer(output, tokenizer.entropy_model, name=tokenizer.name, fps=fps, metadata=metadata)
+
+    def lasted(self, seconds: float | None, timestamp_us: int) -> bool:
+        """Whether the run has lasted so many seconds: by the time of its frame, or of a live source by the clock."""
+        if seconds is None:
+            return False
+        return timestamp_us >= 1e6 * seconds or (self._source.live and time.perf_counter() - self.start >= seconds)
 
     def __enter__(self) -> Recording:
         self.start = time.perf_counter()
@@ -68,9 +77,13 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self.seconds = time.perf_counter() - self.start
-        if self.writer is not None:
-            self.writer.close(partial=True)
         frames = self.totals.frames
+        # Ctrl-C is how a live source ends. The run of a file is not finished then.
+        whole = error is None and (self._source.live or not self._source.stopped)
+        if self.writer is not None and whole:
+            self.writer.close(partial=True)
+        elif self.writer is not None:
+            self.left = self.writer.leave()
         if error is None or not frames or not isinstance(error, (TaTokError, KeyboardInterrupt)):
             return False
         self.problem = f"after {frames} frames: {error}" if isinstance(error, TaTokError) else None
@@ -95,12 +108,17 @@ class Recording:
             kept: What is kept of the run, for the report of a problem.
         """
         if self.problem:
-            say(command, self.problem + kept)
+            say(command, self.problem + (kept if self.left is None else ""))
+        if self.left is not None:
+            say(
+                command,
+                f"not finished: {self.totals.frames} frames are in {self.left}, and {self._output} is as before",
+            )
         return exit_code(command, self.problem is not None, received)
 
     def report(self, received: Sequence[object]) -> Report:
         """Source, output and outcome of the run; ``received`` are the signals that ended it."""
-        output = self._output
+        output = self._output if self.left is None else str(self.left)
         return {
             "fps": self.fps,
             "source": self._source.name,

@@ -11,10 +11,12 @@ import numpy as np
 from tatok_edge.cli.interrupt import until_signal
 from tatok_edge.cli.options import (
     SOURCE_HELP,
-    UsageError,
     add_budget,
     add_choice,
+    add_force,
+    add_frames,
     add_model,
+    add_seconds,
     add_stream_quality,
     model_choice,
     token_budget,
@@ -37,6 +39,14 @@ KEYFRAME_INTERVAL = 300
 """Frames between keyframes."""
 
 
+EXAMPLES = (
+    "tatok stream clip.mp4 -o clip.ttk",
+    "tatok stream 0 -o camera.ttk --max-kbps 200 --seconds 60",
+    "tatok stream rtsp://camera.local/stream -o - | tatok decode - -o camera.mp4",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_model(parser)
@@ -44,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = "the token file to write, or - for packets on standard output (default: none)"
     parser.add_argument("-o", "--output", metavar="OUT.ttk", help=text)
     parser.add_argument("--fps", type=float, metavar="RATE", help="take at most RATE frames per second")
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    add_frames(parser, "stop after N frames")
+    add_seconds(parser, "stop after S seconds")
     parser.add_argument("--max-kbps", type=float, metavar="K", help="bandwidth in kbit/s, kept in every second")
     add_stream_quality(parser, keyframe_interval=KEYFRAME_INTERVAL, default=KEYFRAME_INTERVAL)
     parser.add_argument(
@@ -54,20 +65,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     text = "drop frames that come too fast, or make the source wait (default: drop for live sources)"
     add_choice(parser, "--on-lag", ("auto", "drop", "wait"), text)
-    add_budget(parser)
+    add_budget(parser, stream=True)
+    add_force(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Encodes the stream, and prints its figures."""
-    if args.seconds is not None and not args.seconds > 0:
-        raise UsageError(f"--seconds must be above 0, got {args.seconds:g}")
     budget = token_budget(args)
     if args.output == PIPE:
         check_pipe_output()
     elif args.output is not None:
-        check_target(args.output, (TOKEN_SUFFIX,))
+        check_target(args.output, (TOKEN_SUFFIX,), force=args.force, inputs=[args.source])
     tokenizer = model_choice(args).load()
-    with open_source(args.source, on_lag=args.on_lag) as source, until_signal(source.stop) as received:
+    with (
+        open_source(args.source, on_lag=args.on_lag, limits=tokenizer.limits) as source,
+        until_signal(source.stop) as received,
+    ):
         for note in source.notes:
             say("stream", note)
         stream = Stream(
@@ -82,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         )
         rate = source.fps if args.fps is None else min(args.fps, source.fps or args.fps)
         recording = Recording(source, tokenizer, budget, output=args.output, fps=rate)
-        sums = _encode_frames(source, stream, recording, seconds=args.seconds)
+        sums = _encode_frames(source, stream, recording, frames=args.frames, seconds=args.seconds)
         recording.require_frames()
         report = _report(recording, sums, stream, tokenizer)
         report |= {"dropped": source.dropped, "reconnects": source.reconnects, **recording.report(received)}
@@ -117,8 +130,10 @@ class _Sums:
         return 0.0 if self.first_us is None else (self.last_us - self.first_us) / 1e6
 
 
-def _encode_frames(source: Source, stream: Stream, recording: Recording, *, seconds: float | None) -> _Sums:
-    """Encodes the stream for at most ``seconds``."""
+def _encode_frames(
+    source: Source, stream: Stream, recording: Recording, *, frames: int | None, seconds: float | None
+) -> _Sums:
+    """Encodes the stream for at most so many frames and seconds."""
     sums, totals, writer = _Sums(), recording.totals, recording.writer
     with _Status() as status, recording:
         for frame in stream:
@@ -128,10 +143,7 @@ def _encode_frames(source: Source, stream: Stream, recording: Recording, *, seco
             totals.add(tokens.width, tokens.height, tokens.n_tokens, tokens.n_patches, len(frame.packet))
             sums.add(frame)
             status.show(stream, frame)
-            if seconds is not None and (
-                frame.timestamp_us >= 1e6 * seconds
-                or (source.live and time.perf_counter() - recording.start >= seconds)
-            ):
+            if totals.frames == frames or recording.lasted(seconds, frame.timestamp_us):
                 break
         else:
             recording.problem = source.problem

@@ -19,7 +19,8 @@ from tatok_edge.cli.report import print_json, say
 from tatok_edge.errors import BackendError, InputError
 from tatok_edge.geometry import CELL, PATCH, patch_grid
 from tatok_edge.model.bundle import GRAPHS, Bundle, list_models, open_bundle
-from tatok_edge.runtime.onnxruntime import OnnxSession, default_threads
+from tatok_edge.runtime.cores import default_threads
+from tatok_edge.runtime.onnxruntime import OnnxSession
 from tatok_edge.runtime.open import open_session
 from tatok_edge.runtime.session import Backend, Session
 from tatok_edge.runtime.tensorrt.choice import EngineSet
@@ -36,6 +37,14 @@ SPREAD = 5
 """Distance between the frames taken from a source of unknown length."""
 
 
+EXAMPLES = (
+    "tatok verify",
+    "tatok verify --source clip.mp4 --frames 8",
+    "tatok verify --backend onnxruntime --precision fp16",
+)
+"""At the end of its help."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     add_bundle(parser)
@@ -48,8 +57,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the engines or graphs (default: the engines' own; fp32 for graphs)",
     )
     add_choice(parser, "--reference", ("onnxruntime",), "reference backend (default: onnxruntime)")
-    parser.add_argument("--frames", default=SOURCE, metavar="IN", help="frames to compare on: " + SOURCE_HELP)
-    parser.add_argument("--count", type=positive, default=4, metavar="N", help="number of frames (default: 4)")
+    parser.add_argument("--source", default=SOURCE, metavar="IN", help="frames to compare on: " + SOURCE_HELP)
+    parser.add_argument("--frames", type=positive, default=4, metavar="N", help="number of frames (default: 4)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         folder=args.engines,
         backend=args.backend,
         precision=args.precision,
-        source=args.frames,
-        count=args.count,
+        source=args.source,
+        count=args.frames,
         as_json=args.json,
     )
 

@@ -8,21 +8,30 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tatok_edge.cli.bag_packets import TopicReader
-from tatok_edge.cli.options import SOURCE_HELP, add_model, model_choice, refuse_bag_options
+from tatok_edge.cli.options import SOURCE_HELP, add_force, add_model, model_choice, refuse_bag_options
 from tatok_edge.cli.report import completeness, print_json, say
-from tatok_edge.cli.token_file import FileDecoder, PacketReader, frame_number, open_token_file, token_counts
+from tatok_edge.cli.token_file import frame_number, open_token_file, token_counts
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.files import check_target
 from tatok_edge.geometry import Image
+from tatok_edge.limits import Limits
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.pictures.drawing import depth_legend, depth_overlay, rate_plot, side_by_side, stack
 from tatok_edge.pictures.writing import PICTURE_SUFFIXES, write_image
+from tatok_edge.recordings.bag import TopicReader
+from tatok_edge.recordings.frames import FileDecoder, PacketReader
 from tatok_edge.robotics.bags.bag import split_topic
 from tatok_edge.sources.open import open_source
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
+
+EXAMPLES = (
+    "tatok view clip.ttk -o view.png",
+    "tatok view clip.ttk --source clip.mp4 --frame 0 -o view.png",
+    "tatok view tokens.mcap --topic /camera/image_raw/tatok -o view.png",
+)
+"""At the end of its help."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +42,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frame", type=int, metavar="N", help="frame to show, from 0 (default: the middle one)")
     parser.add_argument("--topic", metavar="NAME", help="the token topic of a bag (default: the only one)")
     parser.add_argument("--source", metavar="IN", help="original of the token file, to show beside it: " + SOURCE_HELP)
+    add_force(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes the picture."""
     path, output = args.input, args.output
-    check_target(output, PICTURE_SUFFIXES)
+    check_target(output, PICTURE_SUFFIXES, force=args.force, inputs=[path, args.source or path])
     with _opened(args) as (tokenizer, reader):
         number = frame_number(reader, len(reader) // 2 if args.frame is None else args.frame)
         decoder = FileDecoder(reader, tokenizer)
@@ -53,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.source is None:
         panels = [(kept, depth_overlay(decoded, depths)), ("reconstruction", decoded)]
     else:
-        original = _original(args.source, path, tokens)
+        original = _original(args.source, path, tokens, tokenizer.limits)
         quality = psnr(original, decoded)
         panels = [
             ("original", original),
@@ -104,7 +114,7 @@ def _opened(args: argparse.Namespace) -> Iterator[tuple[Tokenizer, PacketReader]
         yield tokenizer, reader
 
 
-def _original(source: str, path: str, tokens: TokenFrame | DeltaFrame) -> Image:
+def _original(source: str, path: str, tokens: TokenFrame | DeltaFrame, limits: Limits) -> Image:
     """The original of a frame; a single picture is the original of any frame.
 
     Raises:
@@ -112,7 +122,7 @@ def _original(source: str, path: str, tokens: TokenFrame | DeltaFrame) -> Image:
         SourceError: The source cannot be read, or has no such frame.
     """
     index = tokens.index
-    with open_source(source) as opened:
+    with open_source(source, limits=limits) as opened:
         if opened.live:
             raise InputError(
                 f"{source}: a live source cannot show an earlier frame; encode with --snapshot and give that picture"

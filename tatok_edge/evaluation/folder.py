@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from numpy.typing import NDArray
 from tatok_edge.errors import InputError, SourceError
 from tatok_edge.evaluation.metrics import psnr, structural_similarity
 from tatok_edge.geometry import Image
+from tatok_edge.limits import Limits
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.folders import folder_content
 from tatok_edge.sources.images import list_images, read_image
+from tatok_edge.sources.open import open_source
 from tatok_edge.tokens.budget import Score, TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -168,11 +172,32 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     return results
 
 
-def _pictures(paths: Sequence[Path], crop: int | None, problems: list[str]) -> Iterable[tuple[str, Image]]:
+def count_pictures(name: str | Path, limit: int | None) -> int | None:
+    """Pictures of a folder or frames of a video, at most ``limit``; None where their number is not known.
+
+    Raises:
+        SourceError: There is no such folder or video, or the folder holds no picture.
+    """
+    if os.path.isdir(name):
+        return len(list_images(name)[:limit])
+    with open_source(str(name)) as source:
+        return limit if source.frames is None else min(source.frames, limit or source.frames)
+
+
+def _frames(name: str | Path, limit: int | None, crop: int | None, limits: Limits) -> Iterable[tuple[str, Image]]:
+    """Number and pixels of the frames of a video."""
+    with open_source(str(name), limits=limits) as source:
+        for frame in islice(source, limit):
+            yield str(frame.index), frame.image if crop is None else centre_crop(frame.image, crop)
+
+
+def _pictures(
+    paths: Sequence[Path], crop: int | None, problems: list[str], limits: Limits
+) -> Iterable[tuple[str, Image]]:
     """Name and pixels of each picture that can be read; ``problems`` gets a line for each other one."""
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, limits)
         except SourceError as error:
             problems.append(f"left out: {error}")
             continue
@@ -192,6 +217,7 @@ def evaluate_folder(
     max_depth: int | None = None,
     structure: bool = False,
     crop: int | None = None,
+    limit: int | None = None,
     refine: int = 0,
     per_picture: bool = False,
     advance: Callable[[int], object] | None = None,
@@ -202,13 +228,14 @@ def evaluate_folder(
 
     Args:
         tokenizer: The model.
-        folder: Folder of pictures.
+        folder: Folder of pictures, or a video file.
         keeps: Tokens per patch.
         taus: Shares of the total score, as further budgets.
         score: What ranks the tokens.
         max_depth: Most tokens of one patch.
         structure: Measure SSIM and MS-SSIM too (needs the ``evaluate`` extra).
         crop: Only the middle ``crop`` x ``crop`` pixels of each picture.
+        limit: Only so many pictures or frames.
         refine: Passes of refining, as :class:`TokenBudget` takes them.
         per_picture: Add ``"pictures"``, the rows of :func:`evaluate_pictures`.
         advance: Called after each picture with the number of pictures that are done.
@@ -230,12 +257,14 @@ def evaluate_folder(
         raise InputError("at least one number of tokens per patch is needed")
     for budget in budgets:
         budget.limits(1, tokenizer.depth)  # before the first picture is read
-    paths = list_images(folder)
-    beside = folder_content(folder).beside()
+    isdir = os.path.isdir(folder)
+    paths = list_images(folder)[:limit] if isdir else []
+    beside = folder_content(folder).beside() if isdir else ""
     problems: list[str] = []
     start = time.perf_counter()
 
-    pictures = _pictures(paths, crop, problems)
+    limits = tokenizer.limits
+    pictures = _pictures(paths, crop, problems, limits) if isdir else _frames(folder, limit, crop, limits)
     rows = evaluate_pictures(tokenizer, pictures, budgets, structure=structure, advance=advance)
     if not rows:
         raise SourceError(f"{folder}: none of its {len(paths)} pictures can be read; the first: {problems[0]}")

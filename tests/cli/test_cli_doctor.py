@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ def test_doctor(tatok: Run) -> None:
     assert backends["onnxruntime"]["usable"] is True
     assert all(backend["reason"] for backend in backends.values())
     assert report["opencv"]["version"] == cv2.__version__
+    assert report["pyav"]["version"] == av.__version__ and "libavcodec" in report["pyav"]["libraries"]
+    assert report["pyav"]["h264"] is ("libx264" in av.codecs_available)
     assert {model["name"]: model["usable"] for model in report["models"]}[DEFAULT_MODEL] is True
     text = tatok("doctor").out
     assert text.splitlines()[-1] == "ready"

@@ -102,7 +102,9 @@ def test_a_damaged_packet_of_a_stream_costs_what_builds_on_it(tatok: Run) -> Non
 def test_stream_refuses(tatok: Run) -> None:
     one_line(tatok("stream", CLIP, "--max-kbps", 1), 1, "max_kbps must be at least 4 kbit/s, got 1")
     one_line(tatok("stream", CLIP, "--max-loss-db", -2), 1, "max_loss_db must be from 0 to 20 dB, got -2")
-    one_line(tatok("stream", CLIP, "--seconds", 0), 2, "--seconds must be above 0, got 0")
+    one_line(tatok("stream", CLIP, "--seconds", 0), 2, "--seconds: must be a number of seconds above 0, got '0'")
     one_line(tatok("stream", CLIP, "--refresh", "never"), 2, "--refresh: invalid choice: 'never'")
+    one_line(tatok("stream", CLIP, "--refine", 2), 2, "unrecognized arguments: --refine 2")
+    one_line(tatok("stream", CLIP, "--score", "entropy"), 2, "--score: invalid choice: 'entropy'")
     one_line(tatok("stream", CLIP, "-o", "a.mp4"), 1, "a.mp4")
     one_line(tatok("stream", "nothing.mp4"), 1, "nothing.mp4: no such file")

@@ -364,6 +364,20 @@ def test_opencv_that_cannot_be_imported(
     assert not report["ok"] and says in report["opencv"]["reason"]
 
 
+def test_pyav(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor._import
+    made = SimpleNamespace(
+        __version__="99.0", library_versions={"libavcodec": (62, 3, 100)}, codecs_available={"mpeg4"}
+    )
+    monkeypatch.setattr(doctor, "_import", lambda name: (made, "") if name == "av" else real(name))
+    report = machine()
+    assert "pyav 99.0         yes  libavcodec 62.3.100; no H.264 encoder" in lines(report)
+    monkeypatch.setattr(doctor, "_import", lambda name: (None, "No module named 'av'") if name == "av" else real(name))
+    report = machine()
+    assert report["ok"] and "pip install 'av<19'" in report["pyav"]["reason"]
+    assert "pyav              no   No module named 'av'" in lines(report)
+
+
 # --- the command, with a driver in C --------------------------------------------------------------
 
 STUB = """

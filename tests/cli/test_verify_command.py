@@ -25,7 +25,7 @@ def verify(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[in
     [
         (["--backend", "onnxruntime", "--engines", "."], "--engines is for TensorRT"),
         (["--engines", "none"], "--engines none: no such folder; 'tatok build -o none' makes it"),
-        (["--frames", "none.mp4"], "none.mp4: no such file"),
+        (["--source", "none.mp4"], "none.mp4: no such file"),
         (["--backend", "tflite"], "unknown backend 'tflite'"),
     ],
 )
@@ -37,7 +37,7 @@ def test_wrong_use(
     says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = arguments if "--frames" in arguments else [*arguments, "--frames", SMALL]
+    given = arguments if "--source" in arguments else [*arguments, "--source", SMALL]
     code, out, err = verify(capsys, given)
     assert (code, out) == (1, "") and says in err and err.count("\n") == 1
 
@@ -46,7 +46,7 @@ def test_without_a_gpu_it_says_what_can_be_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tatok_edge.runtime.open._has_driver", lambda: False)
-    code, out, err = verify(capsys, ["--frames", SMALL])
+    code, out, err = verify(capsys, ["--source", SMALL])
     assert (code, out) == (1, "")
     assert "nothing to verify: onnxruntime runs no engines" in err
     assert "'tatok verify tatok-s8 --backend onnxruntime --precision fp16'" in err

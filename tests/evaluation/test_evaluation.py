@@ -118,7 +118,7 @@ def test_shares_that_cannot_be(tokenizer: Tokenizer, two: Path) -> None:
 
 
 def test_folders_that_cannot_be(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="missing: cannot be read"):
+    with pytest.raises(SourceError, match="missing: no such file"):
         evaluate_folder(tokenizer, tmp_path / "missing", [0.5])
     with pytest.raises(SourceError, match="holds no picture"):
         evaluate_folder(tokenizer, tmp_path, [0.5])
@@ -301,7 +301,7 @@ def test_the_command_writes_reports_and_compares_them(
     plotted = cv2.imread("a.png")
     assert plotted is not None and plotted.std() > 10
     assert cli.main(["evaluate", str(two), "--keep", shares, "-o", "a.json"]) == 1
-    assert "a.json exists; give another name, or --force" in capsys.readouterr().err
+    assert "a.json: exists; name another output, or pass --force" in capsys.readouterr().err
     assert cli.main(["evaluate", str(two), "--keep", shares, "-o", "b.json", "--json"]) == 0
     assert "pictures" not in json.loads(capsys.readouterr().out)
     assert cli.main(["evaluate", "--compare", "a.json", "b.json", "-o", "both.png"]) == 0
@@ -315,8 +315,8 @@ def test_the_command_writes_reports_and_compares_them(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate"], 2, "give a folder of pictures, or --compare and two reports"),
-        (["evaluate", "in", "--compare", "a", "b"], 2, "give a folder of pictures, or --compare and two reports"),
+        (["evaluate"], 2, "give pictures or a video, or --compare and two reports"),
+        (["evaluate", "in", "--compare", "a", "b"], 2, "give pictures or a video, or --compare and two reports"),
         (["evaluate", "in", "-o", "a.txt"], 1, "must end in .json, .csv, .md, .png"),
         (["evaluate", "--compare", "none.json", "none.json"], 1, "none.json: cannot be read"),
         (["evaluate", "--compare", "bad.json", "bad.json"], 1, "bad.json: not a JSON report of 'tatok evaluate"),
