@@ -1,11 +1,13 @@
 """The command 'tatok dataset' in processes of its own, and the clips that it takes."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
             return found
         time.sleep(0.005)
     raise AssertionError("waited in vain")
+
+
+def worker_of(part: Path) -> int:
+    """Number of the process that writes a part: it has a file in this folder open."""
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if part in Path(os.readlink(handle)).parents:
+                return int(handle.parts[2])
+    raise AssertionError(f"nobody writes {part}")
 
 
 def failed(result: subprocess.CompletedProcess[str], code: int, says: str) -> None:

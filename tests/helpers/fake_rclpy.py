@@ -256,6 +256,11 @@ def _parameter(text: str) -> Any:
     return text
 
 
+class ParameterDescriptor:
+    def __init__(self, *, description: str = "") -> None:
+        self.description = description
+
+
 class Node:
     def __init__(self, node_name: str) -> None:
         assert _network.is_up, "rclpy.init() must come first"
@@ -271,7 +276,8 @@ class Node:
     def get_logger(self) -> _Logger:
         return self._logger
 
-    def declare_parameter(self, name: str, value: Any) -> Any:
+    def declare_parameter(self, name: str, value: Any, descriptor: ParameterDescriptor | None = None) -> Any:
+        assert name not in self._parameters, f"ParameterAlreadyDeclaredException: {name}"
         given = self._overrides.get(name, value)
         if type(given) is not type(value):
             raise InvalidParameterTypeException(f"{name}: expected {type(value).__name__}, got {given!r}")
@@ -289,9 +295,60 @@ class Node:
     ) -> Subscription:
         return Subscription(self, msg_type, topic, callback, _qos(qos_profile))
 
+    def destroy_publisher(self, publisher: Publisher) -> bool:
+        _network.publishers.remove(publisher)
+        return True
+
+    def destroy_subscription(self, subscription: Subscription) -> bool:
+        _network.subscriptions.remove(subscription)
+        return True
+
     def destroy_node(self) -> None:
         _network.subscriptions = [item for item in _network.subscriptions if item.node is not self]
         _network.publishers = [item for item in _network.publishers if item.node is not self]
+
+
+class ExternalShutdownException(Exception):
+    pass
+
+
+class TransitionCallbackReturn(Enum):
+    SUCCESS = 97
+    FAILURE = 98
+    ERROR = 99
+
+
+class LifecycleNode(Node):
+    """A managed node: a transition that does not begin in the right state is refused."""
+
+    def __init__(self, node_name: str) -> None:
+        super().__init__(node_name)
+        self.state = "unconfigured"
+
+    def on_configure(self, state: Any) -> TransitionCallbackReturn:
+        return TransitionCallbackReturn.SUCCESS
+
+    on_activate = on_deactivate = on_cleanup = on_shutdown = on_configure
+
+    def _go(self, begin: str, end: str, callback: Callable[[Any], TransitionCallbackReturn]) -> Any:
+        assert self.state == begin, f"Transition is not registered in state {self.state}"
+        result = callback(SimpleNamespace(label=begin))
+        assert isinstance(result, TransitionCallbackReturn)
+        if result is TransitionCallbackReturn.SUCCESS:
+            self.state = end
+        return result
+
+    def trigger_configure(self) -> Any:
+        return self._go("unconfigured", "inactive", self.on_configure)
+
+    def trigger_activate(self) -> Any:
+        return self._go("inactive", "active", self.on_activate)
+
+    def trigger_deactivate(self) -> Any:
+        return self._go("active", "inactive", self.on_deactivate)
+
+    def trigger_cleanup(self) -> Any:
+        return self._go("inactive", "unconfigured", self.on_cleanup)
 
 
 def init(*, args: list[str] | None = None) -> None:
@@ -340,6 +397,13 @@ def install(monkeypatch: pytest.MonkeyPatch, store: Stores = Stores.ROS2_HUMBLE)
             "spin_once": spin_once,
         },
         "rclpy.node": {"Node": Node},
+        "rclpy.executors": {"ExternalShutdownException": ExternalShutdownException},
+        "rclpy.lifecycle": {
+            "LifecycleNode": LifecycleNode,
+            "TransitionCallbackReturn": TransitionCallbackReturn,
+        },
+        "rcl_interfaces": {},
+        "rcl_interfaces.msg": {"ParameterDescriptor": ParameterDescriptor},
         "rclpy.qos": {
             "QoSProfile": QoSProfile,
             "HistoryPolicy": HistoryPolicy,
@@ -355,4 +419,7 @@ def install(monkeypatch: pytest.MonkeyPatch, store: Stores = Stores.ROS2_HUMBLE)
         module = ModuleType(name)
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
     return _network

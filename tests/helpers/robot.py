@@ -52,10 +52,11 @@ class Robot:
     def start(self, kind: str, *parameters: str) -> tuple[fake_rclpy.Node, Any]:
         arguments = ["--ros-args", *(part for item in parameters for part in ("-p", item))]
         fake_rclpy.init(args=arguments)
-        node = fake_rclpy.Node(kind)
-        part = getattr(self.example, kind)(node)
+        node = self.example.managed_node(kind, getattr(self.example, kind))
+        node.trigger_configure()
+        node.trigger_activate()
         self.nodes.append(node)
-        return node, part
+        return node, node.part
 
     def stop(self, node: fake_rclpy.Node) -> None:
         node.destroy_node()

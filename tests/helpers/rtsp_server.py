@@ -1,7 +1,8 @@
 """A real RTSP server for the tests: H.264 at a fixed rate, each picture holding the moment it was made.
 
 Runs as a program of its own under the system's Python, which has the GStreamer bindings:
-``python3 rtsp_server.py PORT FPS``. It prints ``ready`` once it listens. SIGUSR1 makes the pictures larger by a half.
+``python3 rtsp_server.py PORT FPS``. It prints ``ready`` once it listens. SIGUSR1 makes the pictures larger by a half,
+SIGUSR2 spoils the coded pictures of a fifth of a second.
 A picture is a grid of 8 x 4 light and dark blocks: the bits of the monotonic clock in milliseconds, lowest bit first.
 """
 
@@ -26,9 +27,11 @@ class Camera:
     def __init__(self, fps):
         self.fps = fps
         self.block = BLOCKS[0]
+        self.spoiler = None
 
     def start(self, factory, media):
         source = media.get_element().get_by_name_recurse_up("camera")
+        self.spoiler = media.get_element().get_by_name_recurse_up("spoiler")
         self.describe(source)
         threading.Thread(target=self.push, args=(source,), daemon=True).start()
 
@@ -56,6 +59,10 @@ class Camera:
     def grow(self, *_):
         self.block = BLOCKS[1]
 
+    def spoil(self, *_):
+        self.spoiler.set_property("probability", 0.1)
+        GLib.timeout_add(200, lambda: self.spoiler.set_property("probability", 0.0))
+
 
 def picture(width, height):
     """The moment as a picture, uint8 (4 * height, 8 * width)."""
@@ -71,6 +78,7 @@ def main(port, fps):
     Gst.init(None)
     camera = Camera(int(fps))
     signal.signal(signal.SIGUSR1, camera.grow)
+    signal.signal(signal.SIGUSR2, camera.spoil)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(port)
@@ -79,6 +87,7 @@ def main(port, fps):
         "( appsrc name=camera is-live=true format=time max-buffers=2 leaky-type=downstream "
         "! videoconvert ! video/x-raw,format=I420 "
         "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 threads=1 "
+        "! breakmydata name=spoiler probability=0 skip=0 "
         "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
     )
     factory.set_shared(True)

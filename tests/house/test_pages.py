@@ -32,6 +32,7 @@ import pytest
 from helpers.paths import ROOT
 from packaging.requirements import Requirement
 
+import tatok_edge
 from tatok_edge.cli.main import main
 from tatok_edge.model.bundle import open_bundle
 from tatok_edge.model.tokenizer import Tokenizer
@@ -97,7 +98,10 @@ OTHERS = {
 WITH_TORCH = ("tatok_edge.training.train", "tatok_edge.training.entropy", "tatok_edge.export.bundle.onnx")
 # Blocks that other tests run: the marker or the language, the folder of the test, and the text that it finds them by.
 RUN_ELSEWHERE = {
+    "dockerfile": ("house", "dockerfile"),
+    "ini": ("house", '"ini"'),
     "robotics": ("robotics", "<!-- robotics -->"),
+    "example": ("house", "def test_every_public_name_has_an_example_that_runs"),
     "subscriber": ("robotics", "def test_subscriber_of_the_page_runs"),
     "hex packet": ("format", "hex packet"),
     "steps": ("format", "steps"),
@@ -315,6 +319,33 @@ def test_the_api_page_is_that_of_the_docstrings(tmp_path: Path) -> None:
     assert done.returncode == 0, "run python docs/make_api.py"
 
 
+def test_every_public_name_has_an_example_that_runs(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stream = tatok_edge.Stream(tokenizer, "synthetic:frames=6,width=96,height=64")
+    with stream, tatok_edge.Writer("stream.ttk", tokenizer.entropy_model, name=tokenizer.name) as writer:
+        for frame in stream:
+            writer.write_packet(frame.packet)
+    page = ROOT / "docs" / "api.md"
+    head, *parts = re.split(r"^## (\w+)\n", page.read_text(), flags=re.MULTILINE)
+    assert parts[::2] == tatok_edge.__all__
+    shared: dict[str, Any] = {}
+    examples = re.compile(r"<!-- example -->\n```python\n(.*?)```", re.DOTALL)
+    exec(examples.findall(head)[0], shared)
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        if name == "collate" and importlib.util.find_spec("torch") is None:
+            continue
+        found = examples.findall(text)
+        assert found, f"{name} has no example"
+        for code in found:
+            # Most examples load no model of their own: that takes longer than all that they do.
+            exec(code, shared | {"tokenizer": tokenizer})
+        kind = getattr(tatok_edge, name)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            assert capsys.readouterr().out, f"the example of {name} raises nothing"
+
+
 def test_build_command_runs(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX builds the engines")
     (line,) = block("build").strip().splitlines()
@@ -391,7 +422,7 @@ def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Check:
                 source = path.read_text()
                 assert left[1::2] == ["-p"] * len(left[2::2])
                 for parameter in left[2::2]:
-                    assert f'declare_parameter("{parameter.partition(":=")[0]}"' in source, parameter
+                    assert f'"{parameter.partition(":=")[0]}": (' in source, parameter
             else:
                 assert not left, f"{program} does not know {left}"
         except SystemExit:
