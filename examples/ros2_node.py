@@ -2,10 +2,15 @@
 
 python3 ros2_node.py --ros-args -p topic:=/camera/image_raw                # publishes /camera/image_raw/tatok
 python3 ros2_node.py --decode --ros-args -p topic:=/camera/image_raw       # publishes /camera/image_raw/decoded
+ros2 launch ./tatok.launch.py topic:=/camera/image_raw                     # both
 
 Parameters: topic; compressed (subscribe to CompressedImage instead of Image); bundle (name or path of the model);
-of the encoder max_loss_db, max_kbps (0.0: no limit) and keyframe_interval; reliable (the QoS of the tokens).
+of the encoder max_loss_db, max_kbps (0.0: no limit) and keyframe_interval; reliable (the QoS of the tokens); autostart.
 Needs a sourced ROS 2 (Humble or newer) and `pip install tatok-edge` in the same Python.
+
+It is a managed (lifecycle) node. Configuring loads the model and makes the publishers, activating subscribes, and
+cleaning up releases all. With autostart, the default, it does both at the start; set it to false for a manager. The
+parameters are read when it is configured.
 
 Images come best effort with depth 1, as camera drivers offer them. During the encoding of a frame, the middleware keeps
 the newest image only, so tokens are never late. Packets build on each other, so they go reliable by default. On a lossy
@@ -65,40 +70,102 @@ def token_qos(reliable: bool) -> Any:
     )
 
 
-def common_parameters(node: Node) -> tuple[str, bool, Tokenizer]:
-    """The parameters of both nodes: image topic, whether tokens go reliable, and the model."""
-    topic = node.declare_parameter("topic", "/camera/image_raw").value
-    reliable = node.declare_parameter("reliable", True).value
-    return topic, reliable, Tokenizer.load(node.declare_parameter("bundle", "tatok-s8").value)
+PARAMETERS: dict[str, tuple[str | bool | float | int, str]] = {
+    "topic": ("/camera/image_raw", "image topic"),
+    "bundle": ("tatok-s8", "name or path of the model"),
+    "reliable": (True, "QoS of the tokens: reliable or best effort; the same at both ends"),
+    "autostart": (True, "configure and activate at the start; false for a lifecycle manager"),
+}
+"""Parameters of both nodes: their defaults, and what they mean."""
+ENCODER_PARAMETERS: dict[str, tuple[str | bool | float | int, str]] = {
+    "compressed": (False, "subscribe to CompressedImage instead of Image"),
+    "max_loss_db": (0.4, "largest loss of PSNR by holding and filtering, in dB"),
+    "max_kbps": (0.0, "bandwidth of every second in kbit/s; 0.0 is no limit"),
+    "keyframe_interval": (300, "frames between keyframes"),
+}
+"""Parameters of the encoder alone."""
 
 
-class Encoder:
-    """Subscribes to images, publishes tokens.
+def declare(node: Node, parameters: dict[str, tuple[str | bool | float | int, str]]) -> None:
+    """Declares parameters with their descriptions, for `ros2 param describe`."""
+    from rcl_interfaces.msg import ParameterDescriptor
+
+    for name, (default, description) in parameters.items():
+        node.declare_parameter(name, default, ParameterDescriptor(description=description))
+
+
+class Part:
+    """What encoder and decoder share.
 
     Args:
-        node: The ROS 2 node, whose parameters are declared here.
+        node: The ROS 2 node, with the parameters of the part.
     """
 
     def __init__(self, node: Node) -> None:
+        self.node = node
+        self.topic, self.reliable = self.value("topic"), self.value("reliable")
+        self.tokenizer = Tokenizer.load(self.value("bundle"))
+        self._publishers: list[Any] = []
+        self._subscriptions: list[Any] = []
+
+    def value(self, name: str) -> Any:
+        """The value of a parameter."""
+        return self.node.get_parameter(name).value
+
+    def publisher(self, kind: Any, topic: str, qos: Any) -> Any:
+        """A publisher that is closed with the part."""
+        self._publishers.append(self.node.create_publisher(kind, topic, qos))
+        return self._publishers[-1]
+
+    def subscribe(self, kind: Any, topic: str, callback: Any, qos: Any) -> None:
+        """A subscription that ends with the part, or when it stops."""
+        self._subscriptions.append(self.node.create_subscription(kind, topic, callback, qos))
+
+    def start(self) -> None:
+        """Subscribes."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ends the subscriptions."""
+        while self._subscriptions:
+            self.node.destroy_subscription(self._subscriptions.pop())
+
+    def close(self) -> None:
+        """Releases everything."""
+        self.stop()
+        while self._publishers:
+            self.node.destroy_publisher(self._publishers.pop())
+        self.tokenizer.close()
+
+
+class Encoder(Part):
+    """Subscribes to images, publishes tokens."""
+
+    parameters = PARAMETERS | ENCODER_PARAMETERS
+
+    def __init__(self, node: Node) -> None:
+        from sensor_msgs.msg import CompressedImage
+
+        super().__init__(node)
+        self._message = CompressedImage
+        self._receivers = 0
+        self.encoder = ImageEncoder(
+            self.tokenizer,
+            max_loss_db=self.value("max_loss_db"),
+            max_kbps=self.value("max_kbps") or None,
+            keyframe_interval=self.value("keyframe_interval"),
+        )
+        self._tokens = self.publisher(CompressedImage, self.topic + TOKEN_TOPIC, token_qos(self.reliable))
+
+    def start(self) -> None:
         from sensor_msgs.msg import CompressedImage, Image
         from std_msgs.msg import Empty
 
-        topic, reliable, tokenizer = common_parameters(node)
-        compressed = node.declare_parameter("compressed", False).value
-        max_kbps = node.declare_parameter("max_kbps", 0.0).value
-        self.node = node
-        self.encoder = ImageEncoder(
-            tokenizer,
-            max_loss_db=node.declare_parameter("max_loss_db", 0.4).value,
-            max_kbps=max_kbps or None,
-            keyframe_interval=node.declare_parameter("keyframe_interval", 300).value,
-        )
-        self._message = CompressedImage
-        self._receivers = 0
-        self._tokens = node.create_publisher(CompressedImage, topic + TOKEN_TOPIC, token_qos(reliable))
-        node.create_subscription(Empty, topic + REQUEST_TOPIC, self._on_request, token_qos(True))
-        node.create_subscription(CompressedImage if compressed else Image, topic, self._on_image, image_qos())
-        node.get_logger().info(f"{topic} to {topic + TOKEN_TOPIC}, {self.encoder.tokenizer.backend}")
+        self.encoder.request_keyframe()  # images were missed
+        self.subscribe(Empty, self.topic + REQUEST_TOPIC, self._on_request, token_qos(True))
+        kind = CompressedImage if self.value("compressed") else Image
+        self.subscribe(kind, self.topic, self._on_image, image_qos())
+        self.node.get_logger().info(f"{self.topic} to {self.topic + TOKEN_TOPIC}, {self.tokenizer.backend}")
 
     def _on_request(self, _: Any) -> None:
         self.encoder.request_keyframe()
@@ -117,27 +184,29 @@ class Encoder:
             self._tokens.publish(packet_to_message(self._message, message.header, encoded))
 
 
-class Decoder:
-    """Subscribes to tokens, publishes complete pictures; asks for a keyframe when packets are missing.
+class Decoder(Part):
+    """Subscribes to tokens, publishes complete pictures; asks for a keyframe when packets are missing."""
 
-    Args:
-        node: The ROS 2 node, whose parameters are declared here.
-    """
+    parameters = PARAMETERS
 
     def __init__(self, node: Node) -> None:
-        from sensor_msgs.msg import CompressedImage, Image
+        from sensor_msgs.msg import Image
         from std_msgs.msg import Empty
 
-        topic, reliable, tokenizer = common_parameters(node)
-        self.node = node
-        self.decoder = TokenDecoder(tokenizer)
+        super().__init__(node)
+        self.decoder = TokenDecoder(self.tokenizer)
         self._image, self._empty = Image, Empty
         self._requested = -REQUEST_SECONDS
         # Reliable, so that viewers which ask for it (RViz) get pictures; those that ask for best effort get them, too.
-        self._images = node.create_publisher(Image, topic + DECODED_TOPIC, token_qos(True))
-        self._requests = node.create_publisher(Empty, topic + REQUEST_TOPIC, token_qos(True))
-        node.create_subscription(CompressedImage, topic + TOKEN_TOPIC, self._on_tokens, token_qos(reliable))
-        node.get_logger().info(f"{topic + TOKEN_TOPIC} to {topic + DECODED_TOPIC}, {self.decoder.tokenizer.backend}")
+        self._images = self.publisher(Image, self.topic + DECODED_TOPIC, token_qos(True))
+        self._requests = self.publisher(Empty, self.topic + REQUEST_TOPIC, token_qos(True))
+
+    def start(self) -> None:
+        from sensor_msgs.msg import CompressedImage
+
+        tokens = self.topic + TOKEN_TOPIC
+        self.subscribe(CompressedImage, tokens, self._on_tokens, token_qos(self.reliable))
+        self.node.get_logger().info(f"{tokens} to {self.topic + DECODED_TOPIC}, {self.tokenizer.backend}")
 
     def _on_tokens(self, message: Any) -> None:
         try:
@@ -152,6 +221,45 @@ class Decoder:
             self._requests.publish(self._empty())
 
 
+def managed_node(name: str, kind: type[Encoder] | type[Decoder]) -> Any:
+    """A lifecycle node that runs an encoder or a decoder while it is active."""
+    from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+
+    class Managed(LifecycleNode):
+        def __init__(self) -> None:
+            super().__init__(name)
+            self.part: Encoder | Decoder | None = None
+            declare(self, kind.parameters)
+
+        def on_configure(self, state: Any) -> Any:
+            try:
+                self.part = kind(self)
+            except TaTokError as error:
+                self.get_logger().error(str(error))
+                return TransitionCallbackReturn.FAILURE
+            return TransitionCallbackReturn.SUCCESS
+
+        def on_activate(self, state: Any) -> Any:
+            assert self.part is not None
+            self.part.start()
+            return super().on_activate(state)
+
+        def on_deactivate(self, state: Any) -> Any:
+            assert self.part is not None
+            self.part.stop()
+            return super().on_deactivate(state)
+
+        def on_cleanup(self, state: Any) -> Any:
+            if self.part is not None:
+                self.part.close()
+                self.part = None
+            return TransitionCallbackReturn.SUCCESS
+
+        on_shutdown = on_cleanup
+
+    return Managed()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the node until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,16 +267,21 @@ def main(arguments: list[str] | None = None) -> None:
     args, ros_arguments = parser.parse_known_args(arguments)
     try:
         import rclpy
-        from rclpy.node import Node
+        import rclpy.lifecycle
+        from rclpy.executors import ExternalShutdownException
     except ModuleNotFoundError:
         sys.exit("ros2_node.py needs ROS 2: source /opt/ros/<distribution>/setup.bash, and run it with its Python")
 
     rclpy.init(args=ros_arguments)
-    node = Node("tatok_decoder" if args.decode else "tatok_encoder")
+    node = managed_node("tatok_decoder", Decoder) if args.decode else managed_node("tatok_encoder", Encoder)
     try:
-        part = Decoder(node) if args.decode else Encoder(node)  # noqa: F841  # the node's callbacks belong to it
+        if node.get_parameter("autostart").value:
+            node.trigger_configure()
+            if node.part is None:
+                sys.exit(1)  # the log says why
+            node.trigger_activate()
         rclpy.spin(node)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C; a launch file may end it from outside
         pass
     finally:
         node.destroy_node()
