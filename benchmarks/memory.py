@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import common
-import cv2
 
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources.open import open_source
+from tatok_edge.sources.source import USUAL_FPS
 
 TIMES = 10
 VGA = "synthetic:frames=60,width=640,height=480"
@@ -24,19 +26,13 @@ VGA = "synthetic:frames=60,width=640,height=480"
 
 def loop_clip(source: str, path: Path, times: int, frames: int | None) -> None:
     """Write the frames of a source ``times`` times into one video."""
-    writer = None
-    for _ in range(times):
-        with open_source(source) as opened:
-            for number, frame in enumerate(opened):
-                if frames is not None and number == frames:
-                    break
-                if writer is None:
-                    size = (opened.width, opened.height)
-                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), opened.fps or 25.0, size)
-                writer.write(frame.image[:, :, ::-1])
-    if writer is None:
-        raise SystemExit(f"{source}: no frames")
-    writer.release()
+    with open_source(source) as opened:
+        fps = opened.fps or USUAL_FPS
+    with open_output(path, fps=fps, frames=None) as output:
+        for _ in range(times):
+            with open_source(source) as opened:
+                for frame in islice(opened, frames):
+                    output.write(frame.image, output.written)
 
 
 def peak_rss(source: str, model: str) -> float:

@@ -83,11 +83,11 @@ def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dic
     run = tokenizer.networks.session.run
     codes = run("global_encoder", {"cells": cells})["codes"]
     of_cells = dict(run("cell_context", {"codes": codes}))
-    prior = run("context", of_cells)
+    prior = {"mean": of_cells["mean"], **run("context", {"coarse": of_cells["coarse"]})}
     flat = {name: value.reshape(value.shape[1], -1) for name, value in prior.items()}
     rows, columns = patch_grid(width, height)
     positions = np.arange(rows * columns, dtype=np.int32)
-    features = kernels.gather_features(image, False, flat["context"], flat["mean"], positions, columns)
+    features = kernels.gather_features(image, False, flat["context"], flat["mean"], positions, positions, columns)
     stacks = run("patch_encoder", {"features": features})["codes"]
     codes_of_tokens = np.ascontiguousarray(stacks.reshape(-1, len(tokenizer.levels)))
     every_token = np.repeat(positions, tokenizer.depth)
@@ -95,7 +95,7 @@ def graph_inputs(tokenizer: Tokenizer, width: int, height: int) -> dict[str, dic
     return {
         "global_encoder": {"cells": cells},
         "cell_context": {"codes": codes},
-        "context": of_cells,
+        "context": {"coarse": of_cells["coarse"]},
         "patch_encoder": {"features": features},
         "decoder": {
             "state": state.reshape(1, -1, rows, columns),
@@ -133,7 +133,7 @@ def eager_graphs(tokenizer: Tokenizer) -> dict[str, Any] | None:
     calls = {
         "global_encoder": lambda cells: model.fsq.codes(model.global_encoder(cells), 1),
         "cell_context": lambda codes: model.context.cells(model.fsq.values(codes.float(), 1)),
-        "context": lambda coarse, smooth: model.context.patches(coarse, smooth),
+        "context": model.context.patches,
         "patch_encoder": patch_encoder,
         "decoder": lambda state, context, mean: model.decoder(state, context, mean),
     }

@@ -1,8 +1,10 @@
 """Streams against the fixed-rate tokenizer (same networks, the first token of every patch of every frame), on clips.
 
-``python benchmarks/stream.py ../shared/data/videos --threads 2 --out benchmarks/results``, on a quiet machine. Tokens,
-PSNR, encode and decode time, the time that a transformer takes to read them (needs PyTorch), the share of small new
-objects that get a token, and live cameras: latency, a slow consumer, several cameras, memory.
+``python benchmarks/stream.py ../shared/data/videos --native ../shared/data/videos_native --threads 2 --out
+benchmarks/results``, on a quiet machine; 20 minutes on two cores. Tokens, PSNR, encode and decode time, bits beside
+those of video codecs at the same PSNR, the time that a transformer takes to read the tokens (needs PyTorch), the share
+of small new objects that get a token, and live cameras: latency, a slow consumer, several cameras, memory. ``--parts``
+measures some of them.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import csv
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
+import stream_codecs
 from numpy.typing import NDArray
 
 from tatok_edge.evaluation.metrics import psnr
@@ -38,26 +42,28 @@ PSNR_STEP = 4
 LAYERS, WIDTH, HEADS = 12, 384, 6
 READ_FRAMES = (5, 10, 20)
 OBJECT, CONTRAST, SIGMA = 16, 30, 3.0
+PARTS = ("codecs", "reader", "detection", "live", "cameras", "memory")
+"""Parts besides the clips."""
 
 
 # --- clips -----------------------------------------------------------------------------------------
 
 
-def clip_row(
-    tokenizer: Tokenizer, path: Path, camera: str, budget: TokenBudget, max_loss_db: float, limit: int | None
-) -> dict[str, Any]:
+def clip_row(tokenizer: Tokenizer, path: Path, camera: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one clip."""
+    images: list[Image] = []
     fixed_ms, stream_ms, fixed_patch_ms, stream_patch_ms = [], [], [], []
     unpacked_ms, stream_unpacked_ms = [], []
     fixed_db, stream_db, tokens, globals_, vectors, updated, bits = [], [], [], [], [], [], 0
     fixed_decode_ms, stream_decode_ms = [], []
-    encoder = StreamEncoder(tokenizer, budget=budget, max_loss_db=max_loss_db)
+    encoder = StreamEncoder(tokenizer, max_loss_db=options.max_loss_db)
     decoder = StreamDecoder(tokenizer)
     with open_source(path) as source:
         for number, frame in enumerate(source):
-            if number == limit:
+            if number == options.frames:
                 break
             image = frame.image
+            images.append(image)
             start = time.perf_counter()
             result = tokenizer.encode_detailed(image, budget=FIXED_RATE)
             encoded_ms = 1e3 * (time.perf_counter() - start)
@@ -87,7 +93,10 @@ def clip_row(
                 stream_db.append(psnr(image, shown))
     count, full = len(tokens), result.frame
     total = full.n_patches + full.n_globals
-    return {
+    codecs = {}
+    if "codecs" in options.parts:
+        codecs = stream_codecs.equal_quality(images, float(np.mean(stream_db)), PSNR_STEP)
+    return codecs | {
         "clip": path.stem,
         "camera": camera,
         "size": f"{full.width}x{full.height}",
@@ -276,13 +285,9 @@ def memory(tokenizer: Tokenizer, budget: TokenBudget, frames: int) -> dict[str, 
 def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     budget = TokenBudget()
-    with (folder / "manifest.csv").open(newline="") as file:
-        clips = [(folder / row["file"], row["camera"]) for row in csv.DictReader(file)]
-    rows = []
-    for path, camera in clips:
-        rows.append(clip_row(tokenizer, path, camera, budget, options.max_loss_db, options.frames))
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "first_tokens"}), flush=True)
-    if not options.no_reader:
+    clips, rows = clips_of(folder), rows_of(tokenizer, clips_of(folder), options)
+    native = [] if options.native is None else rows_of(tokenizer, clips_of(options.native), options)
+    if "reader" in options.parts:
         reader = Reader(options.threads)
         for row in rows:
             ours = row.pop("first_tokens")
@@ -293,9 +298,9 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
                     row[f"read_{count}"] = round(fixed[count - 1] / streamed[count - 1], 3)
             row["read_fixed_s"], row["read_stream_s"] = round(fixed[-1], 3), round(streamed[-1], 3)
             print(row["clip"], row.get("read_20"), flush=True)
-    for row in rows:
+    for row in (*rows, *native):
         row.pop("first_tokens", None)
-    report = {
+    report: dict[str, Any] = {
         "machine": machine(),
         "load_average": os.getloadavg()[0],
         "backend": str(tokenizer.backend),
@@ -304,23 +309,45 @@ def run(tokenizer: Tokenizer, folder: Path, options: argparse.Namespace) -> dict
         "max_loss_db": options.max_loss_db,
         "frames": options.frames,
         "clips": rows,
+        "native": native,
     }
-    if options.clips_only:
-        return report
-    backgrounds = []
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "detection": lambda: detection(tokenizer, backgrounds(clips), budget, options.trials),
+        "live": lambda: live(tokenizer, budget, options.seconds),
+        "cameras": lambda: cameras(tokenizer, budget, 60),
+        "memory": lambda: memory(tokenizer, budget, options.memory_frames),
+    }
+    return report | {name: measure() for name, measure in measures.items() if name in options.parts}
+
+
+def clips_of(folder: Path) -> list[tuple[Path, str]]:
+    """The clips of a folder, each static or moving."""
+    with (folder / "manifest.csv").open(newline="") as file:
+        return [(folder / row["file"], row["camera"]) for row in csv.DictReader(file)]
+
+
+def rows_of(tokenizer: Tokenizer, clips: list[tuple[Path, str]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The figures of clips."""
+    rows = []
+    for path, camera in clips:
+        if options.clips and path.stem not in options.clips:
+            continue
+        rows.append(clip_row(tokenizer, path, camera, options))
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "first_tokens"}), flush=True)
+    return rows
+
+
+def backgrounds(clips: list[tuple[Path, str]]) -> list[Image]:
+    """The tenth frame of each clip of a static camera."""
+    images = []
     for path, camera in clips:
         if camera == "static":
             with open_source(path) as source:
                 frames = iter(source)
                 for _ in range(10):
                     image = next(frames).image
-                backgrounds.append(image)
-    return report | {
-        "detection": detection(tokenizer, backgrounds, budget, options.trials),
-        "live": live(tokenizer, budget, options.seconds),
-        "cameras": cameras(tokenizer, budget, 60),
-        "memory": memory(tokenizer, budget, options.memory_frames),
-    }
+                images.append(image)
+    return images
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -331,13 +358,26 @@ def markdown(report: dict[str, Any]) -> str:
         "and (in brackets) to the tokens; *read* is the time that a causal transformer (12 layers, width 384, KV "
         "cache) takes for the first frames, keyframe included."
         f" Largest loss of PSNR: {report['max_loss_db']:g} dB."
-        + (f" The first {report['frames']} frames of each clip." if report.get("frames") else ""),
-        "",
-        "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
-        "| stream | faster | decode ms: fixed | stream | faster | patch path faster | read faster (5, 10, 20 frames) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        " *Times x264* and *SVT-AV1*: bits of the stream over bits of the codec at the same PSNR of the same frames "
+        "(x264 veryfast zerolatency, SVT-AV1 preset 12 low delay); in brackets the PSNR of a codec that does not get "
+        "as low."
+        f" The first {report['frames']} frames of each clip.",
     ]
-    for row in sorted(report["clips"], key=lambda row: row["camera"] != "static"):
+    for rows in (report["clips"], report["native"]):
+        if rows:
+            lines += ["", *table(rows)]
+    return "\n".join(lines + whole_figures(report)) + "\n"
+
+
+def table(clips: list[dict[str, Any]]) -> list[str]:
+    """The figures of clips as lines of Markdown."""
+    lines = [
+        "| clip | camera | fixed-rate tokens | tokens | fewer | updated | PSNR fixed | loss dB | encode ms: fixed "
+        "| stream | faster | decode ms: fixed | stream | faster | patch path faster | read faster (5, 10, 20 frames) "
+        "| bits/pixel | times x264 | times SVT-AV1 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(clips, key=lambda row: row["camera"] != "static"):
         reads = ", ".join(f"{row[f'read_{count}']:.1f}" for count in READ_FRAMES if f"read_{count}" in row)
         lines.append(
             f"| {row['clip']} | {row['camera']} | {row['fixed_tokens']} | {row['tokens']:.0f} | {row['fewer']:.1f}x | "
@@ -347,10 +387,11 @@ def markdown(report: dict[str, Any]) -> str:
             f"({row['fixed_unpacked_ms'] / row['stream_unpacked_ms']:.1f}x) | "
             f"{row['fixed_decode_ms']:.1f} | {row['stream_decode_ms']:.1f} | "
             f"{row['fixed_decode_ms'] / row['stream_decode_ms']:.1f}x | "
-            f"{row['fixed_patch_ms'] / row['stream_patch_ms']:.1f}x | {reads} |"
+            f"{row['fixed_patch_ms'] / row['stream_patch_ms']:.1f}x | {reads} | {row['bits_per_pixel']:.4f} | "
+            f"{against(row, 'x264')} | {against(row, 'svt_av1')} |"
         )
     for camera in ("static", "moving"):
-        rows = [row for row in report["clips"] if row["camera"] == camera]
+        rows = [row for row in clips if row["camera"] == camera]
         if not rows:
             continue
         fixed, ours = (sum(row[key] for row in rows) for key in ("fixed_ms", "stream_ms"))
@@ -369,25 +410,41 @@ def markdown(report: dict[str, Any]) -> str:
             f"{fixed / len(rows):.1f} ({fixed_unpacked / len(rows):.1f}) | {ours / len(rows):.1f} "
             f"({unpacked / len(rows):.1f}) | **{fixed / ours:.1f}x** ({fixed_unpacked / unpacked:.1f}x) | "
             f"{fixed_decode / len(rows):.1f} | {decode / len(rows):.1f} | **{fixed_decode / decode:.1f}x** | "
-            f"**{fixed_patch / patch:.1f}x** | {', '.join(f'{value:.1f}' for value in reads)} |"
+            f"**{fixed_patch / patch:.1f}x** | {', '.join(f'{value:.1f}' for value in reads)} | "
+            f"{np.mean([row['bits_per_pixel'] for row in rows]):.4f} | {mean_against(rows, 'x264')} | "
+            f"{mean_against(rows, 'svt_av1')} |"
         )
-    if "live" in report:
-        lines += whole_figures(report)
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def against(row: dict[str, Any], codec: str) -> str:
+    """How many times the bits of a codec at the same PSNR the stream takes; its PSNR where that differs."""
+    if f"{codec}_bits_per_pixel" not in row:
+        return ""
+    factor, reached = row["bits_per_pixel"] / row[f"{codec}_bits_per_pixel"], row[f"{codec}_psnr"]
+    equal = abs(reached - (row["psnr_fixed"] - row["psnr_loss"])) < 0.05
+    return f"{factor:.1f}x" + ("" if equal else f" (at {reached:.1f} dB)")
+
+
+def mean_against(rows: list[dict[str, Any]], codec: str) -> str:
+    """The same in the geometric mean over clips."""
+    name = f"{codec}_bits_per_pixel"
+    factors = [row["bits_per_pixel"] / row[name] for row in rows if name in row]
+    return f"**{np.exp(np.mean(np.log(factors))):.1f}x**" if factors else ""
 
 
 def whole_figures(report: dict[str, Any]) -> list[str]:
     """Figures that do not belong to one clip, as lines of Markdown."""
-    found, cameras_, memory_ = report["detection"], report["cameras"], report["memory"]
-    lines = [
-        "",
-        "| what | figure |",
-        "|---|---|",
-        f"| {OBJECT}x{OBJECT}-pixel object of contrast {CONTRAST} in noise of {SIGMA:g} gets a patch token in its "
-        f"first frame | {found['seen']:.1%} of {found['trials']} |",
-        f"| patches that this noise alone updates | {found['updated_by_noise']:.2%} |",
-    ]
-    for name, label in (("in_time", "consumer in time"), ("slow", "consumer five times too slow")):
+    lines = []
+    if "detection" in report:
+        found = report["detection"]
+        lines += [
+            f"| {OBJECT}x{OBJECT}-pixel object of contrast {CONTRAST} in noise of {SIGMA:g} gets a patch token in its "
+            f"first frame | {found['seen']:.1%} of {found['trials']} |",
+            f"| patches that this noise alone updates | {found['updated_by_noise']:.2%} |",
+        ]
+    labels = {"in_time": "consumer in time", "slow": "consumer five times too slow"}
+    for name, label in labels.items() if "live" in report else ():
         one = report["live"][name]
         latency = one["latency_ms"]
         lines.append(
@@ -395,13 +452,19 @@ def whole_figures(report: dict[str, Any]) -> list[str]:
             f"| {latency['p50']:.0f}, {latency['p95']:.0f}, {latency['p100']:.0f} ms; {one['dropped']} of "
             f"{one['frames'] + one['dropped']} frames dropped |"
         )
-    lines += [
-        f"| four 320x240 cameras, frames/s one by one and together | {cameras_['one_by_one']:.0f} and "
-        f"{cameras_['together']:.0f} ({cameras_['ratio']:.2f}x) |",
-        f"| growth of memory over {memory_['frames']} frames of 640x480 | {memory_['growth']:+.2%} of "
-        f"{memory_['rss_mb']:.0f} MB |",
-    ]
-    return lines
+    if "cameras" in report:
+        cameras_ = report["cameras"]
+        lines.append(
+            f"| four 320x240 cameras, frames/s one by one and together | {cameras_['one_by_one']:.0f} and "
+            f"{cameras_['together']:.0f} ({cameras_['ratio']:.2f}x) |"
+        )
+    if "memory" in report:
+        memory_ = report["memory"]
+        lines.append(
+            f"| growth of memory over {memory_['frames']} frames of 640x480 | {memory_['growth']:+.2%} of "
+            f"{memory_['rss_mb']:.0f} MB |"
+        )
+    return ["", "| what | figure |", "|---|---|", *lines] if lines else []
 
 
 def main() -> None:
@@ -414,12 +477,14 @@ def main() -> None:
         "--precision", choices=PRECISIONS, default="fp32", help="of the decoder; int8 has its own table"
     )
     parser.add_argument("--max-loss-db", type=float, default=0.0, help="PSNR that streams may lose against fixed rate")
-    parser.add_argument("--frames", type=int, help="largest number of frames of each clip")
-    parser.add_argument("--clips-only", action="store_true", help="measure the clips only")
+    parser.add_argument("--native", type=Path, help="folder of clips of the size of cameras with their manifest.csv")
+    parser.add_argument("--frames", type=int, default=60, help="largest number of frames of each clip (default: 60)")
+    parser.add_argument("--clips", nargs="*", help="names of clips (default: all)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="parts besides the clips")
     parser.add_argument("--trials", type=int, default=500, help="new objects to look for")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each live run")
-    parser.add_argument("--memory-frames", type=int, default=27000, help="frames of the memory run (30 min at 15/s)")
-    parser.add_argument("--no-reader", action="store_true", help="leave out the transformer, which needs PyTorch")
+    text = "frames of the memory run (default: 3000; 30 minutes at 15/s are 27000)"
+    parser.add_argument("--memory-frames", type=int, default=3000, help=text)
     options = parser.parse_args()
     with Tokenizer.load(options.model, threads=options.threads, precision=options.precision) as tokenizer:
         report = run(tokenizer, options.folder, options)
