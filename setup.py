@@ -1,5 +1,6 @@
 """Build of the native modules; all metadata is in pyproject.toml."""
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -17,6 +18,12 @@ COMPILE_ARGS = [
     "-fvisibility=hidden",
     "-g0",
 ]
+
+LINK_ARGS = []
+if os.environ.get("TATOK_SANITIZE"):  # for tests/fuzz/sanitize.sh
+    SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    COMPILE_ARGS += ["-O1", "-g1", "-DTATOK_NO_CLONES", *SANITIZERS]
+    LINK_ARGS += SANITIZERS
 
 # The modules check their arguments once per call, so that loops need no checks.
 DIRECTIVES = {
@@ -38,6 +45,7 @@ def extension(source: str) -> Extension:
         include_dirs=["runtime/cpp"],
         depends=sorted(glob("runtime/cpp/*.hpp")),
         extra_compile_args=COMPILE_ARGS,
+        extra_link_args=LINK_ARGS,
         language="c++",
     )
 
