@@ -18,8 +18,9 @@ ENCODED := $(or $(VIDEO),$(RENDERED))
 BUDGET ?= --keep 1
 # A camera never ends, so the demo stops after so many frames.
 FRAMES ?= 300
-# How long 'make fuzz' runs.
+# How long 'make fuzz' runs, and where its random numbers begin; by default elsewhere in each run.
 MINUTES ?= 10
+SEED ?=
 
 # Versions of Python to build wheels for.
 PYTHONS ?= 3.10 3.11 3.12 3.13
@@ -59,7 +60,7 @@ explore: $(VENV)/.tools
 	TATOK_HYPOTHESIS=explore $(BIN)/pytest -m hypothesis
 
 fuzz: $(VENV)/.tools
-	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 sanitize: $(VENV)/.tools
 	PYTHON=$(abspath $(BIN)/python) tests/fuzz/sanitize.sh

@@ -213,11 +213,12 @@ def sync_tree(path: Path) -> None:
 
 def _short_name(stem: str) -> str:
     """The beginning of a name, with room for the rest of a temporary name."""
-    data = os.fsencode(stem)
-    end = min(len(data), NAME_BYTES)
-    while 0 < end < len(data) and data[end] & 0xC0 == 0x80:  # inside a character of UTF-8
-        end -= 1
-    return os.fsdecode(data[:end])
+    name = os.fsencode(stem)[:NAME_BYTES].decode(errors="ignore")  # libraries take nothing but UTF-8
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # an ASCII system
+        name = name.encode("ascii", "ignore").decode()
+    return name
 
 
 def _remove_stale(folder: Path, name: str, suffix: str) -> None:
