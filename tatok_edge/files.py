@@ -213,7 +213,7 @@ def sync_tree(path: Path) -> None:
 
 def _short_name(stem: str) -> str:
     """The beginning of a name, with room for the rest of a temporary name."""
-    name = os.fsencode(stem)[:NAME_BYTES].decode(errors="ignore")  # libraries take nothing but UTF-8
+    name = os.fsencode(stem)[:NAME_BYTES].decode(errors="ignore")  # FFmpeg takes no other names than UTF-8
     try:
         os.fsencode(name)
     except UnicodeEncodeError:  # an ASCII system

@@ -1,6 +1,6 @@
 """Checkpoint to ONNX bundle: ``python -m tatok_edge.export.bundle.onnx CHECKPOINT --out BUNDLE``.
 
-Writes the four graphs with dynamic batch, height, width and token count, and the refiner
+Writes the five graphs with dynamic batch, height, width and token count, and the refiner
 (:mod:`tatok_edge.export.bundle.refiner`). Each graph is checked with the ONNX checker, strict shape inference and
 parity with eager PyTorch on real images. A bundle that fails a check is not written.
 """
