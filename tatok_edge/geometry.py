@@ -5,8 +5,6 @@ Every other module takes them from here; ``runtime/cpp/geometry.hpp`` has the sa
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,10 +73,3 @@ class PictureSize:
         """Number of cells of the picture."""
         rows, columns = self.cell_grid
         return rows * columns
-
-
-def touched_cells(update_map: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which cells contain an updated patch: bool ``(rows, columns)`` of the patch grid to that of the cell grid."""
-    rows, columns = update_map.shape
-    touched = update_map.reshape(rows // CELL_SIDE, CELL_SIDE, columns // CELL_SIDE, CELL_SIDE).any(axis=(1, 3))
-    return cast("NDArray[np.bool_]", touched)

@@ -74,8 +74,6 @@ class PacketInfo(PictureSize):
     """Delta packets: number of motion vectors."""
     follows: int | None = None
     """Delta packets: number of the updated state, from :func:`tatok_edge.format.packet.body_crc`."""
-    window: tuple[int, int, int, int] | None = None
-    """Delta packets: first row, first column, rows and columns of the cells whose context the renewed patches need."""
 
     @property
     def body(self) -> slice:
@@ -93,7 +91,6 @@ class DeltaInfo(PacketInfo):
     n_updated_cells: int
     n_vectors: int
     follows: int
-    window: tuple[int, int, int, int]
 
 
 def packet_size(data: Buffer) -> int:
@@ -248,14 +245,7 @@ def _delta(fields: _Fields, common: _Common, flags: int) -> DeltaInfo:
     n_vectors = fields.integer("number of vectors", hc * wc, 1) if flags & MOTION else 0
     n_refined = fields.integer("number of refined patches", n_updated, 1) if flags & REFINED else 0
     n_tokens = fields.integer("number of tokens", MAX_DEPTH * n_updated, n_refined) if n_updated else 0
-    n_updated_cells, window = 0, (0, 0, 0, 0)
-    if n_updated > n_refined:
-        n_updated_cells = fields.integer("number of updated cells", hc * wc)
-        top = fields.integer("first row of the window", hc - 1)
-        left = fields.integer("first column of the window", wc - 1)
-        deep = fields.integer("rows of the window", hc - top, 1)
-        wide = fields.integer("columns of the window", wc - left, 1)
-        window = (top, left, deep, wide)
+    n_updated_cells = fields.integer("number of updated cells", hc * wc) if n_updated > n_refined else 0
     return DeltaInfo(
         **common,
         kind="delta",
@@ -268,5 +258,4 @@ def _delta(fields: _Fields, common: _Common, flags: int) -> DeltaInfo:
         n_updated_cells=n_updated_cells,
         n_vectors=n_vectors,
         follows=follows,
-        window=window,
     )

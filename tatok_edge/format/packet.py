@@ -218,7 +218,6 @@ def unpack_delta(data: Buffer, model: EntropyModel, held: HeldTokens) -> DeltaFr
             index=info.index,
             reference=info.reference,
             follows=info.follows,
-            window=info.window,
             timestamp_us=info.timestamp_us,
             refined=refined,
             turns=update.turns,
@@ -364,7 +363,7 @@ def _counts(delta: DeltaFrame) -> bytes:
     if delta.n_updated:
         head += varint(delta.n_tokens)
     if delta.n_updated > delta.refined.size:
-        head += varint(delta.n_updated_cells) + b"".join(map(varint, delta.window))
+        head += varint(delta.n_updated_cells)
     return head
 
 

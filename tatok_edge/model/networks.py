@@ -26,6 +26,10 @@ class CellContext:
     mean: NDArray[np.float32]
     """Mean pixels ``(192, N)`` in [-1, 1], (y, x, rgb) order."""
 
+    def of(self, patches: NDArray[np.integer]) -> CellContext:
+        """The columns of some patches."""
+        return CellContext(np.take(self.coarse, patches, axis=1), np.take(self.mean, patches, axis=1))
+
 
 @dataclass(slots=True)
 class Prior:

@@ -102,14 +102,18 @@ class Offers:
         sent = chosen - np.maximum(self.held, 0)
         return int(sent[chosen != HELD].sum())
 
+    def size(self, chosen: NDArray[np.int32]) -> float:
+        """Rough size of the packet of chosen actions, in tokens."""
+        return self.tokens(chosen) + RENEWAL_COST * float(np.count_nonzero(chosen != HELD))
+
     def gain(self, chosen: NDArray[np.int32]) -> float:
         """Squared error that the chosen actions remove, summed over the patches."""
         acts = np.flatnonzero(chosen != HELD)
         return float((self.now[acts] - self.errors[acts, chosen[acts]]).sum(dtype=np.float64))
 
 
-def lowest_price(price: float, holds: Callable[[float], bool]) -> float:
-    """The lowest price from ``price`` up at which ``holds`` is true, within 1/2000.
+def lowest_price(price: float, holds: Callable[[float], bool], highest: float = HIGHEST) -> float:
+    """The lowest price from ``price`` up at which ``holds`` is true, within 1/2000; at most ``highest``.
 
     Args:
         price: The price at which nothing is cut.
@@ -117,7 +121,7 @@ def lowest_price(price: float, holds: Callable[[float], bool]) -> float:
     """
     if holds(price):
         return price
-    low, high = max(price, 1e-3), HIGHEST
+    low, high = max(price, 1e-3), highest
     while high > 1.0005 * low:
         middle = float(np.sqrt(low * high))
         if holds(middle):

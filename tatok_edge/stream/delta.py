@@ -59,7 +59,7 @@ def draft_delta(plan: DeltaPlan, codes: NDArray[np.int32]) -> Draft:
         lost = loss_db(float(error.mean()), target_of(estimate, options.max_loss_db))
         price = memory.price.after(lost, offers.tokens(chosen) / frame.n_patches)
         if options.fill and options.budget.max_bits:
-            price = memory.price.filled(cut_at, 8 * len(packet) / options.budget.max_bits)
+            price = memory.price.filled(plan.size, 8 * len(packet), cut_at > look.price)
     estimates = look.estimates
     if price.probe_due:
         measured, curves = _fixed_rate(look, curves)
@@ -100,10 +100,9 @@ def _delta(plan: DeltaPlan, chosen: NDArray[np.int32], ids: NDArray[np.int32]) -
     depth = np.arange(ids.shape[1])
     sent = (depth >= starts[:, None]) & (depth < chosen[:, None])
     refined = acts & (offers.held != HELD)
-    cells, window = np.zeros(0, np.int32), (0, 0, 0, 0)
+    cells = np.zeros(0, np.int32)
     renewed = acts & ~refined
     if renewal is not None and renewed.any():
-        window = renewal.window
         cells = np.intersect1d(renewal.cells, np.union1d(offers.cells[renewed], renewal.announced)).astype(np.int32)
     turns, vectors = turns_of(plan.found.motion)
     return DeltaFrame(
@@ -112,7 +111,6 @@ def _delta(plan: DeltaPlan, chosen: NDArray[np.int32], ids: NDArray[np.int32]) -
         ids=ids[sent],
         cells=cells,
         global_ids=np.zeros(0, np.int32) if renewal is None else renewal.global_ids[cells],
-        window=window,
         width=state.width,
         height=state.height,
         model=plan.look.options.tokenizer.tag,

@@ -19,7 +19,7 @@ from tatok_edge.stream.history import BASE, FIRST_LIFE, PatchHistory, Refresh
 from tatok_edge.stream.limits import within_budget
 from tatok_edge.stream.memory import Draft, Memory, Scratch
 from tatok_edge.stream.options import StreamOptions
-from tatok_edge.stream.price import PRICE_LIMITS, Price, loss_db, target_of
+from tatok_edge.stream.price import FIRST_VALUE, Price, loss_db, target_of
 from tatok_edge.stream.state import state_of
 from tatok_edge.stream.windows import cell_of
 from tatok_edge.tokens.frame import TokenFrame
@@ -99,10 +99,10 @@ def draft_key(plan: KeyPlan, codes: NDArray[np.int32]) -> Draft:
         fixed = fixed_rate_errors(frame, options, plan.prior, codes)
         errors, curves = fitted(frame, options, plan.prior, curves, fixed, noise)
         offers, target = _offers(plan, errors), target_of(float(fixed.mean()), options.max_loss_db)
-        price = Price(_first_price(offers, target)) if memory is None else memory.price
+        price = Price(_first_price(offers, target) / (target + 1)) if memory is None else memory.price
         ids = kernels.ids_from_codes(codes.reshape(-1, len(tokenizer.levels)), tokenizer.levels)
         ids = ids.reshape(frame.n_patches, tokenizer.depth)
-    tokens, packet = _packet(plan, offers, price, ids)
+    tokens, packet = _packet(plan, offers, price.at(target), ids)
     state = state_of(tokens, body_crc(packet), tokenizer, clock, plan.prior)
     with clock.stage("update"):
         error = per_value(kernels.patch_change(frame.image, frame.bgr, state.picture)[0])
@@ -200,17 +200,17 @@ def _offers(plan: KeyPlan, errors: NDArray[np.float32]) -> Offers:
 
 
 def _first_price(offers: Offers, target: float) -> float:
-    """The highest price at which the mean squared error of the keyframe is within the target."""
+    """The highest price at which the mean squared error of the keyframe is within the target, but not too low a one."""
     every = np.arange(len(offers.patches))
 
     def too_bad(at: float) -> bool:
         depths = np.maximum(offers.at(at), 0)
         return float(offers.errors[every, depths].mean(dtype=np.float64)) > target
 
-    return lowest_price(PRICE_LIMITS[0], too_bad)
+    return lowest_price(FIRST_VALUE * (target + 1), too_bad)
 
 
-def _packet(plan: KeyPlan, offers: Offers, price: Price, ids: NDArray[np.int32]) -> tuple[TokenFrame, bytes]:
+def _packet(plan: KeyPlan, offers: Offers, price: float, ids: NDArray[np.int32]) -> tuple[TokenFrame, bytes]:
     """The packet with the best tokens that the budget allows; ``ids`` are those of all stacks ``(N, K)``."""
     frame, options, tokenizer = plan.frame, plan.options, plan.options.tokenizer
     max_bits = options.budget.max_bits
@@ -233,7 +233,7 @@ def _packet(plan: KeyPlan, offers: Offers, price: Price, ids: NDArray[np.int32])
 
     with frame.clock.stage("pack"):
         most = options.budget.limits(frame.n_patches, tokenizer.depth)[1]
-        _, _, tokens, packet = within_budget(offers, price.value, options.budget, most, packed)
+        _, _, tokens, packet = within_budget(offers, price, options.budget, most, packed)
     bits = 8 * len(packet)
     if max_bits is not None and bits > max_bits:
         raise KeyframeTooLarge(

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.stream.choice import HELD, HIGHEST, RENEWAL_COST, Offers, lowest_price
+from tatok_edge.stream.choice import HIGHEST, Offers, lowest_price
 from tatok_edge.stream.price import FULL
 from tatok_edge.tokens.budget import TokenBudget
 
@@ -38,16 +38,7 @@ def within_budget(
         The price, the depths that are chosen at it ``(C,)``, the content and the packet. The packet exceeds the limits
         only where no action at all does.
     """
-    if budget.tau < 1:
-        share = budget.tau * offers.gain(offers.at(price))
-        price = lowest_price(price, lambda at: offers.gain(offers.at(at)) <= share)
-
-    def fits(chosen: NDArray[np.int32]) -> bool:
-        return offers.tokens(chosen) <= most
-
-    if offers.visible.any() and not fits(offers.at(HIGHEST)):
-        offers = replace(offers, visible=np.zeros_like(offers.visible))
-    price = lowest_price(price, lambda at: fits(offers.at(at)))
+    offers, price = within_tokens(offers, price, budget, most)
     best = offers.at(price)
     content, packet = packed(best)
     if budget.max_bits is None or 8 * len(packet) <= budget.max_bits:
@@ -63,6 +54,19 @@ def within_budget(
     return fitting
 
 
+def within_tokens(offers: Offers, price: float, budget: TokenBudget, most: int) -> tuple[Offers, float]:
+    """The offers and the price at which the best actions send at most ``most`` tokens, and ``budget.tau`` of the gain.
+
+    Where the visible patches alone need more tokens, they have no claim to any.
+    """
+    if budget.tau < 1:
+        share = budget.tau * offers.gain(offers.at(price))
+        price = lowest_price(price, lambda at: offers.gain(offers.at(at)) <= share)
+    if offers.visible.any() and offers.tokens(offers.at(HIGHEST)) > most:
+        offers = replace(offers, visible=np.zeros_like(offers.visible))
+    return offers, lowest_price(price, lambda at: offers.tokens(offers.at(at)) <= most)
+
+
 def _within_bits(
     offers: Offers,
     price: float,
@@ -76,16 +80,16 @@ def _within_bits(
     Packing takes time, so the size is interpolated between packets that fit and packets that do not.
     """
     best = None
-    (low, small), (high, large) = (0.0, 0), (_size(offers, most), 8 * len(packet))
+    (low, small), (high, large) = (0.0, 0), (offers.size(most), 8 * len(packet))
     for _ in range(TRIALS):
         if large <= max_bits:
             return best or (price, most, *packed(most))
         share = min(max((max_bits - small) / (large - small), 0.05), 0.95)
         aim = low + share * (high - low)
-        at = lowest_price(price, lambda price: _size(offers, offers.at(price)) <= aim)  # noqa: B023  # called at once
+        at = lowest_price(price, lambda price: offers.size(offers.at(price)) <= aim)  # noqa: B023  # called at once
         chosen = offers.at(at)
         content, packet = packed(chosen)
-        size, bits = _size(offers, chosen), 8 * len(packet)
+        size, bits = offers.size(chosen), 8 * len(packet)
         if bits > max_bits:
             high, large = size, bits
         else:
@@ -93,8 +97,3 @@ def _within_bits(
         if FULL * max_bits <= bits <= max_bits or high - low < 1:
             break
     return best
-
-
-def _size(offers: Offers, chosen: NDArray[np.int32]) -> float:
-    """Rough size of the packet of chosen actions, in tokens."""
-    return offers.tokens(chosen) + RENEWAL_COST * float(np.count_nonzero(chosen != HELD))

@@ -60,5 +60,5 @@ def look_at(frame: CameraFrame, options: StreamOptions, memory: Memory) -> Look:
             detail=detail,
             estimates=memory.estimates.after(changes, float(change.mean())),
             target=target,
-            price=memory.price.value if options.fill else memory.price.now(float(error.mean()), target),
+            price=memory.price.at(target),
         )

@@ -13,10 +13,12 @@ from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import per_value
 from tatok_edge.stream.history import LIVES, PatchHistory
 from tatok_edge.stream.look import Look
-from tatok_edge.stream.windows import in_motion, move_flags, patches_of, sources
+from tatok_edge.stream.windows import in_motion, move_flags, patches_of, sources, turns_of
 
 LOST_SHARE: Final = 0.25
 """Cost of moving a patch away from its tokens, which can then not be refined, as a share of these tokens."""
+VECTOR_BITS: Final = 16
+"""Bits of a vector in a packet, about. Where all take more than half of a budget of bits, nothing moves."""
 RENEWED_BEYOND: Final = 3.0
 """A patch whose error costs more tokens than this is assumed to be renewed in any case: no vector helps it."""
 
@@ -75,7 +77,8 @@ def find_motion(look: Look) -> FoundMotion:
         gain -= _of_cells(lost, frame.cell_grid) * np.float32(LOST_SHARE * per_token)
         gain[_spoiling(vectors, memory.refresh.renewed_cells(frame.cell_grid))] = 0
         motion = _worth_it(vectors, gain, per_token)
-        if not motion.any():
+        max_bits = options.budget.max_bits
+        if not motion.any() or (max_bits and VECTOR_BITS * len(turns_of(motion)[0]) > max_bits / 2):
             return FoundMotion(vectors, None, state.picture, error, history, state.moved)
         picture = kernels.move_cells(state.picture, motion)
         after = per_value(kernels.patch_change(frame.image, frame.bgr, picture)[0])

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from tatok_edge.geometry import PATCH, PATCH_VALUES
 from tatok_edge.model.networks import Clock, Networks
 from tatok_edge.runtime.cpu import kernels
+from tatok_edge.stream.windows import Window, windows_of
 
 LEFT_OUT: Final = 1
 """Patches at the end of the decoder's reach that a window leaves out: what is there changes pixels by one grey level at
 most."""
-WINDOW_COST: Final = 16
-"""Patches that take as long to decode as one more window does, whatever its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,71 +50,11 @@ class Maps:
             kernels.scatter_columns(columns.named()[name], every, target, patches)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedWindow:
-    """A window of the patch grid that holds some patches and those around them."""
-
-    members: NDArray[np.int64]
-    """Which of the wanted patches it gives."""
-    corner: tuple[int, int]
-    """Its first row and column, in patches."""
-    size: tuple[int, int]
-    """Its rows and columns, in patches."""
-
-
 def reach_of(manifest: Mapping[str, Any]) -> int:
     """The decoder's reach in patches, from the sizes in the manifest of its bundle."""
     config = manifest["config"]
     kernels_ = config.get("decoder_kernels") or [5] * config["decoder_blocks"]
     return int(sum(side // 2 for side in kernels_)) + 1
-
-
-def windows_of(patches: NDArray[np.int32], grid: tuple[int, int], reach: int) -> list[DecodedWindow]:
-    """Windows that hold ``patches`` (at least one) and ``reach`` more on each side: one around all, cut in two as long
-    as that saves work."""
-    places = np.stack(np.divmod(patches.astype(np.int64), grid[1]))
-    waiting, windows = [np.arange(len(patches))], []
-    while waiting:
-        members = waiting.pop()
-        halves = _cut(places[:, members], grid, reach)
-        if halves is not None:
-            waiting += [members[halves[0]], members[halves[1]]]
-            continue
-        # A window stays in the picture: where it touches the edge, the decoder sees the edge as in the whole grid.
-        first, last = _box(places[:, members].min(1), places[:, members].max(1), grid, reach)
-        windows.append(DecodedWindow(members, (int(first[0]), int(first[1])), tuple((last - first).tolist())))
-    return windows
-
-
-def _box(
-    low: NDArray[np.int64], high: NDArray[np.int64], grid: tuple[int, int], reach: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The window of patches between two corners ``(2, ...)``: its first place, and the place behind its last one."""
-    end = np.array(grid).reshape(2, *[1] * (low.ndim - 1))
-    return np.maximum(low - reach, 0), np.minimum(high + reach + 1, end)
-
-
-def _cut(places: NDArray[np.int64], grid: tuple[int, int], reach: int) -> tuple[NDArray[np.int64], ...] | None:
-    """The two parts of places ``(2, P)`` whose windows cost least together; None where one window costs less."""
-
-    def cost(low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
-        first, last = _box(low, high, grid, reach)
-        height, width = last - first
-        area: NDArray[np.int64] = height * width
-        return area
-
-    least, parts = int(cost(places.min(1), places.max(1))) - WINDOW_COST, None
-    for axis in (0, 1):
-        order = np.argsort(places[axis], kind="stable")
-        along = places[:, order]
-        before = cost(np.minimum.accumulate(along, 1), np.maximum.accumulate(along, 1))[:-1]
-        back = along[:, ::-1]
-        behind = cost(np.minimum.accumulate(back, 1), np.maximum.accumulate(back, 1))[-2::-1]
-        costs = before + behind
-        if len(costs) and costs.min() < least:
-            least, at = int(costs.min()), int(costs.argmin()) + 1
-            parts = order[:at], order[at:]
-    return parts
 
 
 def decode_patches(
@@ -147,7 +86,7 @@ def decode_patches(
         slot = np.full(grid, -1, np.int32)
         slot.ravel()[patches] = np.arange(len(patches), dtype=np.int32)
         row, column = np.divmod(shown, grid[1])
-        sizes: dict[tuple[int, int], list[DecodedWindow]] = {}
+        sizes: dict[tuple[int, int], list[Window]] = {}
         for window in windows_of(shown, grid, max(reach - LEFT_OUT, 0)):
             sizes.setdefault(window.size, []).append(window)
         chosen = np.empty((PATCH_VALUES, len(shown)), np.float32)

@@ -14,18 +14,32 @@ from numpy.typing import NDArray
 from tatok_edge.model.networks import CellContext, Prior
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.change import per_value
-from tatok_edge.stream.choice import HELD, Offers
+from tatok_edge.stream.choice import HELD, Offers, lowest_price
 from tatok_edge.stream.frame import CameraFrame
 from tatok_edge.stream.history import PatchHistory, Refresh
+from tatok_edge.stream.limits import within_tokens
 from tatok_edge.stream.look import Look
 from tatok_edge.stream.motion import FoundMotion, find_motion
 from tatok_edge.stream.pixels import pixels_of, put_patches
-from tatok_edge.stream.state import cells_in, held_ahead
-from tatok_edge.stream.windows import Window, cell_of, inside, window_around
+from tatok_edge.stream.price import VALUE_LIMITS
+from tatok_edge.stream.state import context_of, held_ahead
+from tatok_edge.stream.windows import cell_of
 from tatok_edge.tokens.budget import TokenBudget
 
 VISIBLE: Final = 144.0
 """A rise of the error above this energy is visible everywhere, in grey levels squared. Its cell gets a token now."""
+NEW: Final = 4.0
+"""What changes after so many still frames is new; what has changed all the time has no claim to a token."""
+URGENT: Final = 4.0
+"""A patch does not wait for its turn where updating it is worth the price so many times."""
+TURNS: Final = (4, 2)
+"""Frames from one turn to the next, and parts of the picture that take turns. Patches that wait for their turn are
+updated together: the networks see an area around each patch, so that many close patches cost little more than one."""
+CROWDED: Final = 0.25
+"""Nothing waits where more than this share of the patches has changed: the networks see most of the picture anyway."""
+SPARED: Final = 0.9
+"""Where so large a share of the cells with offered patches has a renewed one, the others send their global token, too:
+the context need not be computed again without them."""
 EAGERNESS: Final = 0.6
 """Share of the price at which a patch is looked at more closely: before that, its error after an update is a guess."""
 MOST_SIMPLER: Final = 4.0
@@ -34,16 +48,12 @@ MOST_SIMPLER: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The cells of some patches, with their new global tokens."""
+    """Some patches under their new global tokens."""
 
-    window: Window
-    """Cells whose context is computed."""
-    touched: NDArray[np.bool_]
-    """The cells that take their new global token ``(hc * wc,)``."""
     global_ids: NDArray[np.int32]
     """Ids of the global tokens after the frame ``(hc * wc,)``."""
     context: CellContext
-    """What the cells of the window say of their patches."""
+    """What they say of the patches, one column for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +62,6 @@ class Renewal:
 
     patches: NDArray[np.int32]
     """The patches that may be renewed, ascending."""
-    window: Window
-    """Cells whose context is computed."""
     cells: NDArray[np.int32]
     """Cells whose global token changes with these patches or is announced, ascending."""
     announced: NDArray[np.int32]
@@ -86,6 +94,8 @@ class DeltaPlan:
     """What could be done."""
     renewal: Renewal | None
     """What renewing needs; None where nothing is renewed."""
+    size: float
+    """Size of the packet in tokens, as guessed from the past."""
 
     @property
     def frame(self) -> CameraFrame:
@@ -115,12 +125,17 @@ def plan_delta(look: Look) -> DeltaPlan:
         worth = history.lives() * frame.weights(options.budget)
         refreshed, announced, refresh = memory.refresh.turn(options, frame.cell_grid)
         depths = held_ahead(memory.state.held, len(announced)).depths
-        visible = changed & (found.error - history.settled > np.float32(VISIBLE))
+        visible = changed & (found.error - history.settled > np.float32(VISIBLE)) & (found.history.age >= NEW)
         outdated = (history.drift > 0) | moved
         guesses = _guesses(look, found.error, history, worth, outdated)
-        wanted = outdated & (guesses.at(EAGERNESS * look.price) != HELD) | visible | refreshed
+        look = replace(look, price=_price_now(look, guesses))
+        size = guesses.size(guesses.at(look.price))
+        turn = _turn(look) | (changed.mean() > CROWDED)
+        due = turn | (guesses.at(URGENT * look.price) != HELD)
+        wanted = outdated & (guesses.at(EAGERNESS * look.price) != HELD)
         wanted |= (depths == 0) & (guesses.at(look.price) > 0)
-        refinable = np.flatnonzero(history.coded & (depths > 0) & ~moved & ~wanted).astype(np.int32)
+        wanted = wanted & due | visible | refreshed
+        refinable = np.flatnonzero(history.coded & (depths > 0) & ~moved & ~wanted & due).astype(np.int32)
         known = _refinements(look, history, worth, refinable)
     renewal, offers = None, known
     if wanted.any():
@@ -133,8 +148,11 @@ def plan_delta(look: Look) -> DeltaPlan:
         new.errors[bare, 0] = np.maximum(new.now[bare], new.errors[bare, 0])
         # A patch without tokens that is held once more need not be looked at again until the price falls.
         history.curves[patches[bare]] = new.errors[bare]
-        new = replace(new, forced=refreshed[patches], visible=visible[patches])
-        renewal = _plan_renewal(look, new, new_ids, announced, area)
+        forced = refreshed[patches] if _limited(options.budget) else (refreshed | ~turn)[patches]
+        new = replace(new, forced=forced, visible=visible[patches])
+        most = options.budget.limits(frame.n_patches, options.tokenizer.depth)[1]
+        _, fitting = within_tokens(known.joined(new), look.price, options.budget, most)
+        renewal = _plan_renewal(replace(look, price=fitting), new, new_ids, announced, area)
         # Where all global tokens are sent, no patch can be refined (see held_ahead).
         whole = renewal is not None and len(renewal.cells) == frame.n_cells
         offers = new if whole else known.joined(new)
@@ -146,7 +164,48 @@ def plan_delta(look: Look) -> DeltaPlan:
         refresh=refresh,
         offers=offers,
         renewal=renewal,
+        size=size,
     )
+
+
+def _limited(budget: TokenBudget) -> bool:
+    """Whether a budget limits the packets."""
+    return budget != TokenBudget(score=budget.score, max_depth=budget.max_depth)
+
+
+def _turn(look: Look) -> NDArray[np.bool_]:
+    """The patches whose turn it is, ``(N,)``: bands of the picture, one after the other."""
+    rows, columns = look.frame.grid
+    frames, parts = TURNS
+    turn = np.zeros((rows, columns), np.bool_)
+    number, rest = divmod(look.memory.refresh.since_key, frames)
+    if rest == 0:
+        part = number % parts
+        turn[rows * part // parts : rows * (part + 1) // parts] = True
+    return turn.ravel()
+
+
+def _price_now(look: Look, guesses: Offers) -> float:
+    """The price of the frame: lower where the usual one would leave more error than the target.
+
+    It falls at most as far as the error of the shown picture exceeds the target. Where packets use all bits of a
+    budget, it is the lowest one at which they are guessed to fit.
+    """
+    target, error = look.target, float(guesses.now.mean(dtype=np.float64))
+    price, max_bits = look.memory.price, look.options.budget.max_bits
+    if look.options.fill and max_bits:
+        return lowest_price(
+            VALUE_LIMITS[0] * (target + 1), lambda at: guesses.size(guesses.at(at)) * price.token_bits <= max_bits
+        )
+    if error <= target:
+        return look.price
+
+    def too_bad(price: float) -> bool:
+        return error - guesses.gain(guesses.at(price)) / len(guesses.now) > target
+
+    if not too_bad(look.price):
+        return look.price
+    return lowest_price(look.price * (target + 1) / (error + 1), too_bad, look.price)
 
 
 def _guesses(
@@ -203,19 +262,14 @@ def _area_of(
     new_ids: NDArray[np.int32],
     announced: NDArray[np.int32],
     look: Look,
-    known: Area | None = None,
 ) -> Area:
-    """The cells of ``patches`` with new global tokens; ``known`` if that is the same."""
+    """``patches`` (ascending) under new global tokens: those of their own cells, and announced ones."""
     state = look.memory.state
     touched = np.zeros(new_ids.size, np.bool_)
     touched[cell_of(patches, look.frame.grid[1])] = True
-    window = window_around(np.flatnonzero(touched), state.cell_grid)
     touched[announced] = True
-    if known is not None and known.window == window and np.array_equal(known.touched, touched):
-        return known
     global_ids = np.where(touched, new_ids, state.held.global_ids)
-    context = cells_in(window, global_ids, state, look.options.tokenizer, look.frame.clock)
-    return Area(window, touched, global_ids, context)
+    return Area(global_ids, context_of(patches, global_ids, state, look.options.tokenizer, look.frame.clock))
 
 
 def _renewal_offers(
@@ -225,7 +279,7 @@ def _renewal_offers(
     frame, options = look.frame, look.options
     columns = frame.grid[1]
     with frame.clock.stage("select"):
-        mean = np.take(area.context.mean, inside(patches, area.window, columns), axis=1)
+        mean = area.context.mean
         picture = found.picture.copy()
         put_patches(picture, patches, pixels_of(mean))
         residual = per_value(kernels.patch_change(frame.image, frame.bgr, picture)[0])[patches]
@@ -252,24 +306,29 @@ def _plan_renewal(
 ) -> Renewal | None:
     """What renewing needs at the price: new global tokens only where a patch is renewed.
 
-    ``area`` has the cells of all offered patches.
+    ``area`` has all offered patches.
     """
     frame, networks, held = look.frame, look.options.tokenizer.networks, look.memory.state.held
     chosen = offers.at(look.price)
     best = offers.most_visible()
     encoded = chosen > 0
-    if look.options.budget != TokenBudget(score=look.options.budget.score):
+    if _limited(look.options.budget):
         encoded[best] = True  # at a higher price, which a limit may ask for, a cell may need the token of another patch
     renewed = (chosen != HELD) | encoded
     if not renewed.any():
         return None
     patches, columns = offers.patches[renewed], frame.grid[1]
-    area = _area_of(patches, new_ids, announced, look, area)
+    touched = np.unique(offers.cells)
+    if len(np.unique(offers.cells[renewed])) >= SPARED * len(touched):
+        announced = np.union1d(announced, touched).astype(np.int32)
+        area = replace(area, context=area.context.of(np.flatnonzero(renewed)))
+    else:
+        area = _area_of(patches, new_ids, announced, look)
     sent = area.global_ids != held.global_ids
     sent[announced] = True
-    prior = networks.prior_of(area.context, inside(patches, area.window, columns), frame.clock)
+    prior = networks.prior_of(area.context, None, frame.clock)
     cells = np.flatnonzero(sent).astype(np.int32)
-    renewal = Renewal(patches, area.window, cells, announced, area.global_ids, prior)
+    renewal = Renewal(patches, cells, announced, area.global_ids, prior)
     with frame.clock.stage("gather"):
         coded = offers.patches[encoded]
         if not len(coded):

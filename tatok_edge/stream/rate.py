@@ -13,8 +13,14 @@ from tatok_edge.tokens.budget import TokenBudget
 
 WINDOW_US: Final = 1_000_000
 """Time over which the bandwidth holds, in microseconds."""
-SPENT_AT_ONCE: Final = 0.3
-"""Largest share of the remaining bits of a second that one frame may take. Some bits are always left."""
+USED: Final = 0.93
+"""Share of the bandwidth that frames use in the mean. Some bits are always left."""
+MOST: Final = 0.4
+"""Largest share of what is left of a second that one frame takes, so that frames after a large one are not skipped."""
+CAUGHT_UP: Final = 0.3
+"""A frame may take more bits than its own, up to this share more, where earlier frames of the second took fewer."""
+FIRST_SHARE: Final = 0.3
+"""Share of the bits of a second that the first frame may take."""
 SMALLEST_KBPS: Final = 4.0
 """Smallest bandwidth that is accepted, in kbit/s."""
 SMALLEST_PACKET: Final = 240
@@ -50,6 +56,14 @@ class RateControl:
         self._sent.append((timestamp_us, bits))
         self._total += bits
 
+    def _of_frame(self, timestamp_us: int, left: int) -> int:
+        """Bits for a frame: those of its time since the frame before, and some of what is left of earlier ones."""
+        if not self._sent:
+            return int(FIRST_SHARE * left)
+        own = USED * self.bits * min(timestamp_us - self._sent[-1][0], WINDOW_US) / WINDOW_US
+        saved = left / self.bits - own / self.bits - (1 - USED)
+        return int(min(own * (1 + CAUGHT_UP * saved), MOST * left))
+
     def encode(
         self, timestamp_us: int, budget: TokenBudget, encode: Callable[[TokenBudget], StreamFrame]
     ) -> StreamFrame | None:
@@ -69,7 +83,7 @@ class RateControl:
         left = self.left(timestamp_us)
         if left < SMALLEST_PACKET:
             return None
-        share = max(int(left * SPENT_AT_ONCE), SMALLEST_PACKET)
+        share = max(self._of_frame(timestamp_us, left), SMALLEST_PACKET)
         try:
             encoded = encode(replace(budget, max_bits=min(share, budget.max_bits or share)))
         except KeyframeTooLarge as error:

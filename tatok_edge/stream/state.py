@@ -10,20 +10,25 @@ integer codes, so nothing drifts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import PATCH, PATCH_VALUES, Image, PictureSize, cell_grid, patch_grid
+from tatok_edge.geometry import CELL_SIDE, PATCH, PATCH_VALUES, Image, PictureSize, cell_grid, patch_grid
 from tatok_edge.model.networks import CellContext, Clock, Prior
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of
-from tatok_edge.stream.windows import Window, around, in_motion, inside, shifts
+from tatok_edge.stream.windows import around, cell_of, in_motion, shifts, windows_of
 from tatok_edge.tokens.checks import depths_of
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 from tatok_edge.tokens.held import HeldTokens
+
+HALO: Final = 4
+"""Cells on each side of the cell of a renewed patch that are passed to the context network with it: what lies beyond
+changes the context by a tenth of a grey level."""
 
 
 @dataclass(slots=True)
@@ -148,8 +153,7 @@ def _renew(
         return
     patches, tokens = delta.updated[new], renewed[delta.positions]
     if prior is None:
-        cells = cells_in(delta.window, held.global_ids, state, tokenizer, clock)
-        prior = tokenizer.networks.prior_of(cells, inside(patches, delta.window, state.grid[1]), clock)
+        prior = tokenizer.networks.prior_of(context_of(patches, held.global_ids, state, tokenizer, clock), None, clock)
     places = np.searchsorted(patches, delta.positions[tokens]).astype(np.int32)
     codes = kernels.codes_from_ids(np.ascontiguousarray(delta.ids[tokens]), tokenizer.levels)
     values = kernels.decoder_state(codes, places, prior.expected, prior.entropy, tokenizer.levels)
@@ -190,22 +194,34 @@ def held_ahead(held: HeldTokens, cells: int) -> HeldTokens:
     return HeldTokens(held.global_ids, np.zeros_like(held.depths), np.zeros_like(held.ids))
 
 
-def cells_in(
-    window: Window, global_ids: NDArray[np.int32], size: PictureSize, tokenizer: Tokenizer, clock: Clock
+def context_of(
+    patches: NDArray[np.int32], global_ids: NDArray[np.int32], size: PictureSize, tokenizer: Tokenizer, clock: Clock
 ) -> CellContext:
-    """What the cells of a window say of its patches.
+    """What the cells around some patches say of them, one column for each.
 
     Args:
-        window: The cells.
+        patches: The patches ``(P,)``, ascending, at least one.
         global_ids: Ids of the global tokens of all cells ``(hc * wc,)``.
         size: The picture.
         tokenizer: The model.
         clock: Counts the time.
     """
-    top, left, height, width = window
-    area = global_ids.reshape(size.cell_grid)[top : top + height, left : left + width]
-    codes = kernels.codes_from_ids(np.ascontiguousarray(area.reshape(-1)), tokenizer.levels)
-    return tokenizer.networks.cell_context(codes.T.reshape(-1, height, width), clock)
+    columns = size.grid[1]
+    cells = cell_of(patches, columns)
+    touched, cell = np.unique(cells, return_inverse=True)
+    row, column = np.divmod(patches, columns)
+    codes = kernels.codes_from_ids(global_ids, tokenizer.levels).T.reshape(-1, *size.cell_grid)
+    found: list[tuple[NDArray[np.int64], CellContext]] = []
+    for window in windows_of(touched, size.cell_grid, HALO):
+        (top, left), (height, width) = window.corner, window.size
+        area = codes[:, top : top + height, left : left + width]
+        of_window = tokenizer.networks.cell_context(area, clock)
+        mine = np.flatnonzero(np.isin(cell, window.members))
+        place = (row[mine] - CELL_SIDE * top) * (CELL_SIDE * width) + column[mine] - CELL_SIDE * left
+        found.append((mine, of_window.of(place)))
+    order = np.argsort(np.concatenate([mine for mine, _ in found]))
+    every = CellContext(*(np.concatenate([getattr(of, name) for _, of in found], 1) for name in ("coarse", "mean")))
+    return every.of(order)
 
 
 def state_of(

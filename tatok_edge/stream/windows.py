@@ -1,7 +1,8 @@
-"""Places: patches in the picture and in the window of a packet, and motion vectors as maps of cells and patches."""
+"""Places: windows around some patches or cells, and motion vectors as maps of cells and patches."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -9,28 +10,68 @@ from numpy.typing import NDArray
 
 from tatok_edge.geometry import CELL_SIDE, PATCH
 
-Window = tuple[int, int, int, int]
-"""First row, first column, rows and columns of an area of cells."""
-
-HALO: Final = 4
-"""Cells on each side of the renewed cells that are passed to the context network with them: what lies beyond changes
-the context by a tenth of a grey level."""
+WINDOW_COST: Final = 16
+"""Places that take as long to compute as one more window does, whatever its size."""
 
 
-def inside(positions: NDArray[np.int32], window: Window, columns: int) -> NDArray[np.int32]:
-    """Positions in a patch grid of ``columns`` columns as positions in the patch grid of a window of cells."""
-    top, left, _, width = window
-    row, column = np.divmod(positions, columns)
-    moved = (row - top * CELL_SIDE) * (width * CELL_SIDE) + column - left * CELL_SIDE
-    return np.ascontiguousarray(moved, np.int32)
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of a grid of patches or cells that holds some of them and those around them."""
+
+    members: NDArray[np.int64]
+    """Which of the wanted places it gives."""
+    corner: tuple[int, int]
+    """Its first row and column."""
+    size: tuple[int, int]
+    """Its rows and columns."""
 
 
-def window_around(cells: NDArray[np.integer], grid: tuple[int, int]) -> Window:
-    """The smallest window that holds ``cells`` (raster order, at least one) and :data:`HALO` more on each side."""
-    row, column = np.divmod(cells, grid[1])
-    top, left = max(int(row.min()) - HALO, 0), max(int(column.min()) - HALO, 0)
-    bottom, right = min(int(row.max()) + HALO + 1, grid[0]), min(int(column.max()) + HALO + 1, grid[1])
-    return top, left, bottom - top, right - left
+def windows_of(wanted: NDArray[np.int32], grid: tuple[int, int], reach: int) -> list[Window]:
+    """Windows that hold the wanted places of a grid (at least one) and ``reach`` more on each side: one around all, cut
+    in two as long as that saves work."""
+    places = np.stack(np.divmod(wanted.astype(np.int64), grid[1]))
+    waiting, windows = [np.arange(len(wanted))], []
+    while waiting:
+        members = waiting.pop()
+        halves = _cut(places[:, members], grid, reach)
+        if halves is not None:
+            waiting += [members[halves[0]], members[halves[1]]]
+            continue
+        # A window stays in the picture: where it touches the edge, a network sees the edge as in the whole grid.
+        first, last = _box(places[:, members].min(1), places[:, members].max(1), grid, reach)
+        windows.append(Window(members, (int(first[0]), int(first[1])), tuple((last - first).tolist())))
+    return windows
+
+
+def _box(
+    low: NDArray[np.int64], high: NDArray[np.int64], grid: tuple[int, int], reach: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The window around places between two corners ``(2, ...)``: its first place, and the place behind its last one."""
+    end = np.array(grid).reshape(2, *[1] * (low.ndim - 1))
+    return np.maximum(low - reach, 0), np.minimum(high + reach + 1, end)
+
+
+def _cut(places: NDArray[np.int64], grid: tuple[int, int], reach: int) -> tuple[NDArray[np.int64], ...] | None:
+    """The two parts of places ``(2, P)`` whose windows cost least together; None where one window costs less."""
+
+    def cost(low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
+        first, last = _box(low, high, grid, reach)
+        height, width = last - first
+        area: NDArray[np.int64] = height * width
+        return area
+
+    least, parts = int(cost(places.min(1), places.max(1))) - WINDOW_COST, None
+    for axis in (0, 1):
+        order = np.argsort(places[axis], kind="stable")
+        along = places[:, order]
+        before = cost(np.minimum.accumulate(along, 1), np.maximum.accumulate(along, 1))[:-1]
+        back = along[:, ::-1]
+        behind = cost(np.minimum.accumulate(back, 1), np.maximum.accumulate(back, 1))[-2::-1]
+        costs = before + behind
+        if len(costs) and costs.min() < least:
+            least, at = int(costs.min()), int(costs.argmin()) + 1
+            parts = order[:at], order[at:]
+    return parts
 
 
 def cell_of(positions: NDArray[np.int32], columns: int) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tatok_edge.errors import InputError
-from tatok_edge.geometry import MAX_VECTOR, touched_cells
+from tatok_edge.geometry import MAX_VECTOR
 from tatok_edge.tokens.checks import Int32Array, check_positions, integer, map_of, set_field
 from tatok_edge.tokens.header import FrameHeader
 
@@ -42,9 +42,6 @@ class DeltaFrame(FrameHeader):
     is updated."""
     global_ids: Int32Array
     """Ids of the global tokens of ``cells``, int32 ``(C,)``."""
-    window: tuple[int, int, int, int]
-    """Window of the packet: first row, first column, rows and columns of the cells whose context the renewed patches
-    need. It holds every cell with a renewed patch; without renewed patches it is ``(0, 0, 0, 0)``."""
     width: int
     """Width of the image in pixels, before padding."""
     height: int
@@ -97,7 +94,6 @@ class DeltaFrame(FrameHeader):
         renewed = self.renewed_map()
         if self.cells.size and not renewed.any():
             raise InputError(f"cells must be empty where no patch is renewed, got {self.cells.size}")
-        set_field(self, "window", _window(self.window, touched_cells(renewed)))
         check_positions("turns", self.turns, self.n_cells)
         _check_vectors(self.vectors, self.turns.size)
 
@@ -140,32 +136,9 @@ class DeltaFrame(FrameHeader):
             f"({self.refined.size} refined), "
             f"{self.n_tokens} patch tokens, {self.n_updated_cells} of {self.n_cells} global tokens, "
             f"{self.n_vectors} vectors, "
-            f"window={self.window}, model={self.model.hex()}, index={self.index}, reference={self.reference}, "
+            f"model={self.model.hex()}, index={self.index}, reference={self.reference}, "
             f"follows={self.follows:08x}, timestamp_us={self.timestamp_us})"
         )
-
-
-def _window(window: Any, touched: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """A window of cells as integers, checked against the cells that it must hold."""
-    if not isinstance(window, (tuple, list)) or len(window) != 4:
-        raise InputError(f"window must be four integers (first row, first column, rows, columns), got {window!r:.80}")
-    top, left, rows, columns = (integer("window", value) for value in window)
-    if not touched.any():
-        if (top, left, rows, columns) != (0, 0, 0, 0):
-            raise InputError(f"window must be (0, 0, 0, 0) where no patch is renewed, got {tuple(window)}")
-        return 0, 0, 0, 0
-    if (
-        min(top, left) < 0
-        or min(rows, columns) < 1
-        or top + rows > touched.shape[0]
-        or left + columns > touched.shape[1]
-    ):
-        raise InputError(
-            f"window must lie in the {touched.shape[0]} x {touched.shape[1]} cells of this image, got {tuple(window)}"
-        )
-    if np.count_nonzero(touched[top : top + rows, left : left + columns]) < np.count_nonzero(touched):
-        raise InputError(f"window must hold all cells that contain a renewed patch, got {tuple(window)}")
-    return top, left, rows, columns
 
 
 def _check_vectors(vectors: Any, count: int) -> None:

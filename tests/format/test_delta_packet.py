@@ -76,7 +76,7 @@ def test_a_delta_comes_back(
     assert (info.version, info.n_vectors, info.n_refined) == (1, vectors, delta.refined.size)
     assert (info.width, info.height, info.index, info.reference, info.timestamp_us) == (100, 70, 42, 40, -5)
     assert (info.n_patches, info.n_updated, info.n_updated_cells) == (192, updated, delta.n_updated_cells)
-    assert (info.follows, info.window) == (delta.follows, delta.window)
+    assert info.follows == delta.follows
     changed, ids = unpack_delta_cells(data, MODEL)  # needs nothing but the packet
     assert (changed.tolist(), ids.tolist()) == (delta.cells.tolist(), delta.global_ids.tolist())
 
@@ -96,7 +96,7 @@ def test_a_scene_that_only_gets_sharper_takes_its_tokens_and_two_maps() -> None:
     held = HeldTokens.of_frame(key, 2)
     able = int(((held.depths > 0) & (held.depths < 2)).sum())
     delta = make_delta(held, key, 4800, able, 0, refined=1)
-    sharper = replace(delta, updated=delta.refined, positions=delta.refined, ids=delta.ids[:able], window=(0, 0, 0, 0))
+    sharper = replace(delta, updated=delta.refined, positions=delta.refined, ids=delta.ids[:able])
     data = pack_delta(sharper, model, held)
     assert unpack_delta(data, model, held) == sharper
     assert len(data) < able * np.log2(LEVELS).sum() / 8 + 4800 / 8 + 60
@@ -113,7 +113,6 @@ def test_what_stays_costs_nothing() -> None:
         ids=int32(range(32)),
         cells=int32([110]),
         global_ids=int32([5]),
-        window=(3, 8, 6, 6),
         width=640,
         height=480,
         model=TAG,
@@ -177,7 +176,6 @@ def test_a_delta_that_does_not_fit_is_not_packed() -> None:
             ids=only,
             cells=int32([]),
             global_ids=int32([]),
-            window=(0, 0, 0, 0),
         )
         with pytest.raises(InputError, match=message):
             pack_delta(refined, MODEL, HELD)
@@ -358,7 +356,6 @@ def test_any_counts_and_body_of_a_delta_give_a_delta_or_an_error(counts: list[in
         (make_delta_packet(1, 64, 9, 1), "the entropy-coded body is cut off"),
         (make_delta_packet(1, 60, 0, 0, body=b"\xff" * 9), "damaged or from another model"),
         (make_delta_packet(1, 64, 64, 4, body=b"\1" * 9), "cut off|damaged"),
-        (make_delta_packet(1, 64, 0, 0, window=(0, 0, 2, 1)), "window must hold all cells that contain a renewed"),
         (make_delta_packet(1, 64, 129, 0), "must be from 0 to 128, 2 for each of 64 patches, got 129"),
         (make_delta_packet(1, 64, 64, 0, 60), r"of its patches can be refined, its header says 60"),
         (make_delta_packet(1, 12, 24, 0, 9), "its patches cannot have 24 tokens, as the header says|cut off|refined"),
@@ -384,7 +381,7 @@ def test_an_absurd_delta_packet_costs_bounded_memory() -> None:
         ((patches // 2, patches // 4, 0), b"\x12\x34" * 10),
         ((patches // 64, 0, 9), b""),
     ):
-        packet = make_delta_packet(1, *counts, body=body, side=8192, window=(0, 0, 256, 256))
+        packet = make_delta_packet(1, *counts, body=body, side=8192)
         tracemalloc.start()
         with pytest.raises(FormatError, match=r"cut off|damaged|does not end"):
             unpack_delta(packet, model, held)

@@ -612,7 +612,7 @@ def pack_delta(
     if updated:
         rest += varint(len(positions))
     if len(updated) > len(refined):
-        rest += varint(len(changed)) + b"".join(map(varint, delta["window"]))  # type: ignore[call-overload]
+        rest += varint(len(changed))
     rest += coder.finish() if updated or turns else b""
     kind = 0x11 | (4 if refined else 0) | (8 if turns else 0)
     return _assemble(kind, Head(index, time, width, height), tag, rest), coder
@@ -633,11 +633,8 @@ def unpack_delta(data: bytes, held: Held, models: Models) -> dict[str, object]:
         n_refined, at = read_varint(data, at)
     if n_updated:
         count, at = read_varint(data, at)
-    window = [0, 0, 0, 0]
     if n_updated > n_refined:
         n_cells, at = read_varint(data, at)
-        for side in range(4):
-            window[side], at = read_varint(data, at)
     cells, grid, patches = _shape(head.width, head.height)
     dims = len(levels)
     coder = Decoder(data[at:-4])
@@ -673,7 +670,6 @@ def unpack_delta(data: bytes, held: Held, models: Models) -> dict[str, object]:
         **head._asdict(),
         "reference": head.index - back,
         "follows": follows,
-        "window": tuple(window),
         "turns": turns,
         "vectors": vectors,
     }

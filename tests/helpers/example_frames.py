@@ -276,12 +276,6 @@ def make_delta(
     positions = sorted([*again, *stacked(before.n_patches, tokens - len(again), held.depth, seed + 1, most)])
     renewed = sorted(set(places) - set(again))
     changed = sorted(spread(hc * wc, seed + 2)[:cells]) if renewed else []
-    window = (0, 0, 0, 0)
-    if renewed:
-        rows = [place // (4 * wc) // 4 for place in renewed]
-        columns = [place % (4 * wc) // 4 for place in renewed]
-        top, left = max(0, min(rows) - seed % 2), max(0, min(columns) - seed % 3)
-        window = (top, left, max(rows) + 1 - top, max(columns) + 1 - left)
     return DeltaFrame(
         updated=int32(places),
         refined=int32(again),
@@ -295,7 +289,6 @@ def make_delta(
         index=before.index + 1 if index is None else index,
         reference=before.index,
         follows=seed * 2654435761 % 2**32,
-        window=window,
         timestamp_us=timestamp_us,
         turns=int32(sorted(spread(hc * wc, seed + 3)[:vectors])),
         # Neighbours differ by 23, so no two in a row are equal; none is (0, 0).
@@ -318,7 +311,6 @@ def example_delta() -> DeltaFrame:
         index=8,
         reference=7,
         follows=body_crc(pack(example_frame(), UniformModel())),
-        window=(0, 1, 1, 1),
         timestamp_us=266667,
     )
 

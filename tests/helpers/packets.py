@@ -40,7 +40,7 @@ def delta_as_dict(delta: DeltaFrame) -> dict[str, object]:
     numbers = {
         name: getattr(delta, name) for name in ("width", "height", "index", "reference", "follows", "timestamp_us")
     }
-    return arrays | numbers | {"window": delta.window}
+    return arrays | numbers
 
 
 def held_as_plain(held: HeldTokens) -> Held:
@@ -82,11 +82,10 @@ def make_delta_packet(
     body: bytes = b"",
     index: int = 9,
     side: int = 64,
-    window: tuple[int, ...] = (0, 0, 2, 2),
 ) -> bytes:
     """A delta packet of any counts for an image of ``side`` x ``side`` pixels."""
     counts = [updated, *([refined] if refined else []), *([tokens] if updated else [])]
     if updated > refined:
-        counts += [cells, *window]
+        counts.append(cells)
     rest = varint(back) + b"\1\2\3\4" + b"".join(map(varint, counts))
     return make_packet(index, 0, side, side, flags=1 | (4 if refined else 0), body=rest + body)

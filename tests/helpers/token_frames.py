@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tatok_edge.geometry import cell_grid, patch_grid, touched_cells
+from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.tokens.delta import DeltaFrame
 from tatok_edge.tokens.frame import TokenFrame
 
@@ -60,17 +60,6 @@ def delta_of(
     """A delta that updates the patches of ``stacks`` with so many tokens each."""
     random = np.random.default_rng(seed)
     updated = sorted(stacks)
-    renewed = np.zeros(patch_grid(width, height), np.bool_)
-    renewed.ravel()[[patch for patch in updated if patch not in refined]] = True
-    window = (0, 0, 0, 0)
-    if renewed.any():
-        rows, columns = np.nonzero(touched_cells(renewed))
-        window = (
-            int(rows.min()),
-            int(columns.min()),
-            int(np.ptp(rows)) + 1,
-            int(np.ptp(columns)) + 1,
-        )
     positions = [patch for patch in updated for _ in range(stacks[patch])]
     values: dict[str, Any] = {
         "updated": int32(updated),
@@ -85,6 +74,5 @@ def delta_of(
         "index": index,
         "reference": index - 1,
         "follows": 0,
-        "window": window,
     }
     return DeltaFrame(**values | header)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.paths import shared
-from helpers.streams import same
+from helpers.streams import clip, same
 
 from tatok_edge import MultiStream, Stream, StreamDecoder, StreamEncoder, StreamFrame, open_source
 from tatok_edge.errors import InputError
@@ -128,6 +128,15 @@ def test_rate_control() -> None:
     assert rate.left(1_500_000) == 10_000
 
 
+@pytest.mark.parametrize(("name", "fps", "kbps"), [("dashcam_highway", 25, 150.0), ("bedroom_handheld", 10, 60.0)])
+def test_a_busy_clip_uses_the_bandwidth(tokenizer: Tokenizer, name: str, fps: int, kbps: float) -> None:
+    with Stream(tokenizer, clip(name, 4 * fps), fps=fps, max_kbps=kbps) as stream:
+        sent = [(frame.timestamp_us, 8 * len(frame.packet)) for frame in stream]
+    assert stream.statistics.skipped == 0
+    later = sum(bits for time_us, bits in sent if time_us >= 1_000_000)
+    assert 0.85 * 3 < later / 1000 / kbps <= 3
+
+
 def test_rate_control_makes_room_for_keyframes() -> None:
     def encoder_of(bits: int) -> Callable[[TokenBudget], StreamFrame]:
         def encode(budget: TokenBudget) -> StreamFrame:
@@ -141,12 +150,13 @@ def test_rate_control_makes_room_for_keyframes() -> None:
     asked: list[int | None] = []
     rate, budget = RateControl(10), TokenBudget()
     assert rate.encode(0, budget, encoder_of(2_000)) is not None and asked == [3_000]
-    assert rate.encode(0, TokenBudget(max_bits=1_000), encoder_of(800)) is not None and asked[-1] == 1_000
-    assert rate.encode(0, budget, encoder_of(6_000)) is not None and asked[-2:] == [2_160, 6_000]
-    assert rate.left(0) == 1_200
-    assert rate.encode(0, budget, encoder_of(4_000)) is None and rate.left(0) == 1_200
+    # At 10 frames per second each has 930 bits of its own, and more where the frames before it took fewer.
+    assert rate.encode(100_000, TokenBudget(max_bits=1_000), encoder_of(800)) is not None and asked[-1] == 1_000
+    assert rate.encode(200_000, budget, encoder_of(6_000)) is not None and asked[-2:] == [1_085, 6_000]
+    assert rate.left(200_000) == 1_200
+    assert rate.encode(300_000, budget, encoder_of(4_000)) is None and rate.left(300_000) == 1_200
     with pytest.raises(KeyframeTooLarge):
-        rate.encode(0, budget, encoder_of(10_008))
-    rate.spend(0, 1_000)
+        rate.encode(300_000, budget, encoder_of(10_008))
+    rate.spend(300_000, 1_000)
     count = len(asked)
-    assert rate.encode(0, budget, encoder_of(0)) is None and len(asked) == count
+    assert rate.encode(300_000, budget, encoder_of(0)) is None and len(asked) == count

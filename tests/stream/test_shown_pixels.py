@@ -12,8 +12,9 @@ from tatok_edge.model.networks import Clock
 from tatok_edge.runtime.cpu import kernels
 from tatok_edge.sources.synthetic import Scene, render
 from tatok_edge.stream.change import noise_limit
-from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of, windows_of
-from tatok_edge.stream.windows import around, cell_of, inside, window_around
+from tatok_edge.stream.pixels import Maps, decode_patches, put_patches, reach_of
+from tatok_edge.stream.state import context_of, empty_state
+from tatok_edge.stream.windows import around, windows_of
 
 
 def maps_of(tokenizer: Tokenizer, grid: tuple[int, int], seed: int) -> Maps:
@@ -86,20 +87,23 @@ def test_patches_far_apart_get_small_windows_of_their_own() -> None:
     assert sizes(0, 1, far) == [(5, 6), (9, 9)]
 
 
-@given(rows=st.integers(1, 9), columns=st.integers(1, 9), data=st.data())
-def test_windows_of_cells_hold_their_cells(rows: int, columns: int, data: st.DataObject) -> None:
-    cells = np.unique(data.draw(st.lists(st.integers(0, rows * columns - 1), min_size=1))).astype(np.int32)
-    top, left, height, width = window_around(cells, (rows, columns))
-    assert top >= 0 and left >= 0 and top + height <= rows and left + width <= columns
-    row, column = np.divmod(cells, columns)
-    assert (row >= top).all() and (row < top + height).all() and (column >= left).all()
-    assert (column < left + width).all()
-    positions = np.arange(rows * columns * 16, dtype=np.int32)
-    positions = positions[np.isin(cell_of(positions, 4 * columns), cells)]
-    source = inside(positions, (top, left, height, width), 4 * columns)
-    assert (np.diff(source) > 0).all() and source.min() >= 0 and source.max() < 16 * height * width
-    y, x = np.divmod(positions, 4 * columns)
-    assert np.array_equal(np.divmod(source, 4 * width), (y - 4 * top, x - 4 * left))
+@given(st.integers(2, 12), st.integers(2, 12), st.data())
+@settings(max_examples=20)
+def test_context_around_some_patches_is_nearly_that_of_all_cells(
+    tokenizer: Tokenizer, rows: int, columns: int, data: st.DataObject
+) -> None:
+    size = empty_state(32 * columns, 32 * rows, tokenizer)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    ids = rng.integers(0, int(np.prod(tokenizer.levels)), size.n_cells).astype(np.int32)
+    chosen = data.draw(st.lists(st.integers(0, size.n_patches - 1), min_size=1, max_size=9))
+    patches = np.unique(chosen).astype(np.int32)
+    codes = kernels.codes_from_ids(ids, tokenizer.levels).T.reshape(-1, rows, columns)
+    whole = tokenizer.networks.cell_context(codes, Clock()).of(patches)
+    some = context_of(patches, ids, size, tokenizer, Clock())
+    assert some.mean.shape == whole.mean.shape and some.coarse.shape == whole.coarse.shape
+    assert np.abs(some.mean - whole.mean).mean() * 127.5 < 0.5
+    # Columns are in the order of the patches: those of other patches would differ by far more.
+    assert (np.abs(some.mean[:, :, None] - whole.mean[:, None]).mean(0).argmin(1) == np.arange(len(patches))).all()
 
 
 def test_noise_limit_follows_the_noise(rng: np.random.Generator) -> None:

@@ -13,7 +13,9 @@ from tatok_edge.evaluation.metrics import psnr
 from tatok_edge.geometry import Image
 from tatok_edge.model.tokenizer import Tokenizer
 from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.stream.plan import TURNS
 from tatok_edge.tokens.budget import TokenBudget
+from tatok_edge.tokens.delta import DeltaFrame
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,36 @@ def test_the_loss_is_what_was_allowed(tokenizer: Tokenizer) -> None:
     assert counts[0] > counts[1] > counts[2]
     assert losses[0] < losses[1] < losses[2]
     assert losses[1] < 0.6 and losses[2] < 1.5
+
+
+def test_a_scene_that_fades_in_is_not_sent_many_times_over(tokenizer: Tokenizer) -> None:
+    images = clip("cups_static", 12)
+    encoder, tokens = StreamEncoder(tokenizer), []
+    for number, image in enumerate(images):
+        light = min(number / 8, 1)  # the first frame is black: a price for its error would be far too low for the rest
+        tokens.append(encoder.encode((image * light).astype(np.uint8)).n_tokens)
+    patches = -(-images[0].shape[0] // 8) * -(-images[0].shape[1] // 8)
+    assert sum(tokens) < 0.7 * len(images) * patches, tokens  # the fixed rate takes every patch in every frame
+    assert psnr(images[-1], shown(encoder)) > psnr(images[-1], fixed_rate(tokenizer, images[-1])) - 1.5
+
+
+def test_what_can_wait_is_updated_together(tokenizer: Tokenizer) -> None:
+    image = render(Scene(width=256, height=192), 0)
+    encoder = StreamEncoder(tokenizer, max_loss_db=0.0)
+    encoder.encode(image)
+    quiet, busy = 0, 0
+    for number in range(1, 40):
+        slow = image.copy()
+        slow[32:96, 64:128] = np.minimum(image[32:96, 64:128].astype(int) + number // 2, 255)  # becomes brighter
+        frame = encoder.encode(slow)
+        assert isinstance(frame.tokens, DeltaFrame)
+        rows = frame.tokens.updated // frame.tokens.grid[1]
+        if number % TURNS[0] == 1:
+            busy += len(rows)
+            assert (rows < 12).all() or (rows >= 12).all()  # half of the picture at a time
+        else:
+            quiet += len(rows)
+    assert busy > 0 and quiet < busy / 4
 
 
 def test_a_scene_cut_makes_a_keyframe(tokenizer: Tokenizer, scene: list[Image]) -> None:

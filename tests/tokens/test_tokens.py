@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatok_edge.errors import InputError, TaTokError
-from tatok_edge.geometry import cell_grid, patch_grid, touched_cells
+from tatok_edge.geometry import cell_grid, patch_grid
 from tatok_edge.stream.windows import turns_of
 from tatok_edge.tokens.batch import TokenBatch
 from tatok_edge.tokens.checks import MAX_DEPTH
@@ -132,18 +132,11 @@ def test_a_delta_says_what_it_is() -> None:
     for chosen, places in ((delta.update_map(), [17, 20, 21, 190]), (delta.renewed_map(), [17, 20])):
         assert (chosen.shape, chosen.dtype) == ((12, 16), np.bool_)
         assert np.flatnonzero(chosen).tolist() == places
-    assert delta.window == (0, 0, 1, 2)  # of the renewed patches alone
     assert repr(delta) == (
         "DeltaFrame(100x70, 4 of 192 patches updated (2 refined), 6 patch tokens, 1 of 12 global tokens, "
-        "0 vectors, window=(0, 0, 1, 2), model=0123456789abcdef, index=6, reference=5, follows=00000000, "
+        "0 vectors, model=0123456789abcdef, index=6, reference=5, follows=00000000, "
         "timestamp_us=-5)"
     )
-
-
-def test_a_delta_that_only_refines_needs_no_window() -> None:
-    delta = delta_of({3: 1, 9: 2}, refined=[3, 9])
-    assert delta.window == (0, 0, 0, 0) and delta.n_updated == delta.refined.size == 2
-    assert not delta.renewed_map().any()
 
 
 def test_deltas_are_equal_by_content_and_survive_pickling() -> None:
@@ -168,17 +161,6 @@ def test_deltas_are_equal_by_content_and_survive_pickling() -> None:
         hash(delta)
     with pytest.raises(AttributeError):
         delta.reference = 5  # type: ignore[misc]
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.data())
-def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int, draw: st.DataObject) -> None:
-    places = draw.draw(st.sets(st.tuples(st.integers(0, 4 * rows - 1), st.integers(0, 4 * columns - 1))))
-    update_map = np.zeros((4 * rows, 4 * columns), np.bool_)
-    for y, x in places:
-        update_map[y, x] = True
-    touched = touched_cells(update_map)
-    assert touched.shape == (rows, columns)
-    assert set(zip(*np.nonzero(touched), strict=True)) == {(y // 4, x // 4) for y, x in places}
 
 
 @pytest.mark.parametrize(
@@ -209,16 +191,6 @@ def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int,
         ({"cells": int32([-1])}, "cells must be from 0 to 1 for this image, got -1"),
         ({"updated": int32([]), "positions": int32([]), "ids": int32([])}, "cells must be empty .* renewed, got 1"),
         (
-            {name: int32([]) for name in ("updated", "positions", "ids", "cells", "global_ids")},
-            r"window must be \(0, 0, 0, 0\) where no patch is renewed, got \(0, 0, 1, 2\)",
-        ),
-        ({"window": (0, 0, 1, 1)}, r"window must hold all cells that contain a renewed patch, got \(0, 0, 1, 1\)"),
-        ({"window": (0, 1, 1, 2)}, r"window must lie in the 1 x 2 cells of this image, got \(0, 1, 1, 2\)"),
-        ({"window": (0, -1, 1, 2)}, r"window must lie in the 1 x 2 cells"),
-        ({"window": (0, 0, 0, 0)}, r"window must lie in the 1 x 2 cells"),
-        ({"window": (0, 0, 1)}, r"window must be four integers .*, got \(0, 0, 1\)"),
-        ({"window": None}, "window must be four integers .*, got None"),
-        (
             {"turns": int32([0])},
             r"vectors must be an int32 numpy array \(1, 2\), one for each of turns, got int32 \(0, 2\)",
         ),
@@ -226,7 +198,6 @@ def test_touched_cells_are_those_of_the_updated_patches(rows: int, columns: int,
         ({"turns": int32([0]), "vectors": int32([[0, 63]])}, "vectors must be from -62 to 62 half pixels"),
         ({"turns": int32([0]), "vectors": int32([[0, 0]])}, r"vectors must differ .* the first one from \(0, 0\)"),
         ({"turns": int32([0, 1]), "vectors": int32([[3, 4], [3, 4]])}, "vectors must differ from the one before"),
-        ({"window": (0, 0, 1.0, 2)}, r"window must be an integer, got 1\.0"),
         ({"follows": -1}, r"follows must be from 0 to 2\^32 - 1, got -1"),
         ({"follows": 1 << 32}, r"follows must be from 0 to 2\^32 - 1, got 4294967296"),
         ({"global_ids": int32([-7])}, "global_ids must not be negative, got -7"),
@@ -252,7 +223,6 @@ def test_what_a_delta_does_not_take(change: dict[str, Any], message: str) -> Non
         "index": 4,
         "reference": 3,
         "follows": 9,
-        "window": (0, 0, 1, 2),
     }
     DeltaFrame(**values)
     with pytest.raises(InputError, match=message) as caught:
