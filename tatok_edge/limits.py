@@ -32,7 +32,10 @@ class Limits:
     max_packet: int = 16 << 20
     """Bytes of a packet. Packets that wait for earlier ones may have as many bytes together."""
     max_file: int = 256 << 20
-    """Bytes of a file that is read as a whole: a picture, a list, a metadata file."""
+    """Bytes of a file that is read as a whole: a picture, a list, the metadata of a bag."""
+    max_metadata: int = 16 << 20
+    """Bytes of the metadata of a data set of tokens, which lists its clips: 16 MiB hold about 70,000. Reading so much
+    takes up to 0.5 GB of memory."""
     max_chunk: int = 256 << 20
     """Bytes of a chunk or message of a bag, unpacked."""
     max_ratio: int = 200

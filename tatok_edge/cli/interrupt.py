@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -11,6 +12,9 @@ from types import FrameType
 from tatok_edge.cli.report import say
 from tatok_edge.errors import TaTokError
 from tatok_edge.files import Draft
+
+PATIENCE = 1.0
+"""Seconds in which further signals are ignored after the second one, while what is done is kept: a key may repeat."""
 
 
 @contextmanager
@@ -26,10 +30,15 @@ def until_signal(stop: Callable[[], None] | None = None) -> Iterator[list[signal
         The signals received so far.
     """
     received: list[signal.Signals] = []
+    ended = float("-inf")
 
     def handle(number: int, _: FrameType | None) -> None:
+        nonlocal ended
         if received:
-            raise KeyboardInterrupt
+            if time.monotonic() - ended > PATIENCE:
+                ended = time.monotonic()
+                raise KeyboardInterrupt
+            return
         received.append(signal.Signals(number))
         if stop is not None:
             stop()

@@ -164,6 +164,9 @@ def make_dataset(
         left_out, frames = _encode(work, jobs, len(clips), workers, options, module, monitor) if jobs else ({}, 0)
         metadata = _assemble(work, clips, left_out, bundle, plan, options, module, monitor, robot)
         _put_in_place(work, target)
+    size = _metadata_path(target, chosen).stat().st_size
+    if size > options.limits.max_metadata:
+        notes.append(f"its metadata have {size} bytes: open it with limits=Limits(max_metadata={size})")
     return metadata | {"run": _run_record(start, target, workers, len(clips) - len(jobs), frames, notes)}
 
 
@@ -240,6 +243,10 @@ def _check_output(target: Path, work: Path, plan: dict[str, Any], options: Optio
             "continue with --resume or start again with --force"
         )
     return None
+
+
+def _metadata_path(folder: Path, form: str) -> Path:
+    return folder / (LEROBOT_METADATA if form == "lerobot" else METADATA)
 
 
 def _metadata_of(folder: Path) -> dict[str, Any] | None:
@@ -379,7 +386,8 @@ def _assemble(
 
     try:
         module.write(Assembly(parts, folder, metadata, _shard_bytes(options), tick, robot))
-        path = folder / (LEROBOT_METADATA if options.format == "lerobot" else METADATA)
+        assert options.format is not None
+        path = _metadata_path(folder, options.format)
         path.write_text(json.dumps(metadata, indent=1) + "\n")
         sync(path)
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from tatok_edge.datasets.formats import FORMAT_VERSION, FORMATS, LEROBOT_METADAT
 from tatok_edge.datasets.tokens import DEPTH_DTYPE, FrameTokens, RaggedTokens
 from tatok_edge.errors import FormatError, InputError
 from tatok_edge.files import read_json
+from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.tokens.checks import MAX_DEPTH
 
-MAX_METADATA_BYTES = 1 << 30
 _KINDS = {"<u2", "<u4"}
 
 
@@ -42,7 +43,9 @@ class TokenDataset:
     ``DataLoader`` may use it.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: FrameReader) -> None:
+    def __init__(
+        self, path: Path, metadata: dict[str, Any], clips: list[ClipInfo], reader: FrameReader, limits: Limits
+    ) -> None:
         self.path = path
         """Its folder."""
         self.metadata = metadata
@@ -50,6 +53,7 @@ class TokenDataset:
         self.clips = clips
         """Its clips, in order."""
         self._reader = reader
+        self._limits = limits
         self._frames = sum(clip.frames for clip in clips)
 
     @property
@@ -111,7 +115,7 @@ class TokenDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process (a spawned DataLoader worker) opens the files again.
-        return open_dataset, (str(self.path.absolute()),)
+        return partial(open_dataset, limits=self._limits), (str(self.path.absolute()),)
 
     def __repr__(self) -> str:
         return (
@@ -120,30 +124,32 @@ class TokenDataset:
         )
 
 
-def open_dataset(path: str | Path) -> TokenDataset:
+def open_dataset(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> TokenDataset:
     """Opens a data set of ``tatok dataset``, of any format.
 
     Args:
         path: The folder.
+        limits: Largest metadata.
 
     Raises:
         InputError: There is no data set.
-        FormatError: The data set is damaged, or of a newer format version.
+        FormatError: The data set is damaged, of a newer format version, or its metadata are too large.
         BackendError: The format needs a package that is not installed; the message names it.
     """
     folder = Path(path)
     where = next((folder / name for name in (METADATA, LEROBOT_METADATA) if (folder / name).is_file()), None)
     if where is None:
         raise InputError(f"{path}: is no data set of tokens (it has no {METADATA}); 'tatok dataset' makes one")
-    metadata = _read_metadata(where)
+    limits.check("max_metadata", where.stat().st_size, f"{where}", FormatError)
+    metadata = _read_metadata(where, limits.max_metadata)
     clips = _clips(metadata, where)
     spans = [(clip.first, clip.first + clip.frames) for clip in clips]
     reader = open_reader(metadata["format"], folder, metadata, spans)
-    return TokenDataset(folder, metadata, clips, reader)
+    return TokenDataset(folder, metadata, clips, reader, limits)
 
 
-def _read_metadata(where: Path) -> dict[str, Any]:
-    metadata = read_json(where, MAX_METADATA_BYTES, FormatError)
+def _read_metadata(where: Path, max_bytes: int) -> dict[str, Any]:
+    metadata = read_json(where, max_bytes, FormatError)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("format_version"), int):
         raise FormatError(f"{where}: has no 'format_version'; these are no metadata of tokens")
     if metadata["format_version"] > FORMAT_VERSION:

@@ -15,11 +15,11 @@ from helpers.dataset_runs import BUDGET, FRAMES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tatok_edge import TokenFrame
+from tatok_edge import Limits, TokenFrame
 from tatok_edge.cli.main import main
 from tatok_edge.datasets import FrameTokens, RaggedTokens, TokenDataset, open_dataset
 from tatok_edge.datasets.assembly import Assembly
-from tatok_edge.datasets.build import Options, _metadata, _plan
+from tatok_edge.datasets.build import Options, _metadata, _plan, make_dataset
 from tatok_edge.datasets.formats import FORMATS, METADATA, module_of
 from tatok_edge.datasets.parts import Part, PartWriter
 from tatok_edge.errors import FormatError, InputError, TaTokError
@@ -300,6 +300,20 @@ def test_newer_or_missing_data_sets(flat: Path, tmp_path: Path) -> None:
     (out / METADATA).write_text(json.dumps(metadata | {"format": "../../evil"}))
     with pytest.raises(FormatError, match="impossible value"):
         open_dataset(out)
+
+
+def test_metadata_that_are_too_large(flat: Path, clips: Path, tmp_path: Path) -> None:
+    size = (flat / METADATA).stat().st_size
+    with pytest.raises(
+        FormatError, match=rf"has {size} bytes, and the limit max_metadata is 99.*Limits\(max_metadata="
+    ):
+        open_dataset(flat, limits=Limits(max_metadata=99))
+    dataset = open_dataset(flat, limits=Limits(max_metadata=size))
+    assert len(pickle.loads(pickle.dumps(dataset))) == len(dataset)
+    options = Options(workers=1, threads=1, frames=1, limits=Limits(max_metadata=99))
+    made = make_dataset([str(clips / "pictures")], tmp_path / "tokens", options)
+    (note,) = made["run"]["notes"]
+    assert "open it with limits=Limits(max_metadata=" in note
 
 
 def test_spawned_workers_of_a_data_loader(flat: Path, tmp_path: Path) -> None:

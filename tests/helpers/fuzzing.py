@@ -31,6 +31,7 @@ from tatok_edge.demo.feeds import decode_jpeg
 from tatok_edge.demo.messages import Settings, parse
 from tatok_edge.format.entropy import load_tables
 from tatok_edge.format.header import peek
+from tatok_edge.format.packet import unpack_delta
 from tatok_edge.model.bundle import MANIFEST, load_scores, open_bundle
 from tatok_edge.robotics.bags.bag import Bag
 from tatok_edge.robotics.bags.cdr import Cdr
@@ -39,6 +40,7 @@ from tatok_edge.robotics.images import IMAGE_TYPES, image_from_message
 from tatok_edge.runtime.onnx_graph import check_graph
 from tatok_edge.sources.images import read_image
 from tatok_edge.sources.synthetic import Scene, render
+from tatok_edge.stream.state import held_ahead
 
 LIMITS = Limits(max_pixels=1 << 18, max_packet=1 << 20, max_file=1 << 22, max_chunk=1 << 22)
 """Small, so that each input is quick."""
@@ -118,6 +120,11 @@ class Fuzzer:
         scene = [render(Scene(width=64, height=64), 3 * number) for number in range(6)]
         encoder = StreamEncoder(tokenizer, keyframe_interval=4)
         self.packets = [encoder.encode(image, timestamp_us=number).packet for number, image in enumerate(scene)]
+        decoder, self.held = StreamDecoder(tokenizer), []
+        for packet in self.packets:
+            decoder.push(packet)
+            assert decoder.state is not None
+            self.held.append(decoder.state.held)
         self.files = self._files(scene)
         self._dataset = self._make_dataset()
         self.targets: dict[str, tuple[Callable[[random.Random], bytes], Target]] = {
@@ -222,9 +229,13 @@ class Fuzzer:
     # --- targets ---------------------------------------------------------------------------------
 
     def packet(self, data: bytes) -> None:
-        """One packet, alone."""
-        peek(data)
-        self.tokenizer.decode(self.tokenizer.unpack(data))
+        """One packet; a delta packet updates the frame that it names, where that is a frame of the stream."""
+        info = peek(data)
+        if info.reference is None:
+            self.tokenizer.decode(self.tokenizer.unpack(data))
+        else:
+            held = self.held[info.reference if info.reference < len(self.held) else 0]
+            unpack_delta(data, self.tokenizer.entropy_model, held_ahead(held, info.n_updated_cells or 0))
 
     def stream(self, data: bytes) -> None:
         """Packets of a stream; each has its size before it."""
