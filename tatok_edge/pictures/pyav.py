@@ -5,6 +5,7 @@ It is imported where a video is read or written, so a machine without it can do 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ try:
     from av.container import OutputContainer
     from av.filter import Graph
     from av.stream import Disposition
+    from av.video.codeccontext import VideoCodecContext
     from av.video.format import VideoFormat
     from av.video.frame import VideoFrame
     from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -34,6 +36,7 @@ __all__ = [
     "Graph",
     "OutputContainer",
     "RgbConverter",
+    "VideoCodecContext",
     "VideoFormat",
     "VideoFrame",
     "VideoReformatter",
@@ -43,6 +46,8 @@ __all__ = [
     "turned",
 ]
 
+# By itself, PyAV from 17 on converts with all cores, which costs more time than it saves: decoding has them already.
+_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 _FIXED_POINT = 1 << 15
 """Half of 1 in the 16.16 numbers of a display matrix."""
 
@@ -56,6 +61,8 @@ class RgbConverter:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        # A picture that is freed at the top of the heap goes back to the system, and the next one is paid for again.
+        self._latest: deque[VideoFrame] = deque(maxlen=3)
 
     def __call__(self, frame: VideoFrame) -> Image:
         """The picture of a frame, uint8 RGB (height, width, 3)."""
@@ -67,7 +74,9 @@ class RgbConverter:
             dst_colorspace=Colorspace.ITU601,
             src_color_range=frame.color_range,
             dst_color_range=ColorRange.JPEG,
+            **_ONE_THREAD,
         )
+        self._latest.append(converted)
         picture = np.ascontiguousarray(converted.to_ndarray(), np.uint8)  # its rows may have padding between them
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         return picture if matrix is None else turned(picture, np.frombuffer(bytes(matrix), np.int32))

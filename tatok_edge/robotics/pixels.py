@@ -69,6 +69,10 @@ _PLAIN: Final = {
     "rgba16": PixelFormat("rgb", 4, 16),
     "bgra16": PixelFormat("bgr", 4, 16, decoded="bgr8"),
     "mono16": PixelFormat("grey", 1, 16, decoded="mono8"),
+    # Arrays of OpenCV, whose channels cv_bridge does not name. RViz and Foxglove show them in these colours.
+    "8uc1": PixelFormat("grey", 1, decoded="mono8"),
+    "8uc3": PixelFormat("bgr", 3, decoded="bgr8"),
+    "8uc4": PixelFormat("bgr", 4, decoded="bgr8"),
 }
 SUPPORTED: Final = (
     f"supported: raw {', '.join([*_PLAIN, *_YUV422, *_YUV420])}, bayer_ with rggb, bggr, gbrg or grbg and 8, 10, 12, "

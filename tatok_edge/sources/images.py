@@ -18,6 +18,7 @@ from tatok_edge.limits import DEFAULT_LIMITS, Limits
 from tatok_edge.pictures.jpeg import START, jpeg_end
 from tatok_edge.pictures.stated import stated_size
 from tatok_edge.sources.folders import FolderContent, folder_content
+from tatok_edge.sources.kinds import HEAD_BYTES, is_animation, kind_of_data
 from tatok_edge.sources.opencv import rgb
 from tatok_edge.sources.source import Source, SourceFrame
 
@@ -51,17 +52,7 @@ def read_image(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Image:
         limits.check_pixels(*size, f"{path}: the picture", SourceError)  # decoding takes memory for all of it
     elif data[4:8] != b"ftyp":
         raise SourceError(f"{path}: {NO_PICTURE}")
-    try:
-        # Not with imread, which silently paints the missing part of a JPEG that is cut off grey.
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise SourceError(f"{path}: cannot be decoded ({error.err})") from None
-    if image is not None:
-        image = rgb(image)
-    elif data[4:8] == b"ftyp":
-        image = _still(path, data, limits)
-    else:
-        raise SourceError(f"{path}: {NO_PICTURE}")
+    image = _portable(path, data) if data.startswith(b"P") else _decoded(path, data, limits)
     height, width = image.shape[:2]
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise SourceError(f"{path}: is {width}x{height}; width and height must be from {MIN_SIDE} to {MAX_SIDE} pixels")
@@ -82,7 +73,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 class ImageSource(Source):
-    """A single picture.
+    """A single picture; of an animation the first one.
 
     Args:
         path: The file, see :func:`read_image`.
@@ -95,6 +86,9 @@ class ImageSource(Source):
     def __init__(self, path: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self._image = read_image(path, limits)
         super().__init__(str(path), self._image, fps=None, frames=1)
+        with path.open("rb") as file:
+            if is_animation(file.read(HEAD_BYTES)):
+                self.notes.append(f"{path}: an animation, of which the first picture is taken; make it a video")
 
     def _read(self) -> Iterator[SourceFrame]:
         yield SourceFrame(self._image, 0, 0)
@@ -148,6 +142,44 @@ class FolderSource(Source):
             yield SourceFrame(image, index, round(index / self.fps * 1e6) if self.fps else 0)
         if bad:
             self.problem = f"left out {len(bad)} of {len(self._paths)} pictures; the first: {bad[0]}"
+
+
+def _decoded(path: str | Path, data: bytes, limits: Limits) -> Image:
+    """A picture, decoded by OpenCV where it can.
+
+    Raises:
+        SourceError: It is damaged, a video, or of a format that is not decoded here.
+    """
+    if kind_of_data(data) == "video":  # FFmpeg would give its first frame
+        raise SourceError(f"{path}: holds a video, and not a picture; give it an ending of videos, such as .mp4")
+    try:
+        # Not with imread, which silently paints the missing part of a JPEG that is cut off grey.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise SourceError(f"{path}: cannot be decoded ({error.err})") from None
+    if image is not None:
+        return rgb(image)
+    if data[4:8] == b"ftyp":
+        return _still(path, data, limits)
+    raise SourceError(f"{path}: {NO_PICTURE}")
+
+
+def _portable(path: str | Path, data: bytes) -> Image:
+    """A PBM, PGM, PPM or PAM picture, by FFmpeg: OpenCV does not scale values whose largest is not 255 or 65535.
+
+    Raises:
+        SourceError: It is damaged or cut off.
+    """
+    # Imported here, because other pictures do not need PyAV.
+    from tatok_edge.pictures.pyav import ColorRange, RgbConverter, VideoCodecContext, av, reason
+
+    try:
+        frame = VideoCodecContext.create("ppm", "r").decode(av.Packet(data))[0]
+        frame.color_range = ColorRange.JPEG  # FFmpeg 7 takes 16-bit grey for limited range
+        return RgbConverter()(frame)
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        why = reason(error) if isinstance(error, av.FFmpegError) else str(error)
+        raise SourceError(f"{path}: a damaged picture, or one that is cut off ({why})") from None
 
 
 def _still(path: str | Path, data: bytes, limits: Limits) -> Image:

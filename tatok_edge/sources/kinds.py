@@ -58,7 +58,8 @@ BAG_SUFFIXES: Final = (".mcap", ".db3")
 
 _PICTURES_IN_A_ROW = (".mjpeg", ".mjpg")
 """Endings of videos that begin as a picture does."""
-_HEAD_BYTES = 200
+HEAD_BYTES: Final = 200
+"""First bytes of a file that say what it is."""
 _TS_PACKET = 188
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _PICTURE = re.compile(
@@ -71,7 +72,10 @@ _VIDEO = re.compile(
     rb"|\x30\x26\xb2\x75|YUV4MPEG2|GIF8|\0\0\0\x01",
     re.DOTALL,
 )
-_BAG = re.compile(rb"\x89MCAP0\r\n|SQLite format 3\0")
+_BAG = re.compile(rb"\x89MCAP0\r\n|SQLite format 3\0|#ROSBAG V")
+_ANIMATION = re.compile(rb"\x89PNG\r\n\x1a\n.{25,150}acTL|.{4}ftyp(?:avis|msf1|hevc|heis)", re.DOTALL)
+_WEBP_FLAGS = 20
+"""Place of the flags in an extended WebP."""
 
 
 def kind_of(path: Path, *, look: bool = True) -> Kind:
@@ -88,7 +92,7 @@ def kind_of(path: Path, *, look: bool = True) -> Kind:
         if not stat.S_ISREG(path.stat().st_mode):
             return named
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except OSError:
         return named
     if path.suffix.lower() in _PICTURES_IN_A_ROW:
@@ -106,6 +110,13 @@ def kind_of_data(head: bytes) -> Kind | None:
         return "picture"
     transport = len(head) > _TS_PACKET and head[0] == head[_TS_PACKET] == 0x47
     return "video" if transport or _VIDEO.match(head) else None
+
+
+def is_animation(head: bytes) -> bool:
+    """Whether a picture that begins with these :data:`HEAD_BYTES` holds several, one after the other."""
+    if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
+        return bool(head[_WEBP_FLAGS] & 2)
+    return _ANIMATION.match(head) is not None
 
 
 def _kind_of_name(path: Path) -> Kind:

@@ -107,9 +107,9 @@ class RisingClock:
     """Makes time stamps strictly rising. These are the rules for all files and messages:
 
     - A stamp that repeats, or goes back by less than a second, becomes one microsecond more than the one before.
-    - A stamp that goes back further comes from a clock that started again, as in joined files; a stamp that leaps
-      forward by more than 30 days comes from a clock that was set. It becomes one frame time more than the one before,
-      and later stamps keep their distances to it.
+    - A stamp that goes back further, or goes back just after another did, comes from a clock that started again, as in
+      joined files; a stamp that leaps forward by more than 30 days comes from a clock that was set. It becomes one
+      frame time more than the one before, and later stamps keep their distances to it.
     - A frame without a stamp comes one frame time after the one before.
     - While all stamps are the same, the frames follow each other by frame times.
 
@@ -124,6 +124,8 @@ class RisingClock:
         self._frame_us = max(round(1e6 / (fps or USUAL_FPS)), 1)
         self._begun = self._moved = False
         self._first: int | None = None
+        self._before = 0
+        self._back = False
         self._offset = 0
         self._last = 0
         self._recorded: int | None = None
@@ -146,11 +148,15 @@ class RisingClock:
             self._first, self._offset = stamp_us, due - stamp_us
         elif stamp_us is not None:
             self._moved |= stamp_us != self._first
+            again = self._back and stamp_us < self._before
+            self._back = stamp_us < self._before
             time = stamp_us + self._offset
             if not self._moved:
                 time = due
-            elif time <= self._last - CLOCK_RESTART_US or time > self._last + CLOCK_LEAP_US:
+            elif again or time <= self._last - CLOCK_RESTART_US or time > self._last + CLOCK_LEAP_US:
                 time, self._offset = due, due - stamp_us
+        if stamp_us is not None:
+            self._before = stamp_us
         self._last = max(time, self._last + 1) if self._begun else 0
         self._begun = True
         return self._last

@@ -54,7 +54,7 @@ def _coded(image: np.ndarray, codec: str) -> tuple[bytes, bytes]:
     encoder, name = {"hevc": ("libx265", b"hvcC"), "av1": ("libsvtav1", b"av1C")}[codec]
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        options = {"x265-params": "log-level=none", "crf": "12"} if codec == "hevc" else {"crf": "12"}
+        options = {"x265-params": "log-level=none:bframes=0", "crf": "12"} if codec == "hevc" else {"crf": "12"}
         stream = container.add_stream(encoder, rate=25, options=options)
         stream.height, stream.width = image.shape[:2]
         stream.pix_fmt = "yuv420p"

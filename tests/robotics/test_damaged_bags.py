@@ -41,7 +41,7 @@ from tatok_edge.robotics.bags.writer import BagWriter
 
 @pytest.mark.parametrize(
     ("encoding", "reason"),
-    [("16UC1", "depth"), ("bayer_rggb12p", "debayer"), ("yuv444", "rgb8 first"), ("8UC3", "no stated colour")],
+    [("16UC1", "depth"), ("bayer_rggb12p", "debayer"), ("yuv444", "rgb8 first"), ("8UC2", "no stated colour")],
 )
 def test_unsupported_encodings(
     tmp_path: Path, clip: list[Array], capsys: pytest.CaptureFixture[str], encoding: str, reason: str

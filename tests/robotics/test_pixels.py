@@ -128,6 +128,17 @@ def test_16_bits_keep_the_upper_8(encoding: str, channels: list[int], decoded: s
 
 
 @pytest.mark.parametrize(
+    ("encoding", "channels", "decoded"),
+    [("8UC1", [1], "mono8"), ("8UC3", [2, 1, 0], "bgr8"), ("8UC4", [2, 1, 0, 0], "bgr8")],
+)
+def test_arrays_of_opencv(encoding: str, channels: list[int], decoded: str) -> None:
+    sent = message(picture()[:, :, channels].reshape(HEIGHT, -1), encoding, padding=3)
+    expected = picture() if len(channels) > 1 else np.repeat(picture()[:, :, 1:2], 3, axis=2)
+    np.testing.assert_array_equal(image_from_message(sent), expected)
+    assert token_encoding(sent) == decoded
+
+
+@pytest.mark.parametrize(
     ("encoding", "says"),
     [("16UC1", "depth_to_grey"), ("32FC1", "depth_to_grey"), ("bayer_rggb12p", "debayer"), ("yuv444", "rgb8 first")],
 )

@@ -1,5 +1,7 @@
 """Pictures and folders of pictures."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -30,6 +32,41 @@ def test_grey_alpha_and_16_bit_pictures_become_rgb(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), grey.astype(np.uint16) * 256)
     for name in ("grey", "alpha", "deep"):
         np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), np.full((40, 48, 3), 7, np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6", "P7"])
+@pytest.mark.parametrize("largest", [100, 255, 1023, 4095, 65535])
+def test_portable_pictures_are_scaled_by_their_largest_value(tmp_path: Path, kind: str, largest: int) -> None:
+    image = picture(1) if kind in ("P3", "P6", "P7") else picture(1)[:, :, 1:2]
+    values = np.rint(image * (largest / 255)).astype(">u2" if largest > 255 else "u1")
+    head = f"{kind}\n# of a camera\n48 40\n{largest}\n"
+    if kind == "P7":
+        head = f"P7\nWIDTH 48\nHEIGHT 40\nDEPTH 3\nMAXVAL {largest}\nTUPLTYPE RGB\nENDHDR\n"
+    data = values.tobytes() if kind in ("P5", "P6", "P7") else " ".join(map(str, values.reshape(-1))).encode()
+    path = tmp_path / "a.pnm"
+    path.write_bytes(head.encode() + data)
+    assert np.abs(read_image(path).astype(int) - image).max() <= max(255 / largest, 1)
+    path.write_bytes(head.encode() + data[:-500])
+    with pytest.raises(SourceError, match="cut off"):
+        read_image(path)
+
+
+def test_videos_among_pictures_and_animations_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", picture(1))
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    writer.write(picture(2, 64, 48))
+    writer.release()
+    (tmp_path / "clip.mp4").rename(tmp_path / "2.JPG")
+    with open_source(tmp_path) as source:
+        assert len(list(source)) == 1
+    assert source.problem is not None
+    assert source.problem.endswith("2.JPG: holds a video, and not a picture; give it an ending of videos, such as .mp4")
+    data = (tmp_path / "1.png").read_bytes()
+    chunk = struct.pack(">I", 8) + b"acTL" + struct.pack(">II", 2, 0)
+    (tmp_path / "1.png").write_bytes(data[:33] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[33:])
+    with open_source(tmp_path / "1.png") as source:
+        assert len(list(source)) == 1
+    assert source.notes == [f"{tmp_path / '1.png'}: an animation, of which the first picture is taken; make it a video"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tiff"])

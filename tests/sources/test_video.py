@@ -1,7 +1,9 @@
 """Video files."""
 
+import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -227,6 +229,25 @@ def test_frames_that_an_edit_list_hides_are_not_missing(suffix: str, start: floa
     assert [frame.timestamp_us for frame in frames] == pytest.approx(counted, abs=1)
 
 
+def test_a_video_that_is_both_turned_and_trimmed(tmp_path: Path) -> None:
+    """As phones write it after a trim: an edit list, and a display matrix of a quarter turn clockwise."""
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    picture = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=10:duration=3"]
+    ffmpeg(*picture, "-c:v", "libx264", "-g", 10, "-bf", 2, "-pix_fmt", "yuv420p", whole)
+    ffmpeg("-ss", 1.25, "-i", whole, "-c", "copy", cut)
+    with open_source(cut) as source:
+        upright = [frame.image for frame in source]
+    data = bytearray(cut.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", 0, ONE, 0, -ONE, 0, 0, 64 * ONE, 0, 1 << 30)
+    cut.write_bytes(data)
+    with open_source(cut) as source:
+        frames = list(source)
+    assert (len(frames), source.width, source.height, source.problem) == (len(upright), 64, 96, None)
+    assert [frame.timestamp_us for frame in frames] == pytest.approx(count(cut).times_us, abs=1)
+    assert all(np.array_equal(a.image, np.rot90(b, -1)) for a, b in zip(frames, upright, strict=True))
+
+
 @pytest.mark.parametrize("order", [("interlaced", "progressive"), ("progressive", "interlaced", "progressive")])
 def test_interlaced_pictures_in_the_middle(order: tuple[str, ...], tmp_path: Path) -> None:
     picture = ["-f", "lavfi", "-i", "testsrc2=size=160x96:rate=50:duration=0.24,gblur=sigma=4"]
@@ -242,3 +263,31 @@ def test_interlaced_pictures_in_the_middle(order: tuple[str, ...], tmp_path: Pat
         frames = [frame.image for frame in source]
     assert len(frames) == len(wanted) >= 5 * len(order)
     assert max(np.abs(frame - right).mean() for frame, right in zip(frames, wanted, strict=True)) < 4
+
+
+@pytest.mark.parametrize(("chroma", "width", "height"), [("420jpeg", 95, 63), ("422", 97, 64), ("mono", 65, 63)])
+def test_y4m_of_odd_sizes_and_other_chroma_from_a_pipe(chroma: str, width: int, height: int) -> None:
+    """Grey that gets brighter; chroma rows and columns are rounded up."""
+    across = 0 if chroma == "mono" else (width + 1) // 2
+    down = (height + 1) // 2 if chroma == "420jpeg" else height
+    given = f"YUV4MPEG2 W{width} H{height} F10:1 Ip C{chroma}\n".encode()
+    for number in range(3):
+        given += b"FRAME\n" + bytes([60 + 60 * number]) * (width * height) + bytes([128]) * (2 * across * down)
+    read, write = os.pipe()
+    os.write(write, given)  # less than a pipe holds
+    os.close(write)
+    before = os.dup(0)
+    os.dup2(read, 0)
+    try:
+        with open_source("-") as source:
+            frames = list(source)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(read)
+    assert (source.problem, [frame.timestamp_us for frame in frames]) == (None, [0, 100_000, 200_000])
+    limited = chroma != "mono"  # the range of Y4M, where it does not say another
+    for number, frame in enumerate(frames):
+        value = 60 + 60 * number
+        assert frame.image.shape == (height, width, 3)
+        assert np.abs(frame.image - ((value - 16) * 255 / 219 if limited else value)).max() <= 1.5

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SQLITE: Final = b"SQLite format 3\0"
 """First bytes of an SQLite file."""
+ROS1: Final = b"#ROSBAG V"
+"""First bytes of a bag of ROS 1."""
 ZSTANDARD: Final = b"\x28\xb5\x2f\xfd"
 """First bytes of data that Zstandard compressed."""
 
@@ -53,7 +55,7 @@ def is_bag(path: str | Path) -> bool:
     """
     target = Path(path)
     if not target.is_dir():
-        return target.suffix.lower() in BAG_SUFFIXES or _begins_with(target, MAGIC, SQLITE)
+        return target.suffix.lower() in BAG_SUFFIXES or _begins_with(target, MAGIC, SQLITE, ROS1)
     names = [entry.name for entry in target.iterdir() if not is_hidden(entry.name)]
     if not any(storage_of(Path(name)) for name in names):
         return False
@@ -356,11 +358,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _open(path: Path, limits: Limits) -> Recording:
-    return (
-        SqliteFile(path, limits)
-        if path.suffix.lower() == ".db3" or _begins_with(path, SQLITE)
-        else McapFile(path, limits)
-    )
+    if _begins_with(path, ROS1):
+        raise Damaged(f"is a bag of ROS 1; convert it first: rosbags-convert --src {path.name} --dst NEW_FOLDER")
+    if path.suffix.lower() == ".db3" or _begins_with(path, SQLITE):
+        return SqliteFile(path, limits)
+    return McapFile(path, limits)
 
 
 def _begins_with(path: Path, *marks: bytes) -> bool:
