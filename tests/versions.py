@@ -3,7 +3,7 @@
 For each Python and each end of the ranges: a new environment, the wheel, the core dependencies at that end, and those
 tests that need nothing else: pictures, videos in and out, encoding, decoding, streams, token files, pipes.
 
-``python tests/versions.py --python python3.10 --python python3.13``
+``python tests/versions.py --python 3.10 --python 3.13``
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 
 import tomllib
 from helpers.paths import ROOT
+from helpers.pythons import interpreters
 from helpers.source_tree import copy_source
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -64,12 +65,6 @@ def pins(dependencies: Sequence[str], end: End, python: str) -> list[str]:
     return chosen
 
 
-def version_of(python: str) -> str:
-    """Version of an interpreter, such as ``3.10``."""
-    code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def build(python: str, folder: Path) -> None:
     """Builds the wheel with an interpreter."""
     source = copy_source(folder / "source")
@@ -80,9 +75,8 @@ def build(python: str, folder: Path) -> None:
         shutil.rmtree(source)
 
 
-def check(python: str, end: End, wheel: Path, dependencies: Sequence[str], tests: Sequence[str]) -> bool:
+def check(version: str, python: str, end: End, wheel: Path, dependencies: Sequence[str], tests: Sequence[str]) -> bool:
     """Tests a wheel with one end of the ranges; whether all tests pass."""
-    version = version_of(python)
     environment = WORK / f"{version}-{end}"
     shutil.rmtree(environment, ignore_errors=True)
     run(python, "-m", "venv", environment)
@@ -107,7 +101,7 @@ def run(*command: object) -> None:
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", action="append", help="an interpreter (default: python3.10 and python3.13)")
+    parser.add_argument("--python", action="append", help="a version of Python (default: 3.10 and 3.13)")
     parser.add_argument("--end", choices=ENDS, action="append", help="one end only")
     parser.add_argument("--wheels", type=Path, help="folder of wheels that are tested (default: they are built)")
     parser.add_argument("tests", nargs="*", default=TESTS, help="other tests, in the folder of tests")
@@ -115,8 +109,8 @@ def main() -> int:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     WORK.mkdir(parents=True, exist_ok=True)
     failed = []
-    for python in args.python or ["python3.10", "python3.13"]:
-        tag = "cp" + version_of(python).replace(".", "")
+    for version, python in interpreters(args.python or ["3.10", "3.13"]).items():
+        tag = "cp" + version.replace(".", "")
         wheels = args.wheels or WORK / f"wheel-{tag}"
         if args.wheels is None:
             shutil.rmtree(wheels, ignore_errors=True)
@@ -126,8 +120,8 @@ def main() -> int:
         if wheel is None:
             raise SystemExit(f"{wheels}: no wheel for {tag}")
         for end in args.end or ENDS:
-            if not check(python, end, wheel.absolute(), dependencies, args.tests):
-                failed.append(f"{python}, {end}")
+            if not check(version, python, end, wheel.absolute(), dependencies, args.tests):
+                failed.append(f"Python {version}, {end}")
     print("failed: " + "; ".join(failed) if failed else "all passed")
     return 1 if failed else 0
 
