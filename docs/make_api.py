@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import re
@@ -10,6 +9,8 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+from generated import write_or_check
 
 import tatok_edge
 
@@ -179,16 +180,5 @@ def page() -> str:
     return HEAD + "".join(part for name in tatok_edge.__all__ for part in entry(name))
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when the page is not up to date")
-    args = parser.parse_args()
-    if args.check:
-        return int(PAGE.read_text() != page())
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, PAGE, page()))

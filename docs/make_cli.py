@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from generated import write_or_check
+
 from tatok_edge.cli.main import COMMANDS, actions_of, command_parser
 
 PAGE = Path(__file__).resolve().parent / "cli.md"
@@ -50,16 +52,5 @@ def page() -> str:
     return "".join(parts)
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when the page is not up to date")
-    args = parser.parse_args()
-    if args.check:
-        return int(PAGE.read_text() != page())
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, PAGE, page()))

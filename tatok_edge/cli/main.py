@@ -21,7 +21,7 @@ from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
-from tatok_edge.cli.options import UsageError, add_report_options
+from tatok_edge.cli.options import DEBUG_HELP, UsageError, add_report_options
 from tatok_edge.errors import TaTokError, one_line
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -84,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"tatok_edge.cli.{name}") if name in COMMANDS else None
         parser, one = _parser(name, command)
+        parser.words = one.words = words
         args, unknown = parser.parse_known_args(words)
         if unknown:
             one.error(_unknown(unknown, one))
         assert command is not None  # without a command, parse_args has ended the program
         code: int = command.run(args)
+        if argv is None and code > 128:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends: a further Ctrl-C must not change its code
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -153,8 +156,13 @@ class _Help(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, without the usage text."""
 
+    words: Sequence[str] = ()
+    """The command line."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+        file = next((word for word in self.words if word.startswith("-") and os.path.isfile(word)), None)
+        hint = "" if file is None else f"; the file {file} is ./{file} here, because a name with '-' reads as an option"
+        self.exit(USAGE, f"{self.prog}: {message}{hint}; see '{self.prog} --help'\n")
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
@@ -186,6 +194,7 @@ def _parser(chosen: str, command: ModuleType | None) -> tuple[_Parser, _Parser]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     found = parser
     for name, help_text in COMMANDS.items():

@@ -6,7 +6,7 @@ Nothing heavy is imported here, not even ``dataclasses``, so ``tatok --help`` an
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tatok_edge.errors import InputError
 
@@ -29,10 +29,13 @@ class UsageError(Exception):
 # --- report ----------------------------------------------------------------------------------------
 
 
+DEBUG_HELP: Final = "show tracebacks, and the messages of OpenCV and FFmpeg"
+
+
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """``--json`` and ``--debug``, which every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks, and the messages of OpenCV and FFmpeg")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
 
 
 # --- model -----------------------------------------------------------------------------------------

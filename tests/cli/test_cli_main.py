@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli_runs import SMALL, Run, command, one_line
+from helpers.pictures import picture, save
 
 
 def test_help_is_quick() -> None:
@@ -66,9 +67,20 @@ def test_wrong_command_line_exits_with_2(tatok: Run, arguments: list[str], says:
 
 
 def test_debug_shows_the_traceback(tatok: Run) -> None:
-    result = tatok("info", "missing.ttk", "--debug")
-    assert result.code == 1
-    assert "Traceback" in result.err
+    for words in (["info", "missing.ttk", "--debug"], ["--debug", "info", "missing.ttk"]):
+        result = tatok(*words)
+        assert result.code == 1
+        assert "Traceback" in result.err
+
+
+def test_a_file_whose_name_reads_as_an_option(tatok: Run) -> None:
+    save(Path("-x.png"), picture(1))
+    one_line(tatok("info", "-x.png"), 2, r"the file -x\.png is \./-x\.png here")
+    assert tatok("encode", "./-x.png", "-o", "./-y.ttk").code == 0
+    one_line(tatok("decode", "-y.ttk", "-o", "y.png"), 2, r"\./-y\.ttk")
+    assert tatok("decode", "-o", "y.png", "--", "-y.ttk").code == 0
+    assert tatok("decode", "./-y.ttk", "-o", "./-z").code == 0
+    assert [path.name for path in Path("-z").iterdir()] == ["000000.png"]
 
 
 def test_reader_of_the_output_may_leave(small: Path, tmp_path: Path) -> None:
