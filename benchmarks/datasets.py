@@ -1,6 +1,7 @@
 """Data sets of tokens: random access, memory, speed with several workers, and the result after a killed worker.
 
-``python benchmarks/datasets.py ../shared/data/videos --out benchmarks/results``
+``python benchmarks/datasets.py ../shared/data/videos --out benchmarks/results``; ``--no-times`` leaves out all times,
+for a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from tatok_edge.datasets import open_dataset
 from tatok_edge.datasets.formats import FORMATS
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.model.bundle import open_bundle
 from tatok_edge.sources.open import open_source
 
 READS = 20_000
@@ -151,11 +153,13 @@ def main() -> None:
     parser.add_argument("--scale-frames", type=int, default=250, help="frames per clip where workers are timed")
     parser.add_argument("--scale-clips", type=int, default=8, help="clips where workers are timed")
     parser.add_argument("--no-ray", action="store_true", help="leave Ray out")
+    parser.add_argument("--no-times", action="store_true", help="leave out what only an idle machine can measure")
     args = parser.parse_args()
     videos = sorted(map(str, args.videos.glob("*.mp4")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report: dict[str, Any] = {"machine": machine(), "budget": dict([BUDGET])}
+        tag = open_bundle("tatok-s8").tag.hex()
+        report: dict[str, Any] = {"machine": machine(), "tag": tag, "budget": dict([BUDGET])}
 
         # The same clips under more names, until there are enough frames.
         lengths = [frames_of(video) for video in videos]
@@ -174,9 +178,9 @@ def main() -> None:
             "clips": large["clips"],
             "tokens_per_frame": large["tokens_per_frame"]["mean"],
             "peak_rss_mb": round(peak, 1),
-            "frames_per_second": large["frames_per_second"],
         }
-        report["random_access_us"] = random_access(folder / "large")
+        if not args.no_times:
+            report["random_access_us"] = random_access(folder / "large")
 
         few = videos[:2]
         report["bytes_per_frame"] = {}
@@ -185,7 +189,7 @@ def main() -> None:
             report["bytes_per_frame"][kind] = round(made["bytes"] / made["frames"])
 
         clips = sorted(videos, key=frames_of, reverse=True)[: args.scale_clips]  # all with frames enough
-        engines = ["local"] if args.no_ray else ["local", "ray"]
+        engines = [] if args.no_times else ["local"] if args.no_ray else ["local", "ray"]
         report["workers"] = []
         for engine in engines:
             options = ("-o", folder / "scale", "--threads", 1, "--engine", engine)
@@ -211,19 +215,21 @@ def main() -> None:
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    large, access = report["large"], report["random_access_us"]
+    large = report["large"]
     rows = [
         (
             f"peak memory of {large['frames']} frames in {large['clips']} clips "
             f"({large['tokens_per_frame']:.0f} tokens each), one worker",
             f"{large['peak_rss_mb']:.0f} MB",
         ),
-        ("a frame of it in random order (flat): median, 99 %", f"{access['median']:.1f}, {access['p99']:.1f} µs"),
         (
             "bytes per frame: " + ", ".join(report["bytes_per_frame"]),
             ", ".join(str(size) for size in report["bytes_per_frame"].values()),
         ),
     ]
+    if access := report.get("random_access_us"):
+        times = f"{access['median']:.1f}, {access['p99']:.1f} µs"
+        rows.append(("a frame of it in random order (flat): median, 99 %", times))
     rows += [
         (
             f"two workers against one, one thread each, engine {row['engine']} (without its start of "
@@ -236,7 +242,12 @@ def table(report: dict[str, Any]) -> str:
         same = "the same bytes" if report["killed_ray_worker_equal"] else "OTHER BYTES"
         rows.append(("a worker of Ray killed in the middle of a clip", same))
     cpu = report["machine"]
-    lines = [f"{cpu['cpu']}, {cpu['cores']} cores; --tau 0.8.", "", "| what | figure |", "|---|---|"]
+    lines = [
+        f"tatok-s8 `{report['tag']}`, {cpu['cpu']}, {cpu['cores']} cores; --tau 0.8.",
+        "",
+        "| what | figure |",
+        "|---|---|",
+    ]
     return "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
 
 

@@ -28,8 +28,10 @@ from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.sources.open import open_source
 from tatok_edge.tokens.budget import Score, TokenBudget
 
-KEEPS = (4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.35, 0.25, 0.175, 0.1, 0.05)
+KEEPS = (4.0, 2.0, 1.0, 0.5, 0.35, 0.1, 0.05)
 """Tokens per patch, up to the depth of the model."""
+REFINED_KEEPS = (2.0, 1.0, 0.35, 0.1)
+"""Tokens per patch of the refined set, whose pictures take seconds each."""
 SHOWN_DEPTHS = (0.35, 1.0, 2.0, 3.0)
 """Tokens per patch of the histogram of depths."""
 TAUS = (0.95, 0.9, 0.8)
@@ -40,8 +42,10 @@ CORRELATION_DB = (24.0, 26.0, 28.0)
 """PSNR for the counts of tokens and the sizes of WebP."""
 WEBP_DB = 32.0
 """PSNR of the WebP size that is compared with the tokens of a fixed tau."""
-CLIP_STEP = 30
+CLIP_STEP = 60
 """Distance of the measured frames of a clip."""
+HELD_OUT_STEP = 4
+"""Every so many of the held-out pictures are measured."""
 CROPS = {
     "kodim03": (250, 150),
     "kodim05": (290, 130),
@@ -75,7 +79,8 @@ class PictureSet(NamedTuple):
     """Most tokens of one patch."""
 
 
-SETS = ("kodak", "kodak-refined", "kodak-visual", "kodak-flat", "kodak-256", "held-out", "clips")
+SETS = ("kodak", "kodak-refined", "kodak-flat", "held-out", "clips")
+"""Sets that are measured if none are named."""
 
 
 def picture_sets(data: Path) -> dict[str, PictureSet]:
@@ -101,7 +106,7 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
                     if number % CLIP_STEP == 0:
                         yield f"{name}#{number}", frame.image
 
-    held = [data / "train" / name for name in sorted(HELD_OUT_FILES)]
+    held = [data / "train" / name for name in sorted(HELD_OUT_FILES)][::HELD_OUT_STEP]
     return {
         "kodak": PictureSet(f"Kodak, full size ({len(kodak)} pictures)", pictures(kodak)),
         "kodak-refined": PictureSet(
@@ -112,7 +117,7 @@ def picture_sets(data: Path) -> dict[str, PictureSet]:
             "Kodak, full size, at most one token per patch (`--max-depth 1`)", pictures(kodak), max_depth=1
         ),
         "kodak-256": PictureSet(f"Kodak, centre crops of 256x256 ({len(kodak)} pictures)", pictures(kodak, 256)),
-        "held-out": PictureSet(f"Held-out pictures of the training set ({len(held)})", pictures(held)),
+        "held-out": PictureSet(f"Held-out pictures of the training set (every {HELD_OUT_STEP}th)", pictures(held)),
         "clips": PictureSet(f"Frames of clips, for evaluation only (every {CLIP_STEP}th)", clips),
     }
 
@@ -143,6 +148,18 @@ def encode_avif(image: Image, quality: int) -> bytes:
     stream = io.BytesIO()
     Pillow.fromarray(image).save(stream, "AVIF", quality=quality)
     return stream.getvalue()
+
+
+def closest(encode: Callable[[int], bytes], bits: float) -> bytes:
+    """The picture of a codec at the quality from 1 to 100 whose size comes closest to ``bits``, or its smallest."""
+    low, high = 1, 100
+    while low < high:
+        middle = (low + high) // 2
+        if 8 * len(encode(middle)) < bits:
+            low = middle + 1
+        else:
+            high = middle
+    return min((encode(max(low - 1, 1)), encode(low)), key=lambda data: abs(8 * len(data) - bits))
 
 
 def decode(data: bytes) -> Image:
@@ -324,8 +341,9 @@ def measure(tokenizer: Tokenizer, data: Path, names: list[str]) -> dict[str, Any
         chosen = sets[name]
         common_limits: dict[str, Any] = {"refine": chosen.passes, "score": chosen.score, "max_depth": chosen.max_depth}
         most = TokenBudget(max_depth=chosen.max_depth).depth(tokenizer.depth)
-        budgets = [TokenBudget(keep=keep, **common_limits) for keep in KEEPS if keep <= most]
-        budgets += [TokenBudget(tau=tau, **common_limits) for tau in TAUS]
+        keeps, taus = (REFINED_KEEPS, ()) if chosen.passes else (KEEPS, TAUS)
+        budgets = [TokenBudget(keep=keep, **common_limits) for keep in keeps if keep <= most]
+        budgets += [TokenBudget(tau=tau, **common_limits) for tau in taus]
         rows = evaluate_pictures(tokenizer, sets[name].read(), budgets, structure=True)
         results = summarize(rows)
         report["sets"][name] = {
@@ -444,6 +462,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 label=report["model"] + name.removeprefix("kodak").replace("-", ", "),
             )
     axes[0].set(xlabel="tokens per patch", ylabel="PSNR (dB)", title="tokens", xscale="log")
+    axes[0].set(xticks=KEEPS, xticklabels=[f"{keep:g}" for keep in KEEPS])
+    axes[0].minorticks_off()
     for codec, points in report.get("codecs", {}).items():
         x, y = [point["bits_per_pixel"] for point in points], [point["psnr_db"] for point in points]
         axes[1].plot(x, y, marker=".", label=codec)

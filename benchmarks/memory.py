@@ -16,6 +16,7 @@ from typing import Any
 import common
 
 from tatok_edge.evaluation.speed import machine
+from tatok_edge.model.bundle import open_bundle
 from tatok_edge.pictures.writing import open_output
 from tatok_edge.sources.open import open_source
 from tatok_edge.sources.source import USUAL_FPS
@@ -62,11 +63,13 @@ def main() -> None:
     figures["vga"] = peak_rss(VGA, args.model)
     report: dict[str, Any] = {
         "machine": machine(),
+        "tag": open_bundle(args.model).tag.hex(),
         "clip": Path(args.clip).name,
         "peak_rss_mb": {name: round(value, 1) for name, value in figures.items()},
         "growth": round(figures["ten_times"] / figures["clip"] - 1, 4),
     }
     text = (
+        f"Model `{report['tag']}`, `--keep 0.35`, {report['machine']['cores']} cores.\n\n"
         "| `tatok encode` of | peak memory |\n|---|---|\n"
         f"| {report['clip']} | {figures['clip']:.0f} MB |\n"
         f"| the same ten times over | {figures['ten_times']:.0f} MB ({report['growth']:+.1%}) |\n"

@@ -30,9 +30,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import common
 import numpy as np
-from fidelity import decode, encode_avif, encode_jpeg, encode_webp
+from fidelity import closest, decode, encode_avif, encode_jpeg, encode_webp
 from numpy.typing import NDArray
-from quality import closest
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.metrics import psnr

@@ -1,4 +1,4 @@
-"""Quality on full-size pictures: PSNR against tokens and bits, beside JPEG, WebP and AVIF at the same bits.
+"""Quality on full-size pictures by the score that chooses the tokens, with their information and the seams.
 
 ``python benchmarks/quality.py ../shared/data/eval/kodak --out benchmarks/results`` writes quality.json, quality.csv,
 quality.md and quality.png, and side-by-side crops with ``--crops DIR``. Needs ``pip install 'tatok-edge[evaluate]'``.
@@ -7,7 +7,6 @@ quality.md and quality.png, and side-by-side crops with ``--crops DIR``. Needs `
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import common
 import cv2
 import numpy as np
-from fidelity import decode, encode_avif, encode_jpeg, encode_webp
 
 from tatok_edge.cli.progress import Progress
 from tatok_edge.evaluation.folder import random_tokens
@@ -29,10 +27,8 @@ from tatok_edge.sources.images import list_images, read_image
 from tatok_edge.tokens.budget import TokenBudget
 from tatok_edge.tokens.frame import TokenFrame
 
-KEEPS = (4.0, 2.0, 1.0, 0.5, 0.35, 0.25, 0.1)
+KEEPS = (4.0, 2.0, 1.0, 0.35, 0.1)
 """Tokens per patch, up to the depth of the model."""
-PASSES = 8
-"""Passes of refining."""
 SMOOTH = 2.0
 """Smooth areas: the mean gradient of the original over 16x16 pixels is below so many grey levels."""
 
@@ -49,24 +45,6 @@ def information(tokenizer: Tokenizer, frame: TokenFrame) -> list[float]:
         probs = log2_probs[(depth - 1) * rows : depth * rows]
         bits.append(float(kernels.information(probs, codes[chosen], frame.positions[chosen], levels).sum()))
     return bits
-
-
-def closest(encode: Callable[[int], bytes], bits: float) -> bytes:
-    """The picture of a codec at the quality from 1 to 100 whose size comes closest to ``bits``, or its smallest."""
-    low, high = 1, 100
-    while low < high:
-        middle = (low + high) // 2
-        if 8 * len(encode(middle)) < bits:
-            low = middle + 1
-        else:
-            high = middle
-    return min((encode(max(low - 1, 1)), encode(low)), key=lambda data: abs(8 * len(data) - bits))
-
-
-def codec_at(image: Image, bits: float, encode_at: Callable[[Image, int], bytes]) -> tuple[float, float]:
-    """PSNR and bits of a codec at the quality whose size comes closest to ``bits``, or its smallest."""
-    data = closest(functools.cache(functools.partial(encode_at, image)), bits)
-    return psnr(image, decode(data)), 8.0 * len(data)
 
 
 def seams(original: Image, decoded: Image, side: int) -> tuple[float, float]:
@@ -118,10 +96,6 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                 visible = tokenizer.decode(tokenizer.reduce(by_visual, TokenBudget(keep=keep, score="visual")))
                 bits = 8.0 * len(tokenizer.pack(frame))
                 by_entropy = tokenizer.encode(image, budget=TokenBudget(keep=keep, score="entropy"))
-                refined = tokenizer.encode(image, budget=TokenBudget(keep=keep, refine=PASSES))
-                jpeg, jpeg_bits = codec_at(image, bits, encode_jpeg)
-                webp, webp_bits = codec_at(image, bits, encode_webp)
-                avif, avif_bits = codec_at(image, bits, encode_avif)
                 ideal = sum(information(tokenizer, frame))
                 by_chance = random_tokens(by_residual.frame, frame.n_tokens, rng)
                 rows[f"{keep:g}"].append(
@@ -131,20 +105,12 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
                         "ideal_patch_bpp": ideal / pixels,
                         "patch_bpp": (bits - empty) / pixels,
                         "psnr_residual": psnr(image, decoded),
-                        "psnr_refined": psnr(image, tokenizer.decode(refined)),
-                        "bpp_refined": 8 * len(tokenizer.pack(refined)) / pixels,
                         "psnr_information": psnr(image, tokenizer.decode(informative)),
                         "psnr_entropy": psnr(image, tokenizer.decode(by_entropy)),
                         "psnr_random": psnr(image, tokenizer.decode(by_chance)),
                         "psnr_visual": psnr(image, visible),
                         "ms_ssim_residual": structural_similarity(image, decoded).ms_ssim,
                         "ms_ssim_visual": structural_similarity(image, visible).ms_ssim,
-                        "psnr_jpeg": jpeg,
-                        "bpp_jpeg": jpeg_bits / pixels,
-                        "psnr_webp": webp,
-                        "bpp_webp": webp_bits / pixels,
-                        "psnr_avif": avif,
-                        "bpp_avif": avif_bits / pixels,
                         **dict(zip(("across8", "inside8"), seams(image, decoded, 8), strict=True)),
                         **dict(zip(("across32", "inside32"), seams(image, decoded, 32), strict=True)),
                     }
@@ -172,6 +138,8 @@ def measure(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         "spent_bits_per_token": float(np.log2(tokenizer.vocabulary)),
         "globals_only_psnr": mean([p for p, _ in globals_only]),
         "globals_only_bpp": mean([b for _, b in globals_only]),
+        "original_across8": float(reference[0]),
+        "original_inside8": float(reference[1]),
         "original_seam8": float(reference[0] / reference[1]),
         "original_seam32": float(reference[2] / reference[3]),
         "results": table,
@@ -185,40 +153,42 @@ def markdown(report: dict[str, Any]) -> str:
         "mean of the PSNR of each picture in dB; bits are those of whole packets "
         "(header, globals, positions, codes, CRC) of the tokens chosen by residual.",
         "",
-        "MS-SSIM of the scores `residual` and `visual` stands beside their PSNR.",
+        "Beside the PSNR of the scores `residual` and `visual`: MS-SSIM.",
         "",
-        f"| tokens per patch | tokens | by residual | by visual | refined, {PASSES} passes (bpp) | by information "
-        "| by entropy | at random | bits/pixel | information, patches | coded, patches + depths | JPEG (bpp) "
-        "| WebP (bpp) | AVIF (bpp) |",
-        "|---" * 14 + "|",
+        "| tokens per patch | tokens | by residual | by visual | by information | by entropy | at random | bits/pixel "
+        "| information, patches | coded, patches + depths |",
+        "|---" * 10 + "|",
     ]
     for row in report["results"]:
         lines.append(
             f"| {row['keep']:g} | {row['tokens']:.0f} | {row['psnr_residual']:.2f}, {row['ms_ssim_residual']:.4f} | "
-            f"{row['psnr_visual']:.2f}, {row['ms_ssim_visual']:.4f} | "
-            f"{row['psnr_refined']:.2f} ({row['bpp_refined']:.4f}) | {row['psnr_information']:.2f} | "
+            f"{row['psnr_visual']:.2f}, {row['ms_ssim_visual']:.4f} | {row['psnr_information']:.2f} | "
             f"{row['psnr_entropy']:.2f} | {row['psnr_random']:.2f} | {row['bpp']:.4f} | {row['ideal_patch_bpp']:.4f} | "
-            f"{row['patch_bpp']:.4f} | {row['psnr_jpeg']:.2f} ({row['bpp_jpeg']:.3f}) | "
-            f"{row['psnr_webp']:.2f} ({row['bpp_webp']:.3f}) | {row['psnr_avif']:.2f} ({row['bpp_avif']:.3f}) |"
+            f"{row['patch_bpp']:.4f} |"
         )
     lines += [
-        f"| 0 | 0 | {report['globals_only_psnr']:.2f} | | | | | | {report['globals_only_bpp']:.4f} | | | | | |",
+        f"| 0 | 0 | {report['globals_only_psnr']:.2f} | | | | | {report['globals_only_bpp']:.4f} | | |",
         "",
         f"Information of tokens by depth: {', '.join(f'{bits:.2f}' for bits in report['information_by_depth'])} bits "
         f"of the {report['spent_bits_per_token']:.2f} that FSQ spends.",
         "",
-        "Gradient across grid borders over gradient inside, in smooth areas (1 is no seam):",
+        "Gradient across grid borders over gradient inside, in smooth areas (1 is no seam), and both gradients for "
+        "patches:",
         "",
-        "| tokens per patch | 8-pixel patches | 32-pixel cells |",
-        "|---|---|---|",
-        f"| original | {report['original_seam8']:.2f} | {report['original_seam32']:.2f} |",
+        "| tokens per patch | 8-pixel patches | 32-pixel cells | across patches, inside, in grey levels |",
+        "|---|---|---|---|",
+        f"| original | {report['original_seam8']:.2f} | {report['original_seam32']:.2f} "
+        f"| {report['original_across8']:.2f}, {report['original_inside8']:.2f} |",
     ]
-    lines += [f"| {row['keep']:g} | {row['seam8']:.2f} | {row['seam32']:.2f} |" for row in report["results"]]
+    lines += [
+        f"| {row['keep']:g} | {row['seam8']:.2f} | {row['seam32']:.2f} | {row['across8']:.2f}, {row['inside8']:.2f} |"
+        for row in report["results"]
+    ]
     return "\n".join(lines) + "\n"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """PSNR against tokens and against bits."""
+    """PSNR and MS-SSIM against tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -226,16 +196,16 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     rows = report["results"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    for key in ("refined", "residual", "visual", "information", "entropy", "random"):
-        label = key if key == "refined" else f"kept by {key}"
-        left.plot([r["keep"] for r in rows], [r[f"psnr_{key}"] for r in rows], marker="o", label=label)
-    left.set(xlabel="tokens per patch", xscale="log", ylabel="PSNR (dB)", title="tokens")
-    right.plot([r["bpp"] for r in rows], [r["psnr_residual"] for r in rows], marker="o", label=report["model"])
-    right.plot([r["bpp_jpeg"] for r in rows], [r["psnr_jpeg"] for r in rows], marker="s", label="JPEG")
-    right.plot([r["bpp_webp"] for r in rows], [r["psnr_webp"] for r in rows], marker="^", label="WebP")
-    right.plot([r["bpp_avif"] for r in rows], [r["psnr_avif"] for r in rows], marker="v", label="AVIF")
-    right.set(xlabel="bits per pixel, whole files", ylabel="PSNR (dB)", title="bits")
+    keeps = [row["keep"] for row in rows]
+    for key in ("residual", "visual", "information", "entropy", "random"):
+        left.plot(keeps, [row[f"psnr_{key}"] for row in rows], marker="o", label=key)
+    for key in ("residual", "visual"):
+        right.plot(keeps, [row[f"ms_ssim_{key}"] for row in rows], marker="o", label=key)
+    left.set(ylabel="PSNR (dB)", title="PSNR, by the score that chooses the tokens")
+    right.set(ylabel="MS-SSIM", title="MS-SSIM")
     for axes in (left, right):
+        axes.set(xlabel="tokens per patch", xscale="log", xticks=keeps, xticklabels=[f"{keep:g}" for keep in keeps])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
     figure.tight_layout()

@@ -59,6 +59,7 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, options: argparse.Na
     encoder = StreamEncoder(tokenizer, max_loss_db=options.max_loss_db)
     decoder = StreamDecoder(tokenizer)
     with open_source(path) as source:
+        fps = source.fps
         for number, frame in enumerate(source):
             if number == options.frames:
                 break
@@ -100,6 +101,7 @@ def clip_row(tokenizer: Tokenizer, path: Path, camera: str, options: argparse.Na
         "clip": path.stem,
         "camera": camera,
         "size": f"{full.width}x{full.height}",
+        "fps": round(fps or 30.0, 3),
         "frames": count,
         "fixed_tokens": total,
         "tokens": round(float(np.mean(tokens) + np.mean(globals_) + np.mean(vectors)), 2),

@@ -139,9 +139,6 @@ def test_without_checkpoints_the_rows_stay_open(generation: ModuleType, tmp_path
     generation.main()
     table = (tmp_path / "generation.md").read_text()
     assert table.count("not run yet") == 3
-    committed = Path(generation.__file__).parent / "results"
-    if not (committed / "generation.json").exists():
-        assert (committed / "generation.md").read_text() == table
 
 
 def test_frechet_distance(generation: ModuleType) -> None:

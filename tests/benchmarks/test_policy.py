@@ -43,13 +43,18 @@ def test_observations_are_the_tokens(policy: ModuleType, tokenizer: Tokenizer) -
     ours = policy.observe(tokenizer, images, TokenBudget(keep=0.25))
     assert (ours.lengths == 4 + 16).all() and ours.depths.max() >= 1
     frame = tokenizer.encode(images[1], budget=TokenBudget(keep=0.25))
-    assert np.array_equal(ours.values[1, 4:], tokenizer.values(frame))
+    values = tokenizer.values(frame)
+    assert np.array_equal(ours.values[1, 4:, : values.shape[1]], values)
+    cell = frame.positions // 8 // 4 * 2 + frame.positions % 8 // 4
+    assert np.array_equal(ours.values[1, 4:, values.shape[1] :], ours.values[1, cell, : values.shape[1]])
     row, column = divmod(int(frame.positions[0]), 8)
     assert ours.places[1, 4].tolist() == [(column + 0.5) / 8, (row + 0.5) / 8]
 
 
 def test_padding_does_not_matter_and_the_policy_learns(policy: ModuleType, tokenizer: Tokenizer) -> None:
-    setup = policy.Setup(side=64, demonstrations=6, length=3, steps=60, batch=8, width=32, layers=1, heads=2)
+    setup = policy.Setup(
+        side=64, demonstrations=6, demonstration_length=3, steps=60, batch=8, width=32, layers=1, heads=2
+    )
     images, motions = policy.demonstrations(setup)
     seen = policy.observe(tokenizer, images, TokenBudget(keep=0.25))
     depth = tokenizer.bundle.depth
@@ -69,7 +74,22 @@ def test_padding_does_not_matter_and_the_policy_learns(policy: ModuleType, token
 
 
 def test_a_tiny_run(policy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = ["--side", "64", "--demonstrations", "3", "--episodes", "3", "--length", "2", "--steps", "3", "--batch", "4"]
+    size = [
+        "--side",
+        "64",
+        "--demonstrations",
+        "3",
+        "--demonstration_length",
+        "2",
+        "--episodes",
+        "3",
+        "--length",
+        "2",
+        "--steps",
+        "3",
+        "--batch",
+        "4",
+    ]
     size += ["--width", "16", "--layers", "1", "--heads", "2", "--seeds", "2", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["policy.py", *size])
     policy.main()

@@ -121,13 +121,13 @@ def test_bandwidth_below_a_keyframe_is_an_error_that_says_so(demo: Demo, rng: np
 
 def test_fixed_rate_sends_one_token_for_every_patch_of_every_frame(demo: Demo) -> None:
     with demo.open() as page:
-        adaptive = [page.frame()[0] for _ in range(6)][-1]
+        adaptive = [page.frame()[0]["patch_tokens"] for _ in range(9)][1:]
         header, (_, _, token_map, *_) = page.change(mode="fixed")
         for _ in range(3):
             assert header["patch_tokens"] == PATCHES and header["global_tokens"] == CELLS
             assert header["kind"] == "key" and set(token_map) == {TOKEN}
             header, (_, _, token_map, *_) = page.frame()
-        assert adaptive["patch_tokens"] < PATCHES / 2
+        assert sum(adaptive) / len(adaptive) < PATCHES / 2, adaptive
         assert header["psnr"] > 18
         header, _ = page.change(mode="adaptive")
         assert header["kind"] == "key"

@@ -25,7 +25,6 @@ def test_map_and_scale() -> None:
         ids=np.array([5, 6, 7, 8], np.int32),
         cells=np.zeros(0, np.int32),
         global_ids=np.zeros(0, np.int32),
-        window=(0, 0, 1, 2),
         width=64,
         height=32,
         model=bytes(8),
